@@ -1,0 +1,1 @@
+"""From logs to tables: everything here reads Inspect logs and loads no model."""

@@ -1,0 +1,90 @@
+"""What every backend does: rows in, tokens and receipts out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+from esr_eval.sampling import Sampling
+from esr_eval.spec import Steering
+
+StopReason = Literal["stop", "max_tokens"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request of a batch.
+
+    Attributes:
+        prompt: Token ids, special tokens included, no padding.
+        sampling: How to choose tokens.
+        steering: Edits and readouts; None leaves the model alone.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    steering: Steering | None = None
+
+
+@dataclass(frozen=True)
+class ReadoutResult:
+    """Activations of one readout.
+
+    Attributes:
+        latents: Which latents.
+        values: One value per latent (max, mean), or one list of values per latent over the
+            positions read (tokens).
+        positions: How many positions were read.
+    """
+
+    latents: tuple[int, ...]
+    values: list[float] | list[list[float]]
+    positions: int
+
+
+class Generated(NamedTuple):
+    """One row's result.
+
+    Attributes:
+        tokens: Generated ids, the end-of-text token left out.
+        stop_reason: Whether the model ended by itself or ran into its token limit.
+        edited_positions: Positions at which at least one edit was applied: the receipt.
+        expected_positions: What the receipt must be, from the spec and the tokens made.
+        readouts: One result per readout of the spec.
+    """
+
+    tokens: list[int]
+    stop_reason: StopReason
+    edited_positions: int
+    expected_positions: int
+    readouts: list[ReadoutResult]
+
+
+@dataclass
+class BackendInfo:
+    """What a loaded backend tells about itself, for the log."""
+
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+    self_check: str = ""
+
+
+class BackendProtocol(Protocol):
+    """An engine that generates for a batch of rows with different edits."""
+
+    info: BackendInfo
+
+    def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
+        """Token ids of a chat with the model's own template, ready to be answered."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, without special tokens."""
+        ...
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Generate for all rows at once."""
+        ...

@@ -1,0 +1,189 @@
+"""From specs to tensors: what each layer of one batch has to add and to read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from esr_eval.backends.base import ReadoutResult, Row
+from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
+from esr_eval.errors import EsrError
+from esr_eval.sae import SparseSAE
+from esr_eval.spec import AddVector, Clamp, Edit, Readout
+from esr_eval.vectors import file_sha256
+
+
+@dataclass
+class ReadPlan:
+    """One readout of one row.
+
+    Attributes:
+        row: Index of the row in the batch.
+        index: Which of the row's readouts this is.
+        readout: Its spec.
+        encode: Activations of its latents.
+        start: First position read.
+        stop: Position after the last read.
+    """
+
+    row: int
+    index: int
+    readout: Readout
+    encode: EncodeFn
+    start: int
+    stop: int
+
+
+@dataclass
+class BatchPlan:
+    """Everything to do at each layer for one batch."""
+
+    edits: dict[int, LayerEdits]
+    reads: dict[int, list[ReadPlan]]
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers visited, in the order the model reaches them."""
+        return sorted({*self.edits, *self.reads})
+
+
+def plan_batch(rows: Sequence[Row], sae: SparseSAE | None, device: torch.device | str) -> BatchPlan:
+    """Gather the rows' edits and readouts by layer.
+
+    Args:
+        rows: The batch.
+        sae: The SAE of the runtime; None when only plain vectors are added.
+        device: Where the model's residual stream lives.
+    """
+    layers = {e.layer for row in rows if row.steering for e in row.steering.edits}
+    edits = {layer: _layer_edits(rows, layer, sae, device) for layer in sorted(layers)}
+    reads: dict[int, list[ReadPlan]] = {}
+    for b, row in enumerate(rows):
+        for index, readout in enumerate(row.steering.readouts if row.steering else ()):
+            assert sae is not None and row.steering is not None
+            start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
+            reads.setdefault(readout.layer, []).append(
+                ReadPlan(
+                    row=b,
+                    index=index,
+                    readout=readout,
+                    encode=sae.encoder(readout.latents, device),
+                    start=start,
+                    stop=NO_END if stop is None else stop,
+                )
+            )
+    return BatchPlan(edits, reads)
+
+
+def _layer_edits(
+    rows: Sequence[Row], layer: int, sae: SparseSAE | None, device: torch.device | str
+) -> LayerEdits:
+    clamped = sorted(
+        {
+            e.latent
+            for row in rows
+            if row.steering
+            for e in row.steering.edits
+            if e.layer == layer and isinstance(e, Clamp)
+        }
+    )
+    terms = [_row_terms(row, layer, sae, clamped) for row in rows]
+    encode = sae.encoder(clamped, device) if clamped and sae else None
+    scale = sae.output_scale if sae else None
+    return LayerEdits(terms, encode, scale).to(device)
+
+
+def _row_terms(row: Row, layer: int, sae: SparseSAE | None, clamped: list[int]) -> list[Term]:
+    if row.steering is None:
+        return []
+    # The spec lets a clamp stand twice only when both say the same: holding it once is enough.
+    edits: list[Edit] = list(dict.fromkeys(e for e in row.steering.edits if isinstance(e, Clamp)))
+    edits += [e for e in row.steering.edits if not isinstance(e, Clamp)]
+    terms = []
+    for edit in edits:
+        if edit.layer != layer:
+            continue
+        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
+        if isinstance(edit, AddVector):
+            terms.append(Term(load_vector(edit), edit.strength, start, stop, sae_scaled=False))
+            continue
+        assert sae is not None
+        direction = sae.decoder_row(edit.latent)
+        if isinstance(edit, Clamp):
+            slot = clamped.index(edit.latent)
+            terms.append(Term(direction, edit.value, start, stop, clamp_slot=slot))
+        else:
+            terms.append(Term(direction, edit.strength, start, stop))
+    return terms
+
+
+def load_vector(edit: AddVector) -> Tensor:
+    """The vector an edit adds, float32 (d_model,).
+
+    Raises:
+        EsrError: The file is missing, has changed, or lacks the tensor.
+    """
+    if edit.vector is not None:
+        return torch.tensor(edit.vector, dtype=torch.float32)
+    assert edit.path is not None and edit.tensor is not None
+    return _vector_from_file(edit.path, edit.tensor, edit.sha256)
+
+
+@lru_cache(maxsize=64)
+def _vector_from_file(path: str, name: str, sha256: str | None) -> Tensor:
+    file = Path(path)
+    if not file.is_file():
+        raise EsrError(f"The vector file {path} does not exist.")
+    if file_sha256(file) != sha256:
+        raise EsrError(f"The vector file {path} has changed since the spec was written (sha256).")
+    with safe_open(file, framework="pt") as tensors:
+        if name not in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            raise EsrError(f"The vector file {path} holds no tensor '{name}'.")
+        vector: Tensor = tensors.get_tensor(name)
+    return vector.float()
+
+
+class ReadoutRecorder:
+    """Collects activations step by step and reduces them at the end."""
+
+    def __init__(self, plan: BatchPlan) -> None:
+        """Start empty."""
+        self._kept: dict[tuple[int, int], list[Tensor]] = {}
+        self._plans = {(r.row, r.index): r for reads in plan.reads.values() for r in reads}
+
+    def record(self, plan: ReadPlan, x: Tensor, positions: Tensor) -> None:
+        """Keep one step's activations.
+
+        Args:
+            plan: Which readout.
+            x: Output of its layer, (batch, position, d_model).
+            positions: Row-relative positions, (batch, position), negative where not to be read.
+        """
+        at = positions[plan.row]
+        wanted = (at >= plan.start) & (at < plan.stop) & (at >= 0)
+        if bool(wanted.any()):
+            activations = plan.encode(x[plan.row][wanted].float())
+            self._kept.setdefault((plan.row, plan.index), []).append(activations.cpu())
+
+    def results(self, row: int) -> list[ReadoutResult]:
+        """The row's readouts in the order of its spec."""
+        found = []
+        for key in sorted(k for k in self._plans if k[0] == row):
+            readout = self._plans[key].readout
+            kept = self._kept.get(key)
+            values: list[float] | list[list[float]] = []
+            if kept:
+                series = torch.cat(kept)  # (position, latent)
+                if readout.reduce == "max":
+                    values = series.amax(0).tolist()
+                elif readout.reduce == "mean":
+                    values = series.mean(0).tolist()
+                else:
+                    values = series.T.tolist()
+            count = sum(len(k) for k in kept) if kept else 0
+            found.append(ReadoutResult(readout.latents, values, count))
+        return found

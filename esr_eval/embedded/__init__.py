@@ -1,0 +1,1 @@
+"""The embedded subject: its weights' whereabouts, its SAE, labels and strengths."""

@@ -1,0 +1,126 @@
+"""The subjects: which model, SAE, layers and priors a name such as `llama-70b` stands for."""
+
+import difflib
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from esr_eval.errors import EsrError
+from esr_eval.spec import Dtype, Runtime, SAERef
+
+PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
+"""The judge of record of the paper, and the default for every subject but the embedded one."""
+
+BYTES_PER_PARAMETER: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class CalibrationPrior(BaseModel):
+    """Prior and effort of the per-latent strength search (paper, appendix on calibration)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prior_mean: float = Field(description="Mean of the Gaussian prior over the boost.")
+    prior_std: float = Field(gt=0, description="Standard deviation of that prior.")
+    lower: float = Field(description="Smallest boost on the grid.")
+    upper: float = Field(description="Largest boost on the grid.")
+    rounds: int = Field(default=10, ge=1)
+    samples_per_round: int = Field(default=1, ge=1)
+    target: float = Field(default=30.0, gt=0, lt=100, description="Mean first-attempt score.")
+    max_tokens: int = Field(default=256, ge=1, description="Longest response while calibrating.")
+
+
+class Subject(BaseModel):
+    """A model under test with its SAE and the paper's settings for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    model: str = Field(description="Hugging Face id, local path, or `package:NAME/FILE`.")
+    revision: str | None = None
+    n_layers: int | None = Field(default=None, description="None: read from the model's config.")
+    d_model: int | None = None
+    n_parameters: int | None = None
+    dtype: Dtype = "float32"
+    sae: SAERef | None = None
+    n_latents: int | None = None
+    steering_layer: int | None = Field(default=None, description="Where boosts and clamps act.")
+    feature_layer: int | None = Field(default=None, description="What the SAE was trained on.")
+    repetition_penalty: float = 1.0
+    skip_first: int = Field(default=0, description="Leading positions never edited.")
+    max_tokens: int = Field(default=512, description="Longest response in the main experiment.")
+    temperature: float = 0.6
+    grader: str = PAPER_GRADER
+    latents: str | None = Field(default=None, description="CSV of latents and labels.")
+    strengths: str | None = Field(default=None, description="Calibrated strengths, if shipped.")
+    calibration: CalibrationPrior | None = None
+    note: str | None = None
+
+    @property
+    def weights_gib(self) -> float | None:
+        """Memory that the weights alone need, in GiB."""
+        if self.n_parameters is None:
+            return None
+        return self.n_parameters * BYTES_PER_PARAMETER[self.dtype] / 2**30
+
+    def runtime(self, adapter: str | None = None) -> Runtime:
+        """The part of a steering spec that this subject decides."""
+        return Runtime(
+            subject=self.name,
+            model=self.model,
+            revision=self.revision,
+            adapter=adapter,
+            dtype=self.dtype,
+            sae=self.sae,
+            steering_layer=self.steering_layer,
+            feature_layer=self.feature_layer,
+            repetition_penalty=self.repetition_penalty,
+            skip_first=self.skip_first,
+        )
+
+
+@cache
+def subjects() -> dict[str, Subject]:
+    """All named subjects, the embedded one first."""
+    text = resources.files("esr_eval.data").joinpath("subjects.json").read_text("utf-8")
+    found = {name: Subject(name=name, **entry) for name, entry in json.loads(text).items()}
+    return dict(sorted(found.items(), key=lambda item: item[1].n_parameters or 0))
+
+
+def is_custom(name: str) -> bool:
+    """Whether a model name is a path or Hugging Face id rather than a subject's name."""
+    return "/" in name or Path(name).exists()
+
+
+def find_subject(name: str) -> Subject:
+    """Look a subject up by name, or stand one up for a Hugging Face id or a local path.
+
+    Args:
+        name: A subject's name (`llama-70b`), a Hugging Face id (`Qwen/Qwen3-4B`) or a path. A
+            leading `esr/` is ignored.
+
+    Raises:
+        EsrError: No subject has that name.
+    """
+    name = name.removeprefix("esr/")
+    known = subjects()
+    if name in known:
+        return known[name]
+    if is_custom(name):
+        return Subject(name=name, model=name, dtype="bfloat16")
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise EsrError(
+        f"There is no subject '{name}'.{hint} Named subjects: {', '.join(known)}; "
+        "any other model goes by its Hugging Face id or path, with -M sae_release= -M sae_id= "
+        "-M steering_layer= -M feature_layer=."
+    )
+
+
+def embedded_path(reference: str) -> Path:
+    """Resolve `embedded:NAME/FILE` to the file shipped with the package; other paths stay."""
+    if not reference.startswith("embedded:"):
+        return Path(reference)
+    return Path(str(resources.files("esr_eval.embedded"))) / reference.removeprefix("embedded:")

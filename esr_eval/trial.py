@@ -1,0 +1,26 @@
+"""What one trial is: the metadata every sample carries from dataset to score."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Condition = Literal["steered", "unsteered"]
+
+
+class Trial(BaseModel):
+    """One latent boosted (or, in the baseline, only named) while one task is answered.
+
+    Stored flat in `Sample.metadata`, so the viewer shows it as a table, `samples_df` as columns,
+    and metrics cluster by `latent`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    condition: Condition = Field(description="Whether the boost is on.")
+    latent: int = Field(ge=0, description="Index of the latent in its SAE.")
+    label: str = Field(description="What the latent stands for.")
+    strength: float = Field(
+        description="Boost in units of the latent's activation; 0 when unsteered."
+    )
+    topic: str = Field(description="What the task asks about, e.g. 'add two fractions'.")
+    seed: int = Field(ge=0, description="Seed of the sampler for this trial.")

@@ -1,0 +1,1 @@
+"""Scorers: attempts and their grades, restart phrases, degradation."""
