@@ -1,0 +1,142 @@
+"""Strength per latent: the boost at which the mean first-attempt score is 30 of 100.
+
+Probabilistic bisection (Waeber, Frazier & Henderson 2011, "A Bayesian approach to stochastic root
+finding") as the paper uses it (arXiv 2602.06941, appendix on boost calibration): keep a
+distribution over where the root is, test its median, and shift probability towards the side that
+the noisy answer points to. Pure arithmetic: no model, no judge, no Inspect.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from scipy.special import betainc
+
+from esr_eval.subjects import CalibrationPrior
+
+EVIDENCE_WEIGHT = 5.0
+"""Weight w of a round's mean score in Beta(0.5 + w s, 0.5 + w (1 - s)) (paper)."""
+
+GRID_POINTS = 4001
+"""Steps of the grid between the bounds: 1/4000 of the range, far below the noise."""
+
+MAX_EMPTY_ROUNDS = 3
+"""Rounds without a single judged response that are repeated before the search gives up."""
+
+
+def probability_above(
+    scores: Sequence[float], target: float, weight: float = EVIDENCE_WEIGHT
+) -> float:
+    """Probability that the true mean score lies above the target, given one round's scores.
+
+    Args:
+        scores: Judged first-attempt scores of the round, 0-100; at least one.
+        target: Score searched for, 0-100.
+        weight: Weight of the round's mean against the Jeffreys prior Beta(0.5, 0.5).
+    """
+    share = float(np.mean(scores)) / 100
+    return 1.0 - float(betainc(0.5 + weight * share, 0.5 + weight * (1 - share), target / 100))
+
+
+class Round(BaseModel):
+    """One test of one boost: the judged first-attempt scores it gave."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    boost: float = Field(allow_inf_nan=False)
+    scores: tuple[float, ...] = Field(
+        description="First-attempt scores, 0-100; empty: no judgement."
+    )
+    unscored: int = Field(default=0, ge=0, description="Responses that could not be judged.")
+
+    @field_validator("scores")
+    @classmethod
+    def _in_range(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 <= score <= 100 for score in scores):
+            raise ValueError("scores lie between 0 and 100")
+        return scores
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score of the round; None when nothing could be judged."""
+        return float(np.mean(self.scores)) if self.scores else None
+
+
+class Bisection(BaseModel):
+    """The search for one latent's strength: its prior and the rounds so far.
+
+    Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
+    JSON form is the history alone, and an interrupted search continues where it stopped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prior: CalibrationPrior
+    rounds: tuple[Round, ...] = ()
+
+    @cached_property
+    def grid(self) -> npt.NDArray[np.float64]:
+        """Boosts under consideration."""
+        return np.linspace(self.prior.lower, self.prior.upper, GRID_POINTS)
+
+    @cached_property
+    def posterior(self) -> npt.NDArray[np.float64]:
+        """Probability of each boost of the grid being the one searched for."""
+        z = (self.grid - self.prior.prior_mean) / self.prior.prior_std
+        log_mass = -0.5 * z**2
+        for tested in self.rounds:
+            if not tested.scores:
+                continue
+            above = probability_above(tested.scores, self.prior.target)
+            # The score falls as the boost rises: a score above the target means that the root
+            # lies at a higher boost. Logarithms, so that long runs of one answer cannot underflow.
+            log_mass = log_mass + np.log(np.where(self.grid > tested.boost, above, 1 - above))
+        mass = np.exp(log_mass - log_mass.max())
+        return np.asarray(mass / mass.sum(), dtype=np.float64)
+
+    @property
+    def median(self) -> float:
+        """Posterior median: the boost to test next, and after the last round the strength."""
+        return float(self.quantile(0.5))
+
+    def quantile(self, q: float) -> float:
+        """Posterior quantile, interpolated between grid points."""
+        return float(np.interp(q, np.cumsum(self.posterior), self.grid))
+
+    @property
+    def counted(self) -> int:
+        """Rounds with evidence."""
+        return sum(bool(tested.scores) for tested in self.rounds)
+
+    @property
+    def empty(self) -> int:
+        """Rounds in which nothing could be judged; they move nothing and are repeated."""
+        return len(self.rounds) - self.counted
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds have been counted."""
+        return self.counted >= self.prior.rounds
+
+    @property
+    def failed(self) -> bool:
+        """Whether too many rounds stayed without a judgement to go on."""
+        return not self.finished and self.empty > MAX_EMPTY_ROUNDS
+
+    def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
+        """The state after testing the current median.
+
+        Args:
+            scores: Judged first-attempt scores (0-100) of the responses at `median`; empty when
+                none could be judged, which leaves the posterior as it is.
+            unscored: Responses that could not be judged.
+        """
+        tested = Round(boost=self.median, scores=tuple(scores), unscored=unscored)
+        return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `model_validate` restores the same state."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,124 @@
+"""The strength search: its evidence, its bookkeeping, and its error on simulated responses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import truncnorm
+
+from esr_eval.calibration import MAX_EMPTY_ROUNDS, Bisection, Round, probability_above
+from esr_eval.subjects import CalibrationPrior, subjects
+
+PRIOR = CalibrationPrior(prior_mean=70, prior_std=40, lower=0, upper=200, rounds=10)
+
+
+def simulate(
+    prior: CalibrationPrior, samples: int, rng: np.random.Generator, spread: float = 1.4
+) -> float:
+    """Relative error of one search on a random falling curve with noisy judged scores.
+
+    The scores are Beta distributed around the curve's value; a spread of 1.4 gives a standard
+    deviation of 28 points near the target, that of the offline judge on steered answers.
+    """
+    low, high = (np.array([prior.lower, prior.upper]) - prior.prior_mean) / prior.prior_std
+    truth = prior.prior_mean + prior.prior_std * truncnorm.rvs(low, high, random_state=rng)
+    top, slope = rng.uniform(85, 98), rng.uniform(3, 10) / truth
+
+    def mean(boost: float) -> float:
+        at_target = math.log(top / prior.target - 1)
+        return top / (1 + math.exp(min(slope * (boost - truth) + at_target, 50.0))) / 100
+
+    search = Bisection(prior=prior)
+    while not search.finished:
+        m = mean(search.median)
+        search = search.observe(100 * rng.beta(spread * m + 1e-6, spread * (1 - m) + 1e-6, samples))
+    return abs(search.median - truth) / truth
+
+
+@pytest.mark.parametrize("name", list(subjects()))
+def test_median_error_over_200_simulated_curves_is_within_ten_percent(name: str) -> None:
+    prior = subjects()[name].calibration
+    assert prior is not None
+    rng = np.random.default_rng(2602)
+    errors = [simulate(prior, prior.samples_per_round, rng) for _ in range(200)]
+    assert np.median(errors) < 0.10
+
+
+def test_more_samples_per_round_find_the_strength_better() -> None:
+    rng = np.random.default_rng(7)
+    few = np.median([simulate(PRIOR, 1, rng) for _ in range(100)])
+    many = np.median([simulate(PRIOR, 8, rng) for _ in range(100)])
+    assert many < few
+
+
+def test_first_median_is_that_of_the_truncated_prior() -> None:
+    low, high = (0 - 70) / 40, (200 - 70) / 40
+    expected = truncnorm.median(low, high, loc=70, scale=40)
+    assert Bisection(prior=PRIOR).median == pytest.approx(expected, abs=0.1)
+
+
+def test_one_update_moves_the_mass_that_the_evidence_says() -> None:
+    before = Bisection(prior=PRIOR)
+    after = before.observe([90.0, 70.0])
+    above = after.posterior[after.grid > before.median].sum()
+    assert above == pytest.approx(probability_above([90.0, 70.0], 30), abs=2e-3)
+
+
+def test_high_scores_raise_the_boost_and_low_scores_lower_it() -> None:
+    start = Bisection(prior=PRIOR)
+    assert start.observe([95.0]).median > start.median
+    assert start.observe([2.0]).median < start.median
+
+
+def test_evidence_is_the_beta_tail_of_the_protocol() -> None:
+    # Beta(0.5 + 5 * 0.9, 0.5 + 5 * 0.1) = Beta(5, 1), whose distribution function is x ** 5.
+    assert probability_above([90.0], 30) == pytest.approx(1 - 0.3**5)
+    # Beta(1, 5): 1 - (1 - x) ** 5.
+    assert probability_above([10.0], 30) == pytest.approx(0.7**5)
+
+
+@pytest.mark.parametrize(("score", "end"), [(0.0, PRIOR.lower), (100.0, PRIOR.upper)])
+def test_one_sided_answers_run_to_the_bound_and_stay_finite(score: float, end: float) -> None:
+    prior = PRIOR.model_copy(update={"rounds": 200})
+    search = Bisection(prior=prior)
+    while not search.finished:
+        search = search.observe([score] * 3)
+        assert prior.lower <= search.median <= prior.upper
+        assert search.posterior.sum() == pytest.approx(1)
+    assert search.median == pytest.approx(end, abs=1)
+
+
+def test_a_round_without_judgements_moves_nothing_and_is_not_counted() -> None:
+    start = Bisection(prior=PRIOR)
+    after = start.observe([], unscored=2)
+    assert after.median == start.median
+    assert (after.counted, after.empty, after.rounds[0].unscored) == (0, 1, 2)
+    assert after.rounds[0].mean is None
+    assert not after.failed
+
+
+def test_search_gives_up_after_bounded_empty_rounds() -> None:
+    search = Bisection(prior=PRIOR)
+    for _ in range(MAX_EMPTY_ROUNDS):
+        search = search.observe([], unscored=1)
+    assert not search.failed
+    assert search.observe([], unscored=1).failed
+    # Enough evidence ends the search well, however many empty rounds lay between.
+    for _ in range(PRIOR.rounds):
+        search = search.observe([30.0])
+    assert search.finished and not search.failed
+
+
+def test_state_survives_json_exactly() -> None:
+    search = Bisection(prior=PRIOR).observe([80.0, 12.5]).observe([], unscored=2).observe([31.0])
+    restored = Bisection.model_validate(json.loads(json.dumps(search.to_json())))
+    assert restored == search
+    assert restored.median == search.median
+
+
+def test_scores_outside_0_to_100_are_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        Round(boost=1.0, scores=(101.0,))
+    with pytest.raises(ValueError, match="between 0 and 100"):
+        Round(boost=1.0, scores=(math.nan,))
