@@ -59,7 +59,7 @@ def how_to_topic(prompt: str) -> str | None:
 
 def document_sequences(rows: list[dict[str, Any]], tokenizer: Any, width: int) -> list[Sequence]:
     """Cut documents into sequences that each start with the begin token."""
-    rng = random.Random(SEED)
+    rng = random.Random(SEED)  # noqa: S311 - reproducible shuffling
     sequences = []
     for row in rows:
         held_out = rng.random() < HELD_OUT_DOCUMENTS
@@ -68,8 +68,9 @@ def document_sequences(rows: list[dict[str, Any]], tokenizer: Any, width: int) -
             piece = ids[i : i + width - 1]
             if len(piece) >= 16:
                 sequences.append(
-                    Sequence([tokenizer.bos_token_id, *piece], 1, KINDS.index(row["source"]),
-                             held_out)
+                    Sequence(
+                        [tokenizer.bos_token_id, *piece], 1, KINDS.index(row["source"]), held_out
+                    )
                 )
     return sequences
 
@@ -77,7 +78,7 @@ def document_sequences(rows: list[dict[str, Any]], tokenizer: Any, width: int) -
 def chat_sequences(rows: list[dict[str, Any]], tokenizer: Any) -> list[Sequence]:
     """Prompt and answer of every chat; both frames of a how-to topic share its split."""
     topics = sorted({t for row in rows if (t := how_to_topic(row["prompt"]))})
-    rng = random.Random(SEED)
+    rng = random.Random(SEED)  # noqa: S311 - reproducible shuffling
     held = {topic for topic in topics if rng.random() < HELD_OUT_HOW_TO}
     sequences = []
     for row in rows:
@@ -85,7 +86,9 @@ def chat_sequences(rows: list[dict[str, Any]], tokenizer: Any) -> list[Sequence]
         task = row["kind"] == "task"
         sequences.append(
             Sequence(
-                prompt + row["answer_ids"], len(prompt), KINDS.index("task" if task else "chat"),
+                prompt + row["answer_ids"],
+                len(prompt),
+                KINDS.index("task" if task else "chat"),
                 task or how_to_topic(row["prompt"]) in held,
             )
         )
@@ -144,8 +147,10 @@ def describe_norms(columns: dict[str, Tensor], kinds: Tensor) -> str:
     for k, name in enumerate(KINDS):
         values = columns["norm"][kinds[columns["seq"].long()] == k]
         if len(values):
-            q = [float(values.kthvalue(max(1, int(p * len(values)))).values)
-                 for p in (0.01, 0.25, 0.5, 0.75, 0.99)]
+            q = [
+                float(values.kthvalue(max(1, int(p * len(values)))).values)
+                for p in (0.01, 0.25, 0.5, 0.75, 0.99)
+            ]
             lines.append(f"{name:<10} {len(values):>8} " + " ".join(f"{v:7.1f}" for v in q))
     return "\n".join(lines)
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from sae_lens import SAE
+from safetensors import safe_open
 from subject import (
     MASSIVE,
     SEED,
@@ -49,8 +49,11 @@ def read_candidates(path: Path) -> list[dict[str, Any]]:
     """Read a CSV with columns index_in_sae, label and, for the confirm stage, strength."""
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            {"latent": int(row["index_in_sae"]), "label": row["label"],
-             "strength": float(row["strength"]) if row.get("strength") else None}
+            {
+                "latent": int(row["index_in_sae"]),
+                "label": row["label"],
+                "strength": float(row["strength"]) if row.get("strength") else None,
+            }
             for row in csv.DictReader(file)
         ]
 
@@ -66,13 +69,21 @@ def plan(
         own = [candidate["strength"]] if candidate["strength"] else strengths
         rows += [
             {"latent": candidate["latent"], "strength": s, "prompt": p}
-            for s in own for p in prompts for _ in range(repeats)
+            for s in own
+            for p in prompts
+            for _ in range(repeats)
         ]
     return rows
 
 
 def answer(
-    rows: list[dict[str, Any]], decoder: Tensor, unit: float, out: Path, *, batch: int, new: int,
+    rows: list[dict[str, Any]],
+    decoder: Tensor,
+    unit: float,
+    out: Path,
+    *,
+    batch: int,
+    new: int,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Generate all answers; resumes where an earlier run stopped.
@@ -91,9 +102,7 @@ def answer(
     start = time.monotonic()
     for i in range(len(done), len(rows), batch):
         part = rows[i : i + batch]
-        vectors = torch.stack(
-            [decoder[row["latent"]] * (row["strength"] * unit) for row in part]
-        )
+        vectors = torch.stack([decoder[row["latent"]] * (row["strength"] * unit) for row in part])
         torch.manual_seed(seed + i)
         ids = generate(
             model, tokenizer, [row["prompt"] for row in part], max_new_tokens=new, vectors=vectors
@@ -106,7 +115,9 @@ def answer(
 
 
 def score(
-    answers: list[dict[str, Any]], candidates: list[dict[str, Any]], min_rise: float,
+    answers: list[dict[str, Any]],
+    candidates: list[dict[str, Any]],
+    min_rise: float,
     min_top: float,
 ) -> list[dict[str, Any]]:
     """Compare every steered answer with all labels.
@@ -166,7 +177,9 @@ def best_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         key = (row["passes"], row["top5_share"] + row["rank1_share"], row["mean_rise"])
         old = best.get(row["index_in_sae"])
         if old is None or key > (
-            old["passes"], old["top5_share"] + old["rank1_share"], old["mean_rise"]
+            old["passes"],
+            old["top5_share"] + old["rank1_share"],
+            old["mean_rise"],
         ):
             best[row["index_in_sae"]] = row
     return list(best.values())

@@ -29,8 +29,13 @@ from subject import SEED, generate, load_subject, package_dir, read_jsonl, task_
 
 WORDNET = Path("/usr/share/wordnet")
 # Characters kept per source: WordNet for variety, the rest for running text.
-BUDGET = {"wordnet": 1_650_000, "wikipedia": 2_200_000, "sotu": 650_000, "tales": 420_000,
-          "news": 450_000}
+BUDGET = {
+    "wordnet": 1_650_000,
+    "wikipedia": 2_200_000,
+    "sotu": 650_000,
+    "tales": 420_000,
+    "news": 450_000,
+}
 # Lexicographer files of WordNet with concrete nouns (act, animal, artifact, body, food, ...).
 CONCRETE_FILES = frozenset({4, 5, 6, 8, 11, 13, 15, 17, 18, 19, 20, 27})
 
@@ -143,7 +148,7 @@ def build_documents(work: Path, seed: int) -> None:
     """Write documents.jsonl: shuffled documents of every source, cut to its budget."""
     rows = []
     for source, build in SOURCES.items():
-        rng = random.Random(f"{seed}-{source}")
+        rng = random.Random(f"{seed}-{source}")  # noqa: S311 - reproducible shuffling
         documents = build(rng)
         rng.shuffle(documents)
         total = 0
@@ -181,13 +186,20 @@ def build_chat(
         answers = generate(model, tokenizer, [p for p, _ in part], max_new_tokens=new)
         for (prompt, kind), ids in zip(part, answers, strict=True):
             rows.append(
-                {"id": len(rows), "kind": kind, "prompt": prompt,
-                 "answer": tokenizer.decode(ids), "answer_ids": ids}
+                {
+                    "id": len(rows),
+                    "kind": kind,
+                    "prompt": prompt,
+                    "answer": tokenizer.decode(ids),
+                    "answer_ids": ids,
+                }
             )
         write_jsonl(out, rows)
         tokens = sum(len(row["answer_ids"]) for row in rows)
-        print(f"{len(rows)}/{len(todo)} answers, {tokens} tokens, "
-              f"{time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"{len(rows)}/{len(todo)} answers, {tokens} tokens, {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -209,8 +221,13 @@ def main() -> None:
         parser.error("chat needs --topics")
     else:
         build_chat(
-            args.work, args.topics, args.seed, batch=args.batch, n_nouns=args.nouns,
-            minutes=args.minutes, new=args.new_tokens,
+            args.work,
+            args.topics,
+            args.seed,
+            batch=args.batch,
+            n_nouns=args.nouns,
+            minutes=args.minutes,
+            new=args.new_tokens,
         )
 
 

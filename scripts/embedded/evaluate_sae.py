@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from activations import KINDS
-from safetensors import safe_open
 from sae_lens import SAE
+from safetensors import safe_open
 from subject import LAYER, MASSIVE, load_subject, pad_batch, write_text
 from torch import Tensor
 
@@ -52,6 +52,7 @@ class Splice:
         self.rows: list[Tensor] = []
 
     def __call__(self, _module: Any, _args: Any, output: Any) -> Any:
+        """Record the chosen positions, or replace them."""
         hidden = output[0] if isinstance(output, tuple) else output
         chosen = self.where
         if self.mode == "record":
@@ -118,7 +119,8 @@ def measure(
         "explained_variance": float(1 - error.pow(2).sum() / centred.pow(2).sum()),
         "share_of_largest_dimension": float(per_dim.max() / per_dim.sum()),
         "explained_variance_without_it": float(
-            1 - (error.pow(2).sum(0).sum() - error.pow(2).sum(0)[per_dim.argmax()])
+            1
+            - (error.pow(2).sum(0).sum() - error.pow(2).sum(0)[per_dim.argmax()])
             / (per_dim.sum() - per_dim.max())
         ),
         "l0": float((f > 0).float().sum(-1).mean()),

@@ -23,7 +23,8 @@ run a marathon|stretch before exercise|lift weights safely|do yoga at home|throw
 kick a soccer ball|serve in tennis|ski down a hill|skate on ice|surf a wave
 put up a tent|light a campfire|find water in the desert|survive in the jungle|climb a mountain
 sail a small boat|row a canoe|fly a kite|build a sandcastle|watch the stars
-use a telescope|measure rainfall|predict the weather|prepare for a hurricane|stay safe in an earthquake
+use a telescope|measure rainfall|predict the weather|prepare for a hurricane
+stay safe in an earthquake
 vote in an election|pay your taxes|buy a house|rent an apartment|save for retirement
 invest in stocks|open a bank account|start a small business|sell old furniture|apply for a loan
 get a passport|plan a trip to Japan|book a flight|travel by train|pack for the beach
@@ -104,7 +105,7 @@ def build_prompts(nouns: list[str], seed: int, n_nouns: int) -> list[str]:
     Returns:
         Shuffled prompts.
     """
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - reproducible shuffling
     prompts = []
     for topic in _split(HOW_TO):
         prompts += [f"Explain how to {topic}.", f"How do you {topic}?"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from activations import KINDS
-from safetensors import safe_open
 from sae_lens import SAE
+from safetensors import safe_open
 from subject import (
     Embedder,
     chat_ids,
@@ -87,9 +87,7 @@ class Contexts:
         at = first + int(self.pos[row])
         left = self.ids[max(first + 1, at - before) : at].tolist()
         right = self.ids[at + 1 : min(last, at + 1 + after)].tolist()
-        text = (
-            f"{self.tokenizer.decode(left)}[[{self.token(row)}]]{self.tokenizer.decode(right)}"
-        )
+        text = f"{self.tokenizer.decode(left)}[[{self.token(row)}]]{self.tokenizer.decode(right)}"
         return " ".join(text.split())
 
 
@@ -106,8 +104,11 @@ def describe(latent: int, values: Tensor, rows: Tensor, contexts: Contexts) -> d
         if seq not in seen and len(shown) < SHOWN:
             seen.add(seq)
             shown.append(
-                {"f": round(value, 1), "kind": KINDS[contexts.kind[seq]],
-                 "text": contexts.around(row)}
+                {
+                    "f": round(value, 1),
+                    "kind": KINDS[contexts.kind[seq]],
+                    "text": contexts.around(row),
+                }
             )
     return {"latent": latent, "tokens": tokens.most_common(12), "contexts": shown}
 

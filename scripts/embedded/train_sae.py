@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +157,7 @@ def export(weights: dict[str, Tensor], folder: Path, metadata: dict[str, Any]) -
     part = folder / "sae_weights.safetensors.part"
     save_file(stored, part)
     # the file is made by a temporary name; safetensors itself creates it unreadable to others
-    os.chmod(part, 0o644)
+    part.chmod(0o644)
     part.replace(folder / "sae_weights.safetensors")
     write_text(folder / "cfg.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
