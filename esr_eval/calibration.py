@@ -50,7 +50,7 @@ class Round(BaseModel):
     scores: tuple[float, ...] = Field(
         description="First-attempt scores, 0-100; empty: no judgement."
     )
-    unscored: int = Field(default=0, ge=0, description="Responses that could not be judged.")
+    unscored: int = Field(default=0, ge=0, description="Responses not judged, or without attempt.")
 
     @field_validator("scores")
     @classmethod
@@ -132,7 +132,7 @@ class Bisection(BaseModel):
         Args:
             scores: Judged first-attempt scores (0-100) of the responses at `median`; empty when
                 none could be judged, which leaves the posterior as it is.
-            unscored: Responses that could not be judged.
+            unscored: Responses that could not be judged or held no attempt.
         """
         tested = Round(boost=self.median, scores=tuple(scores), unscored=unscored)
         return type(self)(prior=self.prior, rounds=(*self.rounds, tested))

@@ -5,7 +5,6 @@ without reading the rest. A release of sae-lens's registry is converted into suc
 in the user's cache.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -107,9 +106,7 @@ class SparseSAE:
         if self._full is None:
             from sae_lens import SAE
 
-            self._full = SAE.load_from_disk(
-                self.config.folder, device=str(device), dtype="float32"
-            )
+            self._full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
         sae, index = self._full, torch.tensor(list(latents), device=device)
         return lambda x: sae.encode(x)[..., index]
 
@@ -146,10 +143,12 @@ def _registry_folder(ref: SAERef) -> Path:
         ) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
+    for parameter in sae.parameters():
+        parameter.data = parameter.data.contiguous()  # safetensors refuses strided views
     try:
         sae.save_model(scratch)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(scratch, folder)
+        scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

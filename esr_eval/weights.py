@@ -50,7 +50,9 @@ def check_memory(subject: Subject) -> None:
         return
     gpus = gpu_memory_gib()
     have = sum(gpus) if gpus else main_memory_gib()
-    where = f"{len(gpus)} GPU(s), {have:.0f} GiB" if gpus else f"no GPU and {have:.0f} GiB of memory"
+    where = (
+        f"{len(gpus)} GPU(s), {have:.0f} GiB" if gpus else f"no GPU and {have:.0f} GiB of memory"
+    )
     if needed * HEADROOM > have:
         raise EsrError(
             f"{subject.name} needs about {needed * HEADROOM:.0f} GiB in {subject.dtype} and this "

@@ -1,16 +1,19 @@
 """Loading a subject's weights into transformers."""
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from esr_eval.errors import EsrError
-from esr_eval.spec import Runtime
+from esr_eval.spec import Runtime, fingerprint
 from esr_eval.weights import PACKAGE_PREFIX, package_file
 
 
@@ -58,15 +61,48 @@ def load_model(runtime: Runtime, device: str | None) -> tuple[Any, Any]:
         if runtime.adapter is not None:
             model.load_adapter(runtime.adapter)
     if tokenizer.chat_template is None:
-        raise EsrError(f"{runtime.model} has no chat template: ESR needs an instruction-tuned model.")
+        raise EsrError(
+            f"{runtime.model} has no chat template: ESR needs an instruction-tuned model."
+        )
     return model.eval(), tokenizer
 
 
 def _source(runtime: Runtime) -> tuple[str, dict[str, Any]]:
     if runtime.model.startswith(PACKAGE_PREFIX):
-        file = package_file(runtime.model)
-        return str(file.parent), {"gguf_file": file.name}
+        return str(_unpacked(runtime.model)), {}
     return runtime.model, {"revision": runtime.revision} if runtime.revision else {}
+
+
+def _unpacked(reference: str) -> Path:
+    """A GGUF file of a package, dequantised once into a folder that loads in a second.
+
+    The folder lies in the user's cache and is made under another name first, so that a run cut
+    short leaves no half of it behind.
+    """
+    file = package_file(reference)
+    stat = file.stat()
+    key = fingerprint({"reference": reference, "bytes": stat.st_size, "format": 1})
+    folder = user_cache_path("esr-eval") / "models" / key
+    if (folder / "config.json").is_file():
+        return folder
+    transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    # transformers refuses to save a model that says it is quantised; its weights no longer are.
+    del model.config.quantization_config
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        plain.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        with suppress(OSError):  # another process was faster: its folder is as good
+            Path(scratch).rename(folder)
+            Path(scratch).mkdir()
+    return folder
 
 
 @contextmanager

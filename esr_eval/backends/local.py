@@ -6,74 +6,229 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from nnsight import TransformersModel
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from esr_eval.backends.base import BackendInfo, Generated, Row
+from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
 from esr_eval.backends.layout import decoder_layers_path, descend
-from esr_eval.backends.loading import LoadOptions, load_model
+from esr_eval.backends.loading import load_model, read_shape
 from esr_eval.backends.plan import BatchPlan, ReadoutRecorder, plan_batch
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.sampling import RowSampler, Sampling
-from esr_eval.spec import Boost, Runtime, Steering
+from esr_eval.spec import Runtime
 
 SELF_CHECK_SHARE = 0.5
-"""Share of the residual's norm that the self-check adds: enough to move any model's logits."""
+"""Part of the residual's norm that the self-check adds: enough to move any model's logits."""
 
 
-class _Decoding(LogitsProcessor):  # type: ignore[misc]
-    """Chooses every row's next token and keeps track of who is still generating.
+class LocalBackend:
+    """A model in this process, steered through nnsight."""
 
-    transformers calls it after each forward pass; it answers with scores that leave the chosen
-    token alone possible, so that transformers' greedy loop does the rest.
-    """
-
-    def __init__(self, rows: Sequence[Row], mask: Tensor, end_tokens: list[int]) -> None:
-        device = mask.device
-        self._sampler = RowSampler([row.sampling for row in rows], device)
-        self._limits = torch.tensor([row.sampling.max_tokens for row in rows], device=device)
-        self._ends = torch.tensor(end_tokens, device=device)
-        self._mask = mask.bool()
-        self._seen: Tensor | None = None
-        self.lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
-        self.alive = torch.ones(len(rows), dtype=torch.bool, device=device)
-        self.ended_by_model = torch.zeros_like(self.alive)
-        self.generated = torch.zeros_like(self.lengths)
-        self.step = 0
-
-    def positions(self, columns: int) -> Tensor:
-        """Row-relative positions of the current forward pass, -1 at padding and ended rows.
+    def __init__(self, runtime: Runtime, device: str | None = None) -> None:
+        """Load the model and prove that an edit reaches its logits.
 
         Args:
-            columns: Width of this pass: the padded prompt first, one column afterwards.
+            runtime: What to load; the layers and the SAE are checked before the weights load.
+            device: transformers device map; None picks one.
+
+        Raises:
+            EsrError: Something does not fit or cannot be loaded.
         """
-        if self.step == 0:
-            positions = self._mask.long().cumsum(-1) - 1
-            return positions.masked_fill(~self._mask, -1)
-        assert columns == 1
-        position = self.lengths + self.step - 1
-        return position.masked_fill(~self.alive, -1).unsqueeze(1)
+        self.runtime = runtime
+        n_layers, d_model = read_shape(runtime)
+        for layer in (runtime.steering_layer, runtime.feature_layer):
+            if layer is not None and layer >= n_layers:
+                raise EsrError(
+                    f"Layer {layer} is out of range: {runtime.subject} has decoder layers "
+                    f"0 to {n_layers - 1}."
+                )
+        self.sae: SparseSAE | None = None
+        if runtime.sae is not None:
+            self.sae = open_sae(runtime.sae)
+            self.sae.config.check_width(d_model, runtime.subject)
+        self._model, self.tokenizer = load_model(runtime, device)
+        self._d_model, self._n_layers = d_model, n_layers
+        self._ends = _end_tokens(self._model, self.tokenizer)
+        self._pad = self.tokenizer.pad_token_id
+        if self._pad is None:
+            self._pad = self._ends[0]
+        self._layers = descend(self._model, decoder_layers_path(self._model))
+        self._lm = TransformersModel(self._model, tokenizer=self.tokenizer, task="text-generation")
+        self._traced_layers = descend(self._lm, decoder_layers_path(self._model))
+        self.info = BackendInfo(
+            device=str(self._model.device),
+            versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+            self_check=self._self_check(),
+        )
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._seen is None:
-            self._seen = torch.zeros_like(scores, dtype=torch.bool)
-            rows, columns = self._mask.nonzero(as_tuple=True)
-            self._seen[rows, input_ids[rows, columns]] = True
-        chosen = self._sampler.choose(scores, self._seen, self.step)
-        ends = torch.isin(chosen, self._ends)
-        self.ended_by_model |= self.alive & ends
-        self.generated += self.alive & ~ends
-        self.alive = self.alive & ~ends
-        self._seen.scatter_(1, chosen.unsqueeze(1), True)
-        # A row at its own limit is ended in transformers' eyes by an end token in the step after.
-        over = self.generated > self._limits
-        self.generated -= over.long()
-        self.alive = self.alive & (self.generated < self._limits) & ~over
-        self.step += 1
-        forced = torch.where(self._finished_before(ends, over), self._ends[0], chosen)
-        only = torch.full_like(scores, float("-inf"))
-        return only.scatter_(1, forced.unsqueeze(1), 0.0)
+    def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
+        """Token ids of a chat, ending where the model's answer begins or, prefilled, goes on."""
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        # The template writes the begin-of-text token itself where the model has one.
+        encoded = self.tokenizer(text + (prefill or ""), add_special_tokens=False)
+        return list(encoded["input_ids"])
 
-    def _finished_before(self, ends: Tensor, over: Tensor) -> Tensor:
-        return over & ~ends
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Generate for all rows at once; a row's tokens do not depend on the others.
+
+        Raises:
+            EsrError: An edit names a layer or latent that is not there.
+        """
+        self._check(rows)
+        ids, mask = _left_pad([row.prompt for row in rows], self._pad, self._model.device)
+        decoding = Decoding(rows, mask, self._ends)
+        plan = plan_batch(rows, self.sae, self._layer_device)
+        receipts = torch.zeros(len(rows), dtype=torch.int64)
+        recorder = ReadoutRecorder(plan)
+        with torch.inference_mode(), warnings.catch_warnings():
+            # The loop over decoding steps is open by design; nnsight warns when it ends.
+            warnings.filterwarnings("ignore", message=".*was never reached.*")
+            out = self._trace(ids, mask, decoding, plan, receipts, recorder)
+        results = []
+        for b, row in enumerate(rows):
+            made = int(decoding.generated[b])
+            by_model = bool(decoding.ended_by_model[b])
+            # The last token is fed back only when the model went on to choose an end token.
+            fed = len(row.prompt) + made - (0 if by_model else 1)
+            results.append(
+                Generated(
+                    tokens=out[b, ids.shape[1] :][:made].tolist(),
+                    stop_reason="stop" if by_model else "max_tokens",
+                    edited_positions=int(receipts[b]),
+                    expected_positions=expected_positions(row, fed),
+                    readouts=recorder.results(b),
+                )
+            )
+        return results
+
+    def _trace(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        decoding: Decoding,
+        plan: BatchPlan,
+        receipts: Tensor,
+        recorder: ReadoutRecorder,
+    ) -> Tensor:
+        """Run transformers' generation with the plan's edits applied at every forward pass."""
+        longest = int(decoding.limits.max())
+        settings = GenerationConfig(
+            max_new_tokens=longest,
+            do_sample=False,
+            eos_token_id=self._ends,
+            pad_token_id=self._pad,
+            use_cache=True,
+        )
+        processors = LogitsProcessorList([ChooseTokens(decoding)])
+        criteria = StoppingCriteriaList([EndRows(decoding)])
+        layers = self._traced_layers
+        with self._lm.generate(
+            generation_config=settings, logits_processor=processors, stopping_criteria=criteria
+        ) as tracer:
+            with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
+                for _ in tracer.iter[:] if plan.layers else ():
+                    for layer in plan.layers:
+                        x = layers[layer].output
+                        at = decoding.positions().to(x.device)
+                        if layer in plan.edits:
+                            edits = plan.edits[layer]
+                            x[:] = (x.float() + edits.delta(x, at)).to(x.dtype)
+                            receipts += edits.touched(at).sum(-1).cpu()
+                        for read in plan.reads.get(layer, ()):
+                            recorder.record(read, x, at)
+            with tracer.invoke():
+                out = tracer.result.save()
+        result: Tensor = out
+        return result
+
+    def _check(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.steering is None:
+                continue
+            for part in (*row.steering.edits, *row.steering.readouts):
+                if part.layer >= self._n_layers:
+                    raise EsrError(
+                        f"Layer {part.layer} is out of range: {self.runtime.subject} has decoder "
+                        f"layers 0 to {self._n_layers - 1}."
+                    )
+
+    def _layer_device(self, layer: int) -> torch.device:
+        device: torch.device = next(self._layers[layer].parameters()).device
+        return device
+
+    def _self_check(self) -> str:
+        """Prove that an edit at the steering layer reaches the next token's logits.
+
+        Raises:
+            EsrError: It does not: this model's steering would be silently lost.
+        """
+        layer = self.runtime.steering_layer
+        if layer is None:
+            layer = self._n_layers // 2
+        prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
+        ids = torch.tensor([prompt], device=self._model.device)
+        layers, model = self._traced_layers, self._lm
+        with torch.inference_mode():
+            with model.trace({"input_ids": ids}):
+                plain = model.output.logits[0, -1].float().save()
+            with model.trace({"input_ids": ids}):
+                x = layers[layer].output
+                size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self._d_model**0.5
+                x[:] = (x.float() + size).to(x.dtype)
+                edited = model.output.logits[0, -1].float().save()
+        moved = float((edited - plain).abs().max())
+        if not moved > 0:
+            raise EsrError(
+                f"An edit at layer {layer} of {self.runtime.subject} does not reach its logits: "
+                "nnsight and this architecture do not fit together, and steering would be "
+                "silently lost. Please report the model and the versions of nnsight, transformers."
+            )
+        return f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
+
+
+def expected_positions(row: Row, fed: int) -> int:
+    """How many positions a row's edits must have touched, counted per layer.
+
+    Args:
+        row: The request.
+        fed: Number of tokens that went through the model, prompt included.
+    """
+    if row.steering is None:
+        return 0
+    touched: dict[int, set[int]] = {}
+    for edit in row.steering.edits:
+        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
+        touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
+    return sum(len(positions) for positions in touched.values())
+
+
+def _left_pad(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for b, prompt in enumerate(prompts):
+        ids[b, width - len(prompt) :] = torch.tensor(prompt)
+        mask[b, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a response: the model's own, or else its tokenizer's."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]

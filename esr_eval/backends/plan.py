@@ -1,6 +1,6 @@
 """From specs to tensors: what each layer of one batch has to add and to read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,16 +51,20 @@ class BatchPlan:
         return sorted({*self.edits, *self.reads})
 
 
-def plan_batch(rows: Sequence[Row], sae: SparseSAE | None, device: torch.device | str) -> BatchPlan:
+def plan_batch(
+    rows: Sequence[Row],
+    sae: SparseSAE | None,
+    device_of: Callable[[int], torch.device],
+) -> BatchPlan:
     """Gather the rows' edits and readouts by layer.
 
     Args:
         rows: The batch.
         sae: The SAE of the runtime; None when only plain vectors are added.
-        device: Where the model's residual stream lives.
+        device_of: Where a layer's output lives.
     """
     layers = {e.layer for row in rows if row.steering for e in row.steering.edits}
-    edits = {layer: _layer_edits(rows, layer, sae, device) for layer in sorted(layers)}
+    edits = {layer: _layer_edits(rows, layer, sae, device_of(layer)) for layer in sorted(layers)}
     reads: dict[int, list[ReadPlan]] = {}
     for b, row in enumerate(rows):
         for index, readout in enumerate(row.steering.readouts if row.steering else ()):
@@ -71,7 +75,7 @@ def plan_batch(rows: Sequence[Row], sae: SparseSAE | None, device: torch.device 
                     row=b,
                     index=index,
                     readout=readout,
-                    encode=sae.encoder(readout.latents, device),
+                    encode=sae.encoder(readout.latents, device_of(readout.layer)),
                     start=start,
                     stop=NO_END if stop is None else stop,
                 )
@@ -80,7 +84,7 @@ def plan_batch(rows: Sequence[Row], sae: SparseSAE | None, device: torch.device 
 
 
 def _layer_edits(
-    rows: Sequence[Row], layer: int, sae: SparseSAE | None, device: torch.device | str
+    rows: Sequence[Row], layer: int, sae: SparseSAE | None, device: torch.device
 ) -> LayerEdits:
     clamped = sorted(
         {

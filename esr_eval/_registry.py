@@ -1,0 +1,24 @@
+"""What Inspect finds through the package's entry point: providers, tasks, scorers."""
+
+from inspect_ai.model import ModelAPI, modelapi
+
+from esr_eval.scorers.attempts import attempts
+from esr_eval.tasks.esr import esr
+
+__all__ = ["attempts", "esr", "esr_judge", "esr_provider"]
+
+
+@modelapi(name="esr")
+def esr_provider() -> type[ModelAPI]:
+    """Subjects under steering: `esr/llama-70b`, `esr/smollm2-135m`, or any model's id."""
+    from esr_eval.provider import ESRModelAPI
+
+    return ESRModelAPI
+
+
+@modelapi(name="esr-judge")
+def esr_judge() -> type[ModelAPI]:
+    """The offline judge: `esr-judge/offline`."""
+    from esr_eval.judges.provider import OfflineJudge
+
+    return OfflineJudge

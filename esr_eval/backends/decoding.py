@@ -1,0 +1,92 @@
+"""Token choice inside transformers' greedy loop: per-row seeds, penalties and limits."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from esr_eval.backends.base import Row
+from esr_eval.sampling import RowSampler
+
+
+class Decoding:
+    """State of one batch while it generates: what to choose next, who has ended, and where."""
+
+    def __init__(self, rows: Sequence[Row], mask: Tensor, end_tokens: Sequence[int]) -> None:
+        """Prepare a batch.
+
+        Args:
+            rows: The batch.
+            mask: Attention mask of the left-padded prompts, (batch, position).
+            end_tokens: Ids that end a response.
+        """
+        device = mask.device
+        self._sampler = RowSampler([row.sampling for row in rows], device)
+        self.limits = torch.tensor([row.sampling.max_tokens for row in rows], device=device)
+        self._ends = torch.tensor(list(end_tokens), device=device)
+        self._mask = mask.bool()
+        self._prompt_lengths = self._mask.sum(-1)
+        self._seen: Tensor | None = None
+        self._step = 0
+        self.alive = torch.ones(len(rows), dtype=torch.bool, device=device)
+        self.ended_by_model = torch.zeros_like(self.alive)
+        self.generated = torch.zeros_like(self._prompt_lengths)
+
+    def positions(self) -> Tensor:
+        """Row-relative positions of the forward pass under way, (batch, columns of the pass).
+
+        -1 at padding and in rows that have ended.
+        """
+        if self._step == 0:
+            return (self._mask.long().cumsum(-1) - 1).masked_fill(~self._mask, -1)
+        fed = self._prompt_lengths + self._step - 1
+        return fed.masked_fill(~self.alive, -1).unsqueeze(1)
+
+    def choose(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        """Choose every row's next token and note which rows that ends.
+
+        Args:
+            input_ids: Everything fed so far, padding included, (batch, columns).
+            logits: Next-token logits, (batch, vocabulary).
+
+        Returns:
+            Token ids, (batch,).
+        """
+        if self._seen is None:
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            rows, columns = self._mask.nonzero(as_tuple=True)
+            self._seen[rows, input_ids[rows, columns]] = True
+        chosen = self._sampler.choose(logits, self._seen, self._step)
+        self._seen.scatter_(1, chosen.unsqueeze(1), True)
+        ends = torch.isin(chosen, self._ends)
+        self.ended_by_model |= self.alive & ends
+        self.generated += (self.alive & ~ends).long()
+        self.alive &= ~ends & (self.generated < self.limits)
+        self._step += 1
+        return chosen
+
+
+class ChooseTokens(LogitsProcessor):  # type: ignore[misc]
+    """Leaves only the chosen token possible, so that transformers' greedy loop follows."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        """Choose by this batch's state."""
+        self._decoding = decoding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores that are -inf everywhere but at the chosen token."""
+        chosen = self._decoding.choose(input_ids, scores)
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
+
+
+class EndRows(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row at an end token or at the row's own limit."""
+
+    def __init__(self, decoding: Decoding) -> None:
+        """Stop by this batch's state."""
+        self._decoding = decoding
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+        """Which rows have ended, (batch,)."""
+        return ~self._decoding.alive

@@ -1,0 +1,49 @@
+"""Which boost each latent gets: calibrated, a multiple of that, or one number for all."""
+
+from collections.abc import Sequence
+
+from esr_eval.dataset import Latent
+from esr_eval.errors import EsrError
+from esr_eval.spec import Runtime
+from esr_eval.subjects import Subject
+
+
+def resolve_strengths(
+    strength: str | float,
+    runtime: Runtime,
+    subject: Subject,
+    latents: Sequence[Latent],
+    grader: str,
+) -> dict[int, float]:
+    """The boost of every latent, by index.
+
+    Args:
+        strength: `calibrated`, a number, or a multiple of the calibrated strength (`1.5x`).
+        runtime: What the strengths were calibrated on.
+        subject: Its calibration prior and shipped strengths.
+        latents: Which latents.
+        grader: The judge the calibration went by.
+
+    Raises:
+        EsrError: The strength is none of these, or a latent has not been calibrated.
+    """
+    factor, fixed = _parse(strength)
+    if fixed is not None:
+        return {latent.index: fixed for latent in latents}
+    raise NotImplementedError
+
+
+def _parse(strength: str | float) -> tuple[float, float | None]:
+    """The multiple of the calibrated strength, or else the number for all."""
+    text = str(strength).strip().lower()
+    try:
+        if text == "calibrated":
+            return 1.0, None
+        if text.endswith("x"):
+            return float(text[:-1]), None
+        return 1.0, float(text)
+    except ValueError:
+        raise EsrError(
+            f"strength={strength} is neither 'calibrated', nor a number (60), nor a multiple of "
+            "the calibrated strength (1.5x)."
+        ) from None

@@ -1,0 +1,223 @@
+"""Latents x tasks x seeds: the trials of a run, the same for the same arguments everywhere."""
+
+import csv
+import difflib
+import json
+import random
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from inspect_ai.dataset import MemoryDataset, Sample
+from pydantic import BaseModel, ConfigDict, Field
+
+from esr_eval.errors import EsrError
+from esr_eval.spec import fingerprint
+from esr_eval.subjects import Subject, embedded_path
+from esr_eval.trial import Condition, Trial
+
+PromptSet = Literal["main", "detector_discovery"]
+SEED_RANGE = 1_000_000
+"""Sampling seeds are drawn from 0 up to this (paper, sampling settings)."""
+FRAMES = {"explain": "Explain how to {topic}.", "how": "How do you {topic}?"}
+
+
+class Latent(BaseModel):
+    """A latent and what it stands for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int = Field(ge=0)
+    label: str
+
+
+class Prompt(BaseModel):
+    """One task: its topic and the words that ask for it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str
+    text: str
+
+
+@cache
+def prompts(which: PromptSet = "main") -> tuple[Prompt, ...]:
+    """The tasks of a set, in a fixed order (paper, appendix on prompts)."""
+    text = resources.files("esr_eval.data").joinpath("topics.json").read_text("utf-8")
+    topics = json.loads(text)[which]
+    return tuple(
+        Prompt(topic=topic, text=FRAMES[frame].format(topic=topic))
+        for frame in FRAMES
+        for topic in topics[frame]
+    )
+
+
+def choose_prompts(topics: str | Sequence[str] | None) -> tuple[Prompt, ...]:
+    """The main set's tasks with these topics; all of them for None.
+
+    Raises:
+        EsrError: A topic is not in the set.
+    """
+    if topics is None:
+        return prompts()
+    wanted = [t.strip() for t in (topics.split(",") if isinstance(topics, str) else topics)]
+    by_topic = {prompt.topic: prompt for prompt in prompts()}
+    for topic in wanted:
+        if topic not in by_topic:
+            close = difflib.get_close_matches(topic, by_topic, n=1, cutoff=0.3)
+            hint = f"; did you mean '{close[0]}'?" if close else "."
+            raise EsrError(f"'{topic}' is none of the {len(by_topic)} topics{hint}")
+    return tuple(by_topic[topic] for topic in wanted)
+
+
+def load_latents(subject: Subject, source: str | None = None) -> list[Latent]:
+    """The latents to boost, with their labels.
+
+    Args:
+        subject: Whose latents; it ships a list of its own or not.
+        source: A CSV with the columns index_in_sae,label, or a Neuronpedia export (JSON or JSON
+            lines with index and description). None: the subject's own.
+
+    Raises:
+        EsrError: There is no list, or it cannot be read.
+    """
+    source = source or subject.latents
+    if source is None:
+        raise EsrError(
+            f"{subject.name} comes without labelled latents: pass -T latents=FILE.csv with the "
+            "columns index_in_sae,label, or a Neuronpedia export (JSON lines) of its SAE."
+        )
+    path = embedded_path(source)
+    try:
+        text = path.read_text("utf-8-sig")
+        found = _from_csv(text) if path.suffix.lower() == ".csv" else _from_neuronpedia(text)
+    except OSError as error:
+        raise EsrError(f"The latents file {path} cannot be read: {error.strerror}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise EsrError(
+            f"{path} is not a list of latents ({error!r}): a CSV needs the columns "
+            "index_in_sae,label; a Neuronpedia export needs index and description."
+        ) from error
+    unique = {latent.index: latent for latent in found}
+    if not unique:
+        raise EsrError(f"{path} lists no latents.")
+    return list(unique.values())
+
+
+def _from_csv(text: str) -> list[Latent]:
+    return [
+        Latent(index=int(row["index_in_sae"]), label=row["label"].strip())
+        for row in csv.DictReader(text.splitlines())
+    ]
+
+
+def _from_neuronpedia(text: str) -> list[Latent]:
+    """Both forms of export: one JSON list, or one JSON object a line."""
+    entries: list[dict[str, Any]] = (
+        json.loads(text)
+        if text.lstrip().startswith("[")
+        else [json.loads(line) for line in text.splitlines() if line.strip()]
+    )
+    return [
+        Latent(index=int(entry["index"]), label=str(entry["description"]).strip())
+        for entry in entries
+    ]
+
+
+def choose_latents(
+    available: Sequence[Latent],
+    wanted: str | int | Sequence[int] | None,
+    count: int | None,
+    seed: int,
+) -> list[Latent]:
+    """Pick the run's latents.
+
+    Args:
+        available: All labelled latents of the subject.
+        wanted: Indices to use (`7` or `7,12,40` or a list); None picks at random.
+        count: How many to pick at random; None takes all.
+        seed: Seed of the choice.
+
+    Raises:
+        EsrError: A wanted latent has no label, or more are asked for than there are.
+    """
+    if wanted is not None:
+        indices = _indices(wanted)
+        by_index = {latent.index: latent for latent in available}
+        missing = [str(index) for index in indices if index not in by_index]
+        if missing:
+            raise EsrError(
+                f"Latent {', '.join(missing)} is not among the {len(available)} labelled latents: "
+                "add it to a CSV (index_in_sae,label) and pass that as -T latents=."
+            )
+        return [by_index[index] for index in indices]
+    if count is None:
+        return list(available)
+    if not 1 <= count <= len(available):
+        raise EsrError(f"n_latents={count}, but there are {len(available)} labelled latents.")
+    return random.Random(f"latents-{seed}").sample(list(available), count)  # noqa: S311
+
+
+def _indices(wanted: str | int | Sequence[int]) -> list[int]:
+    parts = wanted.split(",") if isinstance(wanted, str) else wanted
+    try:
+        return [int(part) for part in ([parts] if isinstance(parts, int) else parts)]
+    except ValueError:
+        raise EsrError(f"'{wanted}' is not a list of latent indices such as 7,12,40.") from None
+
+
+def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
+    """Whether the `latents` argument names a file rather than indices."""
+    return isinstance(latents, str) and (
+        Path(latents).suffix.lower() in {".csv", ".json", ".jsonl"} or Path(latents).is_file()
+    )
+
+
+def trials_dataset(
+    latents: Sequence[Latent],
+    strengths: dict[int, float],
+    asked: Sequence[Prompt],
+    per_latent: int,
+    seed: int,
+    condition: Condition,
+) -> MemoryDataset:
+    """Build the samples: for every latent `per_latent` tasks, each with a seed of its own.
+
+    Tasks and seeds depend on `seed` and the latent's index alone: neither the other latents nor
+    the condition change them, so that conditions pair trial by trial. Tasks are drawn without
+    repetition until all have been used.
+
+    Args:
+        latents: Which latents.
+        strengths: Boost of each, by index.
+        asked: The tasks to draw from.
+        per_latent: Trials for each latent.
+        seed: Seed of the draw.
+        condition: Whether the boost is on.
+    """
+    samples = []
+    for latent in latents:
+        draw = random.Random(f"trials-{seed}-{latent.index}")  # noqa: S311
+        order: list[Prompt] = []
+        while len(order) < per_latent:
+            order += draw.sample(list(asked), len(asked))
+        for prompt in order[:per_latent]:
+            steered = condition == "steered"
+            trial = Trial(
+                condition=condition,
+                latent=latent.index,
+                label=latent.label,
+                strength=strengths[latent.index] if steered else 0.0,
+                topic=prompt.topic,
+                seed=draw.randrange(SEED_RANGE),
+            )
+            samples.append(
+                Sample(
+                    id=f"{latent.index}-{fingerprint(trial)[:8]}",
+                    input=prompt.text,
+                    metadata=trial.model_dump(),
+                )
+            )
+    return MemoryDataset(samples, name=f"esr-{condition}")

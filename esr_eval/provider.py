@@ -1,0 +1,287 @@
+"""The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+from inspect_ai.util import display_counter
+
+from esr_eval.batching import Batcher
+from esr_eval.errors import EsrError
+from esr_eval.model_args import ModelArgs
+from esr_eval.sae_config import local_folder, read_sae_config
+from esr_eval.spec import Runtime, Steering, fingerprint
+from esr_eval.subjects import find_subject
+from esr_eval.weights import check_memory
+
+if TYPE_CHECKING:
+    from esr_eval.backends.base import BackendProtocol, Generated, Row
+
+DEFAULT_BATCH = 16
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_SEED = 0
+
+
+class ESRModelAPI(ModelAPI):
+    """A subject whose SAE latents can be boosted, clamped and read while it generates.
+
+    A request's edits come in `GenerateConfig.extra_body["esr"]` (see `esr_eval.spec.Steering`);
+    a request without them is answered by the model as it is.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008 - Inspect's own signature
+        **model_args: Any,
+    ) -> None:
+        """Read the arguments; nothing is loaded until the first request.
+
+        Raises:
+            EsrError: The subject or an argument is unknown.
+        """
+        super().__init__(model_name, base_url, api_key, [], config)
+        self.subject = find_subject(model_name)
+        self.args = ModelArgs.parse(model_args)
+        self.runtime: Runtime = self.args.runtime(self.subject)
+        self._backend: BackendProtocol | None = None
+        self._loading = anyio.Lock()
+        size = self.args.batch_size or config.max_connections or DEFAULT_BATCH
+        self._batcher: Batcher[Row, Generated] = Batcher(self._run, size, self._show_speed)
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def preflight(self, edits_needed: bool = True) -> None:
+        """Find what cannot work, in seconds and before any weights load.
+
+        Args:
+            edits_needed: Whether the run boosts, clamps or reads latents.
+
+        Raises:
+            EsrError: The model does not fit into memory, or its layers and SAE do not fit it.
+        """
+        runtime, subject = self.runtime, self.subject
+        check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
+        if subject.n_layers is not None:
+            for option in ("steering_layer", "feature_layer"):
+                layer = getattr(runtime, option)
+                if layer is not None and layer >= subject.n_layers:
+                    raise EsrError(
+                        f"-M {option}={layer} is out of range: {subject.name} has decoder layers "
+                        f"0 to {subject.n_layers - 1}."
+                    )
+        if not edits_needed:
+            return
+        if runtime.sae is None or runtime.steering_layer is None:
+            raise EsrError(
+                f"{subject.name} is no named subject, so say which SAE steers it and where: "
+                "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
+            )
+        folder = local_folder(runtime.sae)
+        if folder is not None and subject.d_model is not None:
+            read_sae_config(folder).check_width(subject.d_model, subject.name)
+
+    def check_latents(self, latents: Sequence[int]) -> None:
+        """Raise an `EsrError` when the SAE has no such latent, as far as is known by now."""
+        sae, subject = self.runtime.sae, self.subject
+        folder = local_folder(sae) if sae is not None else None
+        if folder is not None:
+            config = read_sae_config(folder)
+            for latent in latents:
+                config.check_latent(latent)
+        elif sae == subject.sae and subject.n_latents is not None:
+            for latent in latents:
+                if latent >= subject.n_latents:
+                    raise EsrError(
+                        f"Latent {latent} is out of range: the SAE of {subject.name} has latents "
+                        f"0 to {subject.n_latents - 1}."
+                    )
+
+    async def generate(
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """Answer one chat, steered as the request says.
+
+        Raises:
+            EsrError: The request cannot be carried out as it stands.
+            RuntimeError: Fewer positions were edited than the tokens call for.
+        """
+        if tools:
+            raise EsrError("The provider esr does not call tools.")
+        steering = self._steering(config)
+        backend = await self._ready()
+        row = _row(backend, input, config, steering, self.runtime)
+        started = time.monotonic()
+        generated = await self._batcher.submit(row)
+        if generated.edited_positions != generated.expected_positions:
+            raise RuntimeError(
+                f"{generated.edited_positions} positions were edited where "
+                f"{generated.expected_positions} were due: this sample was not steered as asked."
+            )
+        return _output(self.model_name, backend, row, generated, config, time.monotonic() - started)
+
+    def _steering(self, config: GenerateConfig) -> Steering | None:
+        try:
+            steering = Steering.from_extra_body(config.extra_body)
+        except ValueError as error:
+            raise EsrError(f'extra_body["esr"] is not a steering spec: {error}') from error
+        if steering is not None and steering.runtime != self.runtime:
+            raise EsrError(
+                "The request was made for another runtime than this model runs: "
+                f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
+            )
+        return steering
+
+    async def _ready(self) -> "BackendProtocol":
+        async with self._loading:
+            if self._backend is None:
+                self.preflight(edits_needed=False)
+                self._backend = await anyio.to_thread.run_sync(self._load)
+        return self._backend
+
+    def _load(self) -> "BackendProtocol":
+        # Threads that spin while they wait slow every other process on the machine down.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from esr_eval.backends.local import LocalBackend
+
+        return LocalBackend(self.runtime, self.args.device)
+
+    def _run(self, rows: "Sequence[Row]") -> "list[Generated]":
+        assert self._backend is not None
+        generated = self._backend.generate(rows)
+        self._tokens += sum(len(one.tokens) for one in generated)
+        return generated
+
+    def _show_speed(self, batch: int, seconds: float) -> None:
+        self._seconds += seconds
+        display_counter("Tokens/s", f"{self._tokens / self._seconds:.0f}")
+        display_counter("Batch", str(batch))
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Count with the subject's own tokenizer."""
+        return (await self._ready()).count_tokens(text)
+
+    def max_tokens(self) -> int | None:
+        """The subject's usual length of response."""
+        return self.subject.max_tokens
+
+    def max_connections(self) -> int:
+        """As many samples at a time as one batch holds."""
+        return self._batcher.max_batch
+
+    def connection_key(self) -> str:
+        """One pool per model and runtime."""
+        return fingerprint(self.runtime)
+
+    def collapse_user_messages(self) -> bool:
+        """Chat templates want user and assistant to take turns."""
+        return True
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._backend = None
+
+
+def _row(
+    backend: "BackendProtocol",
+    input: list[ChatMessage],
+    config: GenerateConfig,
+    steering: Steering | None,
+    runtime: Runtime,
+) -> "Row":
+    from esr_eval.backends.base import Row
+    from esr_eval.sampling import Sampling
+
+    unsupported = [
+        name
+        for name in ("frequency_penalty", "presence_penalty", "logit_bias", "num_choices")
+        if getattr(config, name) not in (None, 1, 0.0)
+    ]
+    if unsupported:
+        raise EsrError(f"The provider esr does not know {', '.join(unsupported)}.")
+    messages = [{"role": message.role, "content": message.text} for message in input]
+    # An assistant message at the end is the beginning of the answer: the model goes on from it.
+    prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
+    return Row(
+        prompt=tuple(backend.encode_chat(messages, prefill)),
+        sampling=Sampling(
+            seed=DEFAULT_SEED if config.seed is None else config.seed,
+            temperature=temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            repetition_penalty=runtime.repetition_penalty,
+            max_tokens=config.max_tokens or 512,
+        ),
+        steering=steering,
+    )
+
+
+def _output(
+    model: str,
+    backend: "BackendProtocol",
+    row: "Row",
+    generated: "Generated",
+    config: GenerateConfig,
+    seconds: float,
+) -> ModelOutput:
+    text, stop_reason = backend.decode(generated.tokens), generated.stop_reason
+    cut = [at for stop in config.stop_seqs or [] if (at := text.find(stop)) >= 0]
+    if cut:
+        text, stop_reason = text[: min(cut)], "stop"
+    metadata: dict[str, Any] = {}
+    if row.steering is not None:
+        metadata = {
+            "fingerprint": fingerprint(row.steering),
+            "edited_positions": generated.edited_positions,
+            "self_check": backend.info.self_check,
+            "device": backend.info.device,
+            "versions": backend.info.versions,
+        }
+        if generated.readouts:
+            metadata["readouts"] = [
+                {"latents": list(r.latents), "values": r.values, "positions": r.positions}
+                for r in generated.readouts
+            ]
+    return ModelOutput(
+        model=model,
+        choices=[
+            ChatCompletionChoice(
+                message=ChatMessageAssistant(content=text, model=model, source="generate"),
+                stop_reason=stop_reason,
+            )
+        ],
+        usage=ModelUsage(
+            input_tokens=len(row.prompt),
+            output_tokens=len(generated.tokens),
+            total_tokens=len(row.prompt) + len(generated.tokens),
+        ),
+        time=seconds,
+        metadata=metadata or None,
+    )
+
+
+def _difference(asked: Runtime, have: Runtime) -> str:
+    theirs, ours = asked.model_dump(), have.model_dump()
+    return ", ".join(
+        f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs[key] != ours[key]
+    )

@@ -1,0 +1,97 @@
+"""From a sample's trial to a steered request: the one place that writes extra_body."""
+
+from collections.abc import Sequence
+
+from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from esr_eval.errors import EsrError
+from esr_eval.provider import ESRModelAPI
+from esr_eval.spec import Boost, Edit, Readout, Runtime, Steering
+from esr_eval.subjects import Subject
+from esr_eval.trial import Trial
+
+SEEDS_PER_EPOCH = 1_000_003
+"""Epochs of one trial differ in their seed by this much: a prime above the paper's seed range."""
+
+
+def provider_of(model: Model) -> ESRModelAPI:
+    """The provider behind a model.
+
+    Raises:
+        EsrError: The model under test is not run by this project's provider.
+    """
+    if not isinstance(model.api, ESRModelAPI):
+        raise EsrError(
+            f"{model} cannot be steered: run the task with --model esr/NAME "
+            "(`esr-eval subjects` lists the names)."
+        )
+    return model.api
+
+
+def subject_of(model: Model) -> Subject:
+    """The subject a model runs."""
+    return provider_of(model).subject
+
+
+def runtime_of(model: Model) -> Runtime:
+    """What decides a model's tokens beside the request."""
+    return provider_of(model).runtime
+
+
+def steering_config(
+    model: Model,
+    *,
+    edits: Sequence[Edit] = (),
+    readouts: Sequence[Readout] = (),
+    seed: int,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> GenerateConfig:
+    """Generation settings that steer one request, complete enough to reproduce it.
+
+    The spec is there even without edits: a baseline's log then names its runtime, too.
+
+    Args:
+        model: The model that will be asked.
+        edits: What to edit.
+        readouts: What to read.
+        seed: Seed of the sampler.
+        max_tokens: Longest response; None leaves it to the task and the command line.
+        temperature: Sampling temperature; None leaves it to the task and the command line.
+    """
+    spec = Steering(runtime=runtime_of(model), edits=tuple(edits), readouts=tuple(readouts))
+    return GenerateConfig(
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        extra_body=spec.to_extra_body(),
+    )
+
+
+def boost_of(trial: Trial, runtime: Runtime) -> tuple[Boost, ...]:
+    """The trial's boost at the runtime's steering layer; nothing when it is unsteered."""
+    if trial.condition == "unsteered":
+        return ()
+    if runtime.steering_layer is None:
+        raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
+    return (Boost(latent=trial.latent, strength=trial.strength, layer=runtime.steering_layer),)
+
+
+@solver
+def steered_generate() -> Solver:
+    """Answer the sample's task with its trial's boost on."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        model = get_model()
+        trial = state.metadata_as(Trial)
+        config = steering_config(
+            model,
+            edits=boost_of(trial, runtime_of(model)),
+            seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
+        )
+        state.output = await model.generate(state.messages, config=config)
+        state.messages.append(state.output.message)
+        return state
+
+    return solve

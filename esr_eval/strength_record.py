@@ -1,0 +1,131 @@
+"""What is kept of a calibrated strength: the record, its key, and the digest of its content."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from esr_eval.calibration import Bisection, Round
+from esr_eval.scorers.rubric import RUBRIC_VERSION
+from esr_eval.spec import Runtime, fingerprint
+from esr_eval.subjects import CalibrationPrior
+
+
+class Setting(BaseModel):
+    """Everything that decides a latent's strength, beside the latent itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: Runtime
+    prior: CalibrationPrior = Field(description="Prior, effort, target and response length.")
+    prompts: str = Field(description="Fingerprint of the tasks' texts, in order.")
+    temperature: float
+    grader: str = Field(description="Model that judged the responses.")
+    rubric: int = Field(description="Version of the grader's instructions.")
+
+    @classmethod
+    def of(
+        cls,
+        runtime: Runtime,
+        prior: CalibrationPrior,
+        grader: str,
+        *,
+        prompts: Sequence[str],
+        temperature: float,
+    ) -> Self:
+        """The setting for these task texts, under the current rubric."""
+        return cls(
+            runtime=runtime,
+            prior=prior,
+            prompts=fingerprint({"prompts": list(prompts)}),
+            temperature=temperature,
+            grader=grader,
+            rubric=RUBRIC_VERSION,
+        )
+
+    def key(self, latent: int, label: str) -> str:
+        """Key of one latent. The label counts: graders are told which concept to look for."""
+        return fingerprint({**self.model_dump(mode="json"), "latent": latent, "label": label})
+
+
+class Sealed(BaseModel):
+    """A file's content with a digest of itself, checked on reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    key: str
+    digest: str = ""
+
+    def sealed(self) -> Self:
+        """The same content with its digest filled in."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    @model_validator(mode="after")
+    def _intact(self) -> Self:
+        if self.digest and self.digest != self._digest():
+            raise ValueError("the content does not have the digest that it states")
+        return self
+
+    def _digest(self) -> str:
+        return fingerprint(self.model_dump(mode="json", exclude={"digest"}))
+
+
+class Checkpoint(Sealed):
+    """A search that is under way: an interrupted calibration continues from it."""
+
+    seed: int
+    search: Bisection
+
+
+class StrengthRecord(Sealed):
+    """One latent's calibrated strength and how it was found."""
+
+    setting: Setting
+    latent: int = Field(ge=0)
+    label: str
+    strength: float = Field(allow_inf_nan=False, description="Final posterior median.")
+    interval: tuple[float, float] = Field(description="5 % and 95 % quantiles of the posterior.")
+    achieved_score: float | None = Field(
+        description="Mean first-attempt score of fresh responses at the strength."
+    )
+    check: Round | None = Field(description="Those fresh responses; no part of the search.")
+    rounds: tuple[Round, ...]
+    generations: int = Field(ge=0, description="Responses generated in all.")
+    unscored: int = Field(ge=0, description="Responses not judged, or without attempt.")
+    seed: int = Field(description="Seed of tasks and samplers; another one is a replication.")
+    created: str = Field(description="UTC time, ISO 8601.")
+    esr_eval: str = Field(description="Version of this package.")
+
+    @classmethod
+    def of(
+        cls, setting: Setting, latent: int, label: str, search: Bisection, check: Round | None,
+        seed: int,
+    ) -> Self:  # fmt: skip
+        """The record of a finished search."""
+        rounds = (*search.rounds, *([check] if check else []))
+        unscored = sum(tested.unscored for tested in rounds)
+        return cls(
+            key=setting.key(latent, label),
+            setting=setting,
+            latent=latent,
+            label=label,
+            strength=search.median,
+            interval=(search.quantile(0.05), search.quantile(0.95)),
+            achieved_score=check.mean if check else None,
+            check=check,
+            rounds=search.rounds,
+            generations=unscored + sum(len(tested.scores) for tested in rounds),
+            unscored=unscored,
+            seed=seed,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            esr_eval=version("esr-eval"),
+        ).sealed()
+
+    @model_validator(mode="after")
+    def _key_fits(self) -> Self:
+        if self.key != self.setting.key(self.latent, self.label):
+            raise ValueError("the key is not that of the record's setting and latent")
+        return self
