@@ -101,9 +101,15 @@ class StrengthRecord(Sealed):
 
     @classmethod
     def of(
-        cls, setting: Setting, latent: int, label: str, search: Bisection, check: Round | None,
+        cls,
+        setting: Setting,
+        latent: int,
+        label: str,
+        search: Bisection,
+        *,
+        check: Round | None,
         seed: int,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """The record of a finished search."""
         rounds = (*search.rounds, *([check] if check else []))
         unscored = sum(tested.unscored for tested in rounds)

@@ -8,13 +8,13 @@ looked up second.
 import json
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
@@ -191,7 +191,10 @@ def _read(path: Path, key: str, kind: type[S]) -> S | None:
             raise ValueError("it belongs to another key")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        logger.warning("Cannot read %s: %s", path, error.strerror)
+        return None
+    except ValueError as error:
         aside = path.with_name(f"{path.name}.damaged")
         try:
             path.replace(aside)
@@ -203,20 +206,20 @@ def _read(path: Path, key: str, kind: type[S]) -> S | None:
     return found
 
 
-def _write(path: Path, data: BaseModel | object) -> None:
+def _write(path: Path, data: object) -> None:
     """Write the whole file or nothing, so that no reader ever sees half of one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # A name of its own, so that two processes never write to the same unfinished file.
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with unfinished.open("x", encoding="utf-8") as file:
                 json.dump(data, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise EsrError(
             f"Cannot write {path} ({error.strerror}): name a writable folder in {CACHE_ENV}."

@@ -1,0 +1,218 @@
+"""The cache of strengths: keys, atomic files, damage, bundles, checkpoints."""
+
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from esr_eval.calibration import Bisection, Round
+from esr_eval.errors import EsrError
+from esr_eval.spec import Runtime, SAERef
+from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
+from esr_eval.strengths import (
+    CACHE_ENV,
+    cache_folder,
+    calibrated_strengths,
+    calibration_prior,
+    export_bundle,
+    find_checkpoint,
+    find_strength,
+    load_bundle,
+    missing_message,
+    save,
+    save_checkpoint,
+)
+from esr_eval.subjects import CalibrationPrior, find_subject
+
+PRIOR = CalibrationPrior(prior_mean=7, prior_std=5, lower=0, upper=100, rounds=2)
+RUNTIME = Runtime(subject="tiny", model="org/tiny", sae=SAERef(release="r"), steering_layer=1)
+PROMPTS = ["How do I add two fractions?", "How do I boil an egg?"]
+
+
+class Named(NamedTuple):
+    index: int
+    label: str
+
+
+SETTING = Setting.of(RUNTIME, PRIOR, "esr-judge/offline", prompts=PROMPTS, temperature=0.6)
+
+
+def record(latent: int = 3, label: str = "oceans", setting: Setting = SETTING) -> StrengthRecord:
+    search = Bisection(prior=PRIOR).observe([90.0]).observe([20.0, 35.0], unscored=1)
+    check = Round(boost=search.median, scores=(25.0, 35.0), unscored=1)
+    return StrengthRecord.of(setting, latent, label, search, check=check, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
+    return cache_folder()
+
+
+def test_saved_record_is_found_again_as_it_was() -> None:
+    saved = record().sealed()
+    save(saved)
+    assert find_strength(saved.key) == saved
+    assert (saved.achieved_score, saved.generations, saved.unscored) == (30.0, 7, 2)
+
+
+def test_nothing_but_finished_files_is_left(folder: Path) -> None:
+    path = save(record())
+    assert [file.name for file in folder.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"runtime": RUNTIME.model_copy(update={"dtype": "bfloat16"})},
+        {"runtime": RUNTIME.model_copy(update={"steering_layer": 2})},
+        {"prior": PRIOR.model_copy(update={"rounds": 3})},
+        {"prior": PRIOR.model_copy(update={"target": 40.0})},
+        {"prior": PRIOR.model_copy(update={"max_tokens": 64})},
+        {"prompts": "other"},
+        {"temperature": 0.7},
+        {"grader": "anthropic/claude-haiku-4-5-20251001"},
+        {"rubric": 99},
+    ],
+)
+def test_whatever_decides_the_strength_changes_the_key(change: dict[str, object]) -> None:
+    assert SETTING.model_copy(update=change).key(3, "oceans") != SETTING.key(3, "oceans")
+
+
+def test_latent_and_label_change_the_key() -> None:
+    keys = {SETTING.key(3, "oceans"), SETTING.key(4, "oceans"), SETTING.key(3, "lakes")}
+    assert len(keys) == 3
+
+
+def _corrupt_strength(text: str) -> str:
+    data = json.loads(text)
+    data["strength"] += 1
+    return json.dumps(data)
+
+
+def _drop_digest(text: str) -> str:
+    return json.dumps({**json.loads(text), "digest": ""})
+
+
+def _drop_field(text: str) -> str:
+    data = json.loads(text)
+    del data["seed"]
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        _corrupt_strength,
+        _drop_digest,
+        _drop_field,
+    ],
+    ids=["cut short", "empty", "wrong type", "changed value", "no digest", "field missing"],
+)
+def test_damaged_file_is_reported_and_set_aside(
+    damage: object, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = record()
+    path = save(saved)
+    path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        assert find_strength(saved.key) is None
+    assert str(path) in caplog.text
+    assert [file.name for file in folder.iterdir()] == [f"{path.name}.damaged"]
+    save(saved)
+    assert find_strength(saved.key) == saved
+
+
+def test_bytes_that_are_no_text_are_set_aside() -> None:
+    saved = record()
+    path = save(saved)
+    path.write_bytes(b"\xff\xfe\x00")
+    assert find_strength(saved.key) is None
+    assert not path.exists()
+
+
+def test_record_under_another_records_name_is_not_trusted() -> None:
+    path = save(record(3))
+    other = record(4)
+    path.rename(path.with_name(f"{other.key}.json"))
+    assert find_strength(other.key) is None
+
+
+def test_bundle_is_looked_up_second(tmp_path: Path) -> None:
+    shipped, own = record(3), record(4, "lakes")
+    export_bundle(tmp_path / "strengths.json", [own, shipped])
+    assert find_strength(shipped.key) is None
+    assert find_strength(shipped.key, tmp_path / "strengths.json") == shipped
+    assert [entry["latent"] for entry in json.loads((tmp_path / "strengths.json").read_text())] == [
+        3,
+        4,
+    ]
+    newer = StrengthRecord.of(
+        SETTING, 3, "oceans", Bisection(prior=PRIOR).observe([30.0]), check=None, seed=1
+    )
+    save(newer)
+    assert find_strength(shipped.key, tmp_path / "strengths.json") == newer
+
+
+def test_damaged_entry_of_a_bundle_is_reported_and_the_rest_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "strengths.json"
+    export_bundle(path, [record(3), record(4)])
+    entries = json.loads(path.read_text())
+    entries[0]["strength"] = 1.0
+    path.write_text(json.dumps(entries))
+    assert list(load_bundle(path)) == [record(4).key]
+    assert str(path) in caplog.text
+    path.write_text("{")
+    assert load_bundle(path) == {}
+
+
+def test_missing_bundle_holds_nothing(tmp_path: Path) -> None:
+    assert load_bundle(tmp_path / "none.json") == {}
+
+
+def test_lookup_names_what_is_missing() -> None:
+    save(record(3))
+    latents = [Named(3, "oceans"), Named(4, "lakes")]
+    found, missing = calibrated_strengths(
+        RUNTIME, latents, PRIOR, "esr-judge/offline", prompts=PROMPTS, temperature=0.6
+    )
+    assert (list(found), missing) == ([3], [Named(4, "lakes")])
+    assert missing_message(missing, 2, "tiny").startswith(
+        "1 of 2 latents have no calibrated strength"
+    )
+    assert "esr-eval calibrate tiny" in missing_message(missing, 2, "tiny")
+
+
+def test_checkpoint_lives_until_its_record_is_saved(folder: Path) -> None:
+    saved = record()
+    search = Bisection(prior=PRIOR).observe([50.0])
+    save_checkpoint(Checkpoint(key=saved.key, seed=0, search=search))
+    found = find_checkpoint(saved.key, seed=0)
+    assert found is not None and found.search == search
+    assert find_checkpoint(saved.key, seed=1) is None
+    save(saved)
+    assert find_checkpoint(saved.key, seed=0) is None
+
+
+def test_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "file"))
+    with pytest.raises(EsrError, match=CACHE_ENV):
+        save(record())
+
+
+def test_prior_of_a_custom_subject_has_to_be_complete() -> None:
+    assert calibration_prior(find_subject("llama-70b"), {"rounds": 3}).rounds == 3
+    with pytest.raises(EsrError, match="prior_mean"):
+        calibration_prior(find_subject("org/model"))
+    whole = {"prior_mean": 10, "prior_std": 5, "lower": 0, "upper": 50}
+    assert calibration_prior(find_subject("org/model"), whole).upper == 50
