@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from esr_eval.dataset import Latent
+from esr_eval.dataset import Latent, prompts
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
+from esr_eval.strengths import calibrated_strengths, missing_message
 from esr_eval.subjects import Subject
 
 
@@ -30,7 +31,22 @@ def resolve_strengths(
     factor, fixed = _parse(strength)
     if fixed is not None:
         return {latent.index: fixed for latent in latents}
-    raise NotImplementedError
+    if subject.calibration is None:
+        raise EsrError(
+            f"{subject.name} has no calibration prior: pass the boost as -T strength=NUMBER."
+        )
+    found, missing = calibrated_strengths(
+        runtime,
+        latents,
+        subject.calibration,
+        grader,
+        prompts=[prompt.text for prompt in prompts()],
+        temperature=subject.temperature,
+        bundle=subject.strengths,
+    )
+    if missing:
+        raise EsrError(missing_message(missing, len(latents), subject.name))
+    return {index: factor * record.strength for index, record in found.items()}
 
 
 def _parse(strength: str | float) -> tuple[float, float | None]:

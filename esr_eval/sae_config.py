@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
 
+from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.spec import SAERef, fingerprint
 from esr_eval.subjects import embedded_path
@@ -106,7 +106,7 @@ def local_folder(ref: SAERef) -> Path | None:
 
 def converted_folder(ref: SAERef) -> Path:
     """Where the cache keeps a registry SAE in sae-lens's folder format."""
-    return user_cache_path("esr-eval") / "sae" / fingerprint(ref)
+    return cache_root() / "sae" / fingerprint(ref)
 
 
 def _current_format(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.weights import PACKAGE_PREFIX, package_file
@@ -82,7 +82,7 @@ def _unpacked(reference: str) -> Path:
     file = package_file(reference)
     stat = file.stat()
     key = fingerprint({"reference": reference, "bytes": stat.st_size, "format": 1})
-    folder = user_cache_path("esr-eval") / "models" / key
+    folder = cache_root() / "models" / key
     if (folder / "config.json").is_file():
         return folder
     transformers_logging.disable_progress_bar()

@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+# No test asks a hub, and threads that spin while waiting would slow each other down.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("INSPECT_DISPLAY", "none")
+
+import pytest
+
+
+@pytest.fixture
+def run_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in, where Inspect writes its logs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def backend():
+    """The embedded subject, loaded once for all tests that talk to the engine directly."""
+    from esr_eval.backends.local import LocalBackend
+    from esr_eval.subjects import find_subject
+
+    return LocalBackend(find_subject("smollm2-135m").runtime(), device="cpu")

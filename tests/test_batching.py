@@ -1,0 +1,88 @@
+import time
+
+import anyio
+import pytest
+
+from esr_eval.batching import Batcher
+
+
+def run_all(batcher, requests, delay=0.0):
+    results = {}
+
+    async def one(request):
+        results[request] = await batcher.submit(request)
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            for request in requests:
+                tasks.start_soon(one, request)
+                await anyio.sleep(delay)
+
+    anyio.run(main)
+    return results
+
+
+def test_one_wave_is_one_batch_and_everyone_gets_their_own_result():
+    sizes = []
+
+    def engine(batch):
+        sizes.append(len(batch))
+        return [2 * request for request in batch]
+
+    assert run_all(Batcher(engine, 16), range(10)) == {i: 2 * i for i in range(10)}
+    assert sizes == [10]
+
+
+def test_a_lone_request_does_not_wait_for_company():
+    started = time.monotonic()
+    run_all(Batcher(lambda batch: list(batch), 16), [1])
+    assert time.monotonic() - started < 0.3
+
+
+def test_batches_stay_within_their_size():
+    sizes = []
+
+    def engine(batch):
+        sizes.append(len(batch))
+        return list(batch)
+
+    assert len(run_all(Batcher(engine, 4), range(11))) == 11
+    assert max(sizes) == 4
+
+
+def test_memory_running_out_halves_the_batch_for_good():
+    sizes = []
+
+    def engine(batch):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return [request + 100 for request in batch]
+
+    batcher = Batcher(engine, 16)
+    assert run_all(batcher, range(12)) == {i: i + 100 for i in range(12)}
+    assert batcher.max_batch == 3
+    assert sizes[0] == 12
+
+
+def test_an_error_reaches_every_request_of_its_batch_and_the_next_batch_runs():
+    calls = []
+
+    def engine(batch):
+        calls.append(list(batch))
+        if len(calls) == 1:
+            raise ValueError("broken once")
+        return list(batch)
+
+    batcher = Batcher(engine, 4)
+    with pytest.raises(BaseExceptionGroup):
+        run_all(batcher, range(3))
+    assert run_all(Batcher(engine, 4), [9]) == {9: 9}
+
+
+def test_memory_that_is_short_for_a_single_row_is_an_error():
+    def engine(batch):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(BaseExceptionGroup):
+        run_all(Batcher(engine, 4), range(2))
