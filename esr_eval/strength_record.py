@@ -135,3 +135,20 @@ class StrengthRecord(Sealed):
         if self.key != self.setting.key(self.latent, self.label):
             raise ValueError("the key is not that of the record's setting and latent")
         return self
+
+    def as_markdown(self) -> str:
+        """The search as a table, for the log viewer."""
+        low, high = self.interval
+        lines = [
+            f"**Strength {self.strength:.4g}** (90 % of the posterior: {low:.4g} to {high:.4g})",
+            "",
+            "| round | boost | first-attempt scores | unscored |",
+            "|---|---|---|---|",
+        ]
+        rows = [(str(number), tested) for number, tested in enumerate(self.rounds, 1)]
+        if self.check:
+            rows.append(("check", self.check))
+        for name, tested in rows:
+            scores = ", ".join(f"{score:.0f}" for score in tested.scores)
+            lines.append(f"| {name} | {tested.boost:.4g} | {scores} | {tested.unscored} |")
+        return "\n".join(lines)

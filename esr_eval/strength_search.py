@@ -7,21 +7,99 @@ which tasks a round asks, and how its answers become evidence.
 import random
 from collections.abc import Callable, Sequence
 
-from inspect_ai.model import Model
-from inspect_ai.util import collect, span
+from inspect_ai.model import Model, ModelOutput, get_model
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.util import collect, display_counter, span
 
 from esr_eval import strengths
 from esr_eval.calibration import Bisection, Round
-from esr_eval.dataset import SEED_RANGE, Latent, Prompt
+from esr_eval.dataset import SEED_RANGE, Latent, Prompt, prompts
 from esr_eval.errors import EsrError
-from esr_eval.scorers.grader import ask
-from esr_eval.solvers import runtime_of, steering_config
+from esr_eval.scorers.grader import ask, grader_model
+from esr_eval.solvers import runtime_of, steering_config, subject_of
 from esr_eval.spec import Boost
 from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
+from esr_eval.subjects import CalibrationPrior
+
+RECORD, SEARCH, CACHED = "strength_record", "strength_search", "strength_cached"
+"""Keys of the sample store."""
+
+
+@solver
+def bisect(
+    prior: CalibrationPrior,
+    temperature: float,
+    check_samples: int,
+    seed: int,
+    fresh: bool,
+    n_latents: int,
+) -> Solver:
+    """Search one latent's strength, or take it from the cache.
+
+    Args:
+        prior: Prior and effort.
+        temperature: Of the responses.
+        check_samples: Fresh responses at the final strength.
+        seed: Seed of tasks and samplers.
+        fresh: Search even where a strength is known.
+        n_latents: How many latents there are in all, for the progress display.
+    """
+    rounds_done: dict[int, int] = {}
+
+    def progress(latent: int, counted: int) -> None:
+        rounds_done[latent] = counted
+        display_counter("Rounds", f"{sum(rounds_done.values())}/{n_latents * prior.rounds}")
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        model = get_model()
+        grader = grader_model(str(model))
+        latent = Latent.model_validate(
+            {"index": state.metadata["latent"], "label": state.metadata["label"]}
+        )
+        setting = Setting.of(
+            runtime_of(model),
+            prior,
+            str(grader),
+            prompts=[prompt.text for prompt in prompts()],
+            temperature=temperature,
+        )
+        key = setting.key(latent.index, latent.label)
+        record = None if fresh else strengths.find_strength(key, subject_of(model).strengths)
+        state.store.set(CACHED, record is not None)
+        if record is not None:
+            progress(latent.index, prior.rounds)
+        else:
+
+            def on_round(search: Bisection) -> None:
+                state.store.set(SEARCH, search.to_json())
+                progress(latent.index, search.counted)
+
+            search, record = await search_strength(
+                model,
+                grader,
+                latent,
+                setting,
+                prompts(),
+                seed=seed,
+                check_samples=check_samples,
+                resume=not fresh,
+                on_round=on_round,
+            )
+        state.store.set(RECORD, record.model_dump(mode="json") if record else None)
+        text = (
+            record.as_markdown()
+            if record
+            else f"No strength: {search.empty} rounds stayed unjudged."
+        )
+        state.output = ModelOutput.from_content(str(model), text)
+        state.messages.append(state.output.message)
+        return state
+
+    return solve
 
 
 def round_plan(
-    prompts: Sequence[Prompt], samples: int, seed: int, latent: int, number: int
+    asked: Sequence[Prompt], samples: int, seed: int, latent: int, number: int
 ) -> list[tuple[Prompt, int]]:
     """Tasks and sampling seeds of one round.
 
@@ -31,7 +109,7 @@ def round_plan(
     draw = random.Random(f"calibration-{seed}-{latent}-{number}")  # noqa: S311
     order: list[Prompt] = []
     while len(order) < samples:
-        order += draw.sample(list(prompts), len(prompts))
+        order += draw.sample(list(asked), len(asked))
     return [(prompt, draw.randrange(SEED_RANGE)) for prompt in order[:samples]]
 
 
@@ -40,7 +118,7 @@ async def search_strength(
     grader: Model,
     latent: Latent,
     setting: Setting,
-    prompts: Sequence[Prompt],
+    asked: Sequence[Prompt],
     *,
     seed: int,
     check_samples: int,
@@ -54,7 +132,7 @@ async def search_strength(
         grader: The judge.
         latent: Whose strength.
         setting: What the record is kept under.
-        prompts: Tasks to draw from.
+        asked: Tasks to draw from.
         seed: Seed of tasks and samplers.
         check_samples: Fresh responses at the final strength, to state the score it achieves.
         resume: Whether to go on from an interrupted search's checkpoint.
@@ -69,7 +147,7 @@ async def search_strength(
     on_round(search)
 
     async def test(number: int, samples: int) -> Round:
-        plan = round_plan(prompts, samples, seed, latent.index, number)
+        plan = round_plan(asked, samples, seed, latent.index, number)
         boost = search.median
         scores = await collect(
             *(

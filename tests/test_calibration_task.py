@@ -13,10 +13,10 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import (
     ChatMessage,
     GenerateConfig,
-    Model,
+    ModelAPI,
     ModelOutput,
     ModelUsage,
-    get_model,
+    modelapi,
 )
 
 from esr_eval.dataset import prompts
@@ -39,9 +39,7 @@ class Subject:
         self.calls: list[tuple[int, float]] = []
         self.fail_after: int | None = None
 
-    async def generate(
-        self, api: Any, input: list[ChatMessage], tools: Any, choice: Any, config: GenerateConfig
-    ) -> ModelOutput:
+    async def generate(self, config: GenerateConfig) -> ModelOutput:
         spec = Steering.from_extra_body(config.extra_body)
         assert spec is not None
         (edit,) = spec.edits
@@ -60,8 +58,10 @@ class Subject:
 def subject(monkeypatch: pytest.MonkeyPatch) -> Subject:
     simulated = Subject()
 
-    async def generate(self: ESRModelAPI, *args: Any) -> ModelOutput:
-        return await simulated.generate(self, *args)
+    async def generate(
+        self: Any, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        return await simulated.generate(config)
 
     monkeypatch.setattr(ESRModelAPI, "generate", generate)
     monkeypatch.setattr(ESRModelAPI, "preflight", lambda self: None)
@@ -90,28 +90,35 @@ def verdict(response: str) -> ModelOutput:
     score = min(100, max(0, round(mean + noise)))
     quotes = {"first": f"latent {latent}", "last": f"seed {seed}"}
     output = ModelOutput.from_content(
-        "mockllm/model", json.dumps({"attempts": [{**quotes, "score": score}]})
+        "noisy", json.dumps({"attempts": [{**quotes, "score": score}]})
     )
     output.usage = USAGE
     return output
 
 
-def judge(mute: bool = False) -> Model:
-    def answer(input: list[ChatMessage], *_: Any) -> ModelOutput:
-        if mute:
-            output = ModelOutput.from_content("mockllm/model", "I cannot judge this.")
-            output.usage = USAGE
-            return output
-        return verdict(parse_request(input).response)
+@modelapi(name="sim-judge")
+class SimulatedJudge(ModelAPI):
+    """`sim-judge/noisy` judges; `sim-judge/mute` never gives a verdict."""
 
-    return get_model("mockllm/model", custom_outputs=answer, memoize=False)
+    async def generate(
+        self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        if self.model_name == "noisy":
+            return verdict(parse_request(input).response)
+        output = ModelOutput.from_content(self.model_name, "I cannot judge this.")
+        output.usage = USAGE
+        return output
 
 
-def run(labels: str, tmp_path: Path, mute: bool = False, **args: Any) -> EvalLog:
+def explained(log: EvalLog) -> str:
+    return f"{log.status}: {log.error.message if log.error else ''}"
+
+
+def run(labels: str, tmp_path: Path, judge: str = "noisy", **args: Any) -> EvalLog:
     (log,) = inspect_eval(
         calibrate,
         model="esr/llama-8b",
-        model_roles={"grader": judge(mute)},
+        model_roles={"grader": f"sim-judge/{judge}"},
         task_args={"latents": labels, "prior": PRIOR, **args},
         log_dir=str(tmp_path / "logs"),
         display="none",
@@ -132,7 +139,7 @@ def test_strengths_are_found_kept_and_taken_from_the_cache(
     subject: Subject, labels: str, tmp_path: Path, cache: Path
 ) -> None:
     log = run(labels, tmp_path)
-    assert log.status == "success"
+    assert log.status == "success", explained(log)
     for latent, value in values(log).items():
         assert value["strength"] == pytest.approx(TRUE_STRENGTH[latent], rel=0.25)
         assert value["achieved_score"] == pytest.approx(30, abs=20)
@@ -141,7 +148,7 @@ def test_strengths_are_found_kept_and_taken_from_the_cache(
     assert log.results is not None
     metrics = {score.name: score.metrics for score in log.results.scores}
     assert metrics["generations"]["total"].value == 90
-    assert log.eval.metadata is not None and log.eval.metadata["judge"] == "mockllm/model"
+    assert log.eval.metadata is not None and log.eval.metadata["judge"] == "sim-judge/noisy"
 
     made = len(subject.calls)
     again = run(labels, tmp_path)
@@ -163,7 +170,7 @@ def test_interrupted_search_goes_on_where_it_stopped_and_ends_the_same(
     assert broken.status == "error"
     subject.fail_after = None
     (log,) = eval_retry(broken, log_dir=str(tmp_path / "logs"), display="none")
-    assert log.status == "success"
+    assert log.status == "success", explained(log)
     # At most one unfinished round for each latent is asked again.
     assert len(subject.calls) <= 90 + 2 * 4
     assert not list(cache.glob("*.partial.json"))
@@ -178,8 +185,8 @@ def test_interrupted_search_goes_on_where_it_stopped_and_ends_the_same(
 def test_judge_that_never_judges_ends_the_search_and_leaves_no_record(
     subject: Subject, labels: str, tmp_path: Path, cache: Path
 ) -> None:
-    log = run(labels, tmp_path, mute=True, n_latents=1)
-    assert log.status == "success"
+    log = run(labels, tmp_path, judge="mute", n_latents=1)
+    assert log.status == "success", explained(log)
     assert log.samples is not None and log.samples[0].scores is not None
     score = log.samples[0].scores["strength"]
     assert score.reason == "grader_failed" and isinstance(score.value, float)

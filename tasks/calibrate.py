@@ -1,0 +1,142 @@
+"""Strength per latent (paper, appendix on boost calibration): bisect to a first score of 30."""
+
+import math
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import get_model
+from inspect_ai.scorer import (
+    Metric,
+    SampleScore,
+    Score,
+    Scorer,
+    Target,
+    mean,
+    metric,
+    scorer,
+    std,
+)
+from inspect_ai.solver import TaskState
+
+from esr_eval.dataset import choose_latents, is_latents_file, load_latents
+from esr_eval.scorers.grader import grader_model
+from esr_eval.solvers import provider_of
+from esr_eval.strength_record import StrengthRecord
+from esr_eval.strength_search import CACHED, RECORD, bisect
+from esr_eval.strengths import calibration_prior
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "section": "appendix on boost calibration (probabilistic bisection)",
+    "deviations": [
+        "Fresh responses at the final strength state the score that it achieves (check_samples).",
+        "A round in which nothing could be judged is repeated with other tasks, at most 3 times.",
+    ],
+}
+
+
+@task
+def calibrate(
+    latents: str | int | list[int] | None = None,
+    n_latents: int | None = None,
+    prior: dict[str, Any] | None = None,
+    temperature: float | None = None,
+    check_samples: int = 5,
+    seed: int = 0,
+    fresh: bool = False,
+) -> Task:
+    """Find every latent's strength: the boost at which first attempts score 30 of 100.
+
+    One sample is one latent; raise `--max-samples` so that latents share batches. Strengths are
+    kept as each latent ends, and `esr` finds them there.
+
+    Args:
+        latents: Indices (7,12,40) among the subject's labelled latents, or a file of labels (CSV
+            index_in_sae,label, or a Neuronpedia export). Default: the subject's own.
+        n_latents: How many of them to draw at random. Default: all.
+        prior: Changes to the subject's prior and effort, e.g. {"samples_per_round": 5}; `esr`
+            finds the strengths only under the same ones.
+        temperature: Of the responses. Default: the subject's.
+        check_samples: Fresh responses at the final strength; no part of the search.
+        seed: Seed of the draw of latents, and of the rounds' tasks and samplers.
+        fresh: Search again even where a strength is known.
+    """
+    model = get_model()
+    provider = provider_of(model)
+    provider.preflight()
+    subject = provider.subject
+    grader = grader_model(str(model))
+    whole = calibration_prior(subject, prior)
+    file = str(latents) if is_latents_file(latents) else None
+    chosen = choose_latents(load_latents(subject, file), None if file else latents, n_latents, seed)
+    provider.check_latents([latent.index for latent in chosen])
+    samples = [
+        Sample(
+            id=f"latent-{latent.index}",
+            input=f"Find the strength of latent {latent.index} ({latent.label}).",
+            metadata={"latent": latent.index, "label": latent.label},
+        )
+        for latent in chosen
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name="esr-latents"),
+        solver=bisect(
+            whole,
+            subject.temperature if temperature is None else temperature,
+            check_samples,
+            seed,
+            fresh,
+            len(samples),
+        ),
+        scorer=strength(),
+        version=VERSION,
+        metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
+    )
+
+
+@metric
+def total() -> Metric:
+    """Sum over samples."""
+
+    def of(scores: list[SampleScore]) -> float:
+        return float(sum(score.score.as_float() for score in scores))
+
+    return of
+
+
+@scorer(
+    metrics={
+        "strength": [mean(), std()],
+        "achieved_score": [mean(), std()],
+        "generations": [total()],
+        "unscored": [total()],
+        "cached": [total()],
+    }
+)
+def strength() -> Scorer:
+    """The latent's strength, the score it achieves, and what finding it took."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        data = state.store.get(RECORD)
+        if data is None:
+            return Score.unscored(
+                reason="grader_failed",
+                explanation="Too many rounds stayed without a single judged response.",
+            )
+        record = StrengthRecord.model_validate(data)
+        achieved = record.achieved_score
+        return Score(
+            value={
+                "strength": record.strength,
+                "achieved_score": math.nan if achieved is None else achieved,
+                "generations": record.generations,
+                "unscored": record.unscored,
+                "cached": int(state.store.get(CACHED)),
+            },
+            answer=f"{record.strength:.4g}",
+            metadata={"key": record.key, "label": record.label},
+        )
+
+    return score
