@@ -4,6 +4,7 @@ import csv
 import difflib
 import json
 import random
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -215,9 +216,19 @@ def trials_dataset(
             )
             samples.append(
                 Sample(
-                    id=f"{latent.index}-{fingerprint(trial)[:8]}",
+                    id=_sample_id(trial),
                     input=prompt.text,
                     metadata=trial.model_dump(),
                 )
             )
     return MemoryDataset(samples, name=f"esr-{condition}")
+
+
+def _sample_id(trial: Trial) -> str:
+    """An id to read, and the same whatever the condition: it pairs trials across logs."""
+    digest = fingerprint({"latent": trial.latent, "topic": trial.topic, "seed": trial.seed})[:6]
+    return f"{trial.latent}-{_slug(trial.label)}-{_slug(trial.topic)}-{digest}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:32]

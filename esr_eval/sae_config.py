@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.spec import SAERef, fingerprint

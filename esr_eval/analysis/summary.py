@@ -1,0 +1,131 @@
+"""Metric tables of several logs side by side, on the terminal and as CSV."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from esr_eval.analysis.pairs import PairedDifference, paired_difference
+from esr_eval.analysis.runs import Estimate, Run
+
+
+class Row(NamedTuple):
+    """One metric of the table: its name in the log, and how it is shown."""
+
+    key: str
+    title: str
+    is_rate: bool
+
+
+ROWS = (
+    Row("multi_attempt", "multi-attempt rate", True),
+    Row("esr", "ESR rate", True),
+    Row("improved", "improvement rate", True),
+    Row("first_score", "mean first score", False),
+    Row("change", "mean score change", False),
+    Row("degraded", "degraded output", True),
+    Row("no_attempt", "no attempt", True),
+    Row("unscored", "unscored", True),
+    Row("errored", "errored", True),
+    Row("disagreement", "judge and phrases disagree", True),
+)
+
+
+def metric_table(runs: Sequence[Run]) -> Table:
+    """One column for each log, one row for each metric, intervals in brackets."""
+    table = Table(title="Endogenous steering resistance, 95 % intervals clustered by latent")
+    table.add_column("")
+    for column in short_names(runs):
+        table.add_column(column, justify="right")
+    for title, values in _header(runs):
+        table.add_row(title, *values)
+    table.add_section()
+    for row in ROWS:
+        table.add_row(row.title, *(_shown(run.estimates.get(row.key), row) for run in runs))
+    return table
+
+
+def pair_table(runs: Sequence[Run]) -> Table | None:
+    """Paired differences of all pairs of logs that share trials; None when no pair does."""
+    pairs = list(_pairs(runs))
+    if not pairs:
+        return None
+    table = Table(title="Difference of first scores on the same latent, task and seed")
+    for column in ("", "difference", "trials", "latents"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, pair in pairs:
+        table.add_row(
+            name,
+            _with_interval(f"{pair.difference:+.1f}", pair.low, pair.high, "+.1f"),
+            str(pair.trials),
+            str(pair.clusters),
+        )
+    return table
+
+
+def write_csv(path: Path, runs: Sequence[Run]) -> None:
+    """One line for each log and metric, and for each pair of logs that share trials."""
+    about = ("log", "subject", "condition", "backend", "judge", "status", "total", "completed")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow((*about, "metric", "value", "low", "high"))
+        for run in runs:
+            who = (run.path, run.subject, run.condition, run.backend, run.judge)
+            for row in ROWS:
+                found = run.estimates.get(row.key)
+                values = (found.value, found.low, found.high) if found else ("", "", "")
+                writer.writerow((*who, run.status, run.total, run.completed, row.key, *values))
+        for name, pair in _pairs(runs):
+            empty = [""] * (len(about) - 3)
+            writer.writerow(
+                (name, *empty, pair.trials, pair.trials, "first_score_difference")
+                + (pair.difference, pair.low, pair.high)
+            )
+
+
+def short_names(runs: Sequence[Run]) -> list[str]:
+    """Names for the columns: subject and condition, numbered where they repeat."""
+    names = [f"{run.subject} {run.condition}" for run in runs]
+    return [
+        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+
+
+def _pairs(runs: Sequence[Run]) -> Iterator[tuple[str, PairedDifference]]:
+    names = short_names(runs)
+    for (name, run), (other_name, other) in combinations(zip(names, runs, strict=True), 2):
+        found = paired_difference(other, run)
+        if found is not None:
+            yield f"{name} minus {other_name}", found
+
+
+def _header(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    yield "log", [Path(run.path).stem[-8:] for run in runs]
+    yield "backend", [run.backend for run in runs]
+    yield "judge", [run.judge for run in runs]
+    yield "trials", [_count(run) for run in runs]
+
+
+def _count(run: Run) -> str:
+    done = f"{run.completed}" if run.completed == run.total else f"{run.completed}/{run.total}"
+    return done if run.status == "success" else f"{done} ({run.status})"
+
+
+def _shown(found: Estimate | None, row: Row) -> str:
+    if found is None:
+        return "-"
+    if not row.is_rate:
+        return _with_interval(f"{found.value:.1f}", found.low, found.high, ".1f")
+    low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
+    return _with_interval(f"{100 * found.value:.1f} %", low, high, ".1f")
+
+
+def _with_interval(text: str, low: float | None, high: float | None, form: str) -> str:
+    if low is None or high is None:
+        return text
+    # Parentheses: rich reads square brackets as markup.
+    return f"{text} ({low:{form}} to {high:{form}})"

@@ -1,0 +1,135 @@
+"""The command `esr-eval`: what can be run, calibrating it, and tables of what came out.
+
+Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/NAME`.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from esr_eval.errors import EsrError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="Evaluations of endogenous steering resistance: does a language model notice and correct "
+    "activation steering? Run them with `inspect eval esr_eval/esr --model esr/NAME`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """Tell an `EsrError` as its one sentence."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EsrError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+    return run
+
+
+@app.command()
+@_plainly
+def subjects() -> None:
+    """List the named subjects, what each needs, and whether this machine can hold it."""
+    from rich.console import Console
+
+    from esr_eval.analysis.subjects import subject_table
+
+    Console().print(subject_table())
+
+
+@app.command()
+@_plainly
+def calibrate(
+    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            help="Indices (7,12,40), or a CSV index_in_sae,label. Default: the subject's."
+        ),
+    ] = None,
+    n_latents: Annotated[int | None, typer.Option(help="How many of them, at random.")] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    task_args: Annotated[
+        list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of latents, tasks and samplers.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Search again what is known.")] = False,
+    max_samples: Annotated[
+        int, typer.Option(help="Latents searched at a time; they share batches.")
+    ] = 64,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the strengths to this file, for a subject to ship.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Find each latent's strength: the boost at which first attempts score 30 of 100.
+
+    Strengths are kept in the cache, where `inspect eval esr_eval/esr` finds them. Interrupted, the
+    same command goes on where it stopped.
+    """
+    from esr_eval.calibrate_run import run_calibration
+
+    run_calibration(
+        subject,
+        task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
+        | _pairs(task_args, "-T"),
+        model_args=_pairs(model_args, "-M"),
+        grader=grader,
+        max_samples=max_samples,
+        export=export,
+        log_dir=log_dir,
+    )
+
+
+@app.command()
+@_plainly
+def summary(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print the metrics of logs side by side, and paired differences where they share trials."""
+    from rich.console import Console
+
+    from esr_eval.analysis.runs import read_run
+    from esr_eval.analysis.summary import metric_table, pair_table, write_csv
+
+    runs = [read_run(log) for log in logs]
+    console = Console()
+    console.print(metric_table(runs))
+    pairs = pair_table(runs)
+    if pairs is not None:
+        console.print(pairs)
+    if csv is not None:
+        write_csv(csv, runs)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+    """`name=value` arguments; values are read as JSON where they are JSON."""
+    found: dict[str, Any] = {}
+    for pair in given or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise EsrError(f"{option} {pair} is not of the form NAME=VALUE.")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
