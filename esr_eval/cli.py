@@ -102,16 +102,16 @@ def calibrate(
 @app.command()
 @_plainly
 def summary(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr.")],
+    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
     csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from rich.console import Console
 
-    from esr_eval.analysis.runs import read_run
+    from esr_eval.analysis.runs import read_runs
     from esr_eval.analysis.summary import metric_table, pair_table, write_csv
 
-    runs = [read_run(log) for log in logs]
+    runs = read_runs(logs, note=lambda text: typer.echo(text, err=True))
     console = Console()
     console.print(metric_table(runs))
     pairs = pair_table(runs)

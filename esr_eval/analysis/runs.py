@@ -1,6 +1,7 @@
 """One log of the main task, read for comparison: what ran, its metrics, its trials."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from inspect_ai.log import (
     EvalLog,
     EvalSampleSummary,
     EvalScore,
+    list_eval_logs,
     read_eval_log,
     read_eval_log_sample_summaries,
 )
@@ -52,6 +54,32 @@ class Run:
     status: str
     estimates: dict[str, Estimate]
     first_scores: dict[TrialKey, float]
+
+
+def read_runs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Run]:
+    """Read logs and whole folders of logs, a folder's in the order in which they were made.
+
+    Args:
+        paths: Logs and folders.
+        note: Told of the logs in a folder that are left out, such as those of other tasks.
+
+    Raises:
+        EsrError: A log cannot be used, or a folder has none that can.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not path.is_dir():
+            runs.append(read_run(path))
+            continue
+        before = len(runs)
+        for log in list_eval_logs(str(path), recursive=False, descending=False):
+            try:
+                runs.append(read_run(log.name))
+            except EsrError as error:
+                note(f"Left out: {error}")
+        if len(runs) == before:
+            raise EsrError(f"There is no log with scores of esr_eval/attempts in {path}.")
+    return runs
 
 
 def read_run(path: str | Path) -> Run:

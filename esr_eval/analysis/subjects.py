@@ -7,37 +7,36 @@ from esr_eval.weights import HEADROOM, gpu_memory_gib, main_memory_gib
 
 
 def subject_table() -> Table:
-    """All named subjects."""
+    """All named subjects, narrow enough for a terminal of 80 columns."""
     gpus = gpu_memory_gib()
     have = sum(gpus) if gpus else main_memory_gib()
     where = f"{len(gpus)} GPU(s), {have:.0f} GiB" if gpus else f"no GPU, {have:.0f} GiB of memory"
-    table = Table(title="Subjects: inspect eval esr_eval/esr --model esr/NAME")
-    for column in ("name", "model", "layers", "steered at", "SAE", "latents"):
-        table.add_column(column, overflow="fold")
-    table.add_column("weights GiB", justify="right")
-    table.add_column("grader", overflow="fold")
-    table.add_column("fits here")
+    table = Table(title="Subjects: inspect eval esr_eval/esr --model esr/NAME", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("layers", justify="right", no_wrap=True)
+    table.add_column("latents", justify="right", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    table.add_column("model, SAE, grader", overflow="fold")
     for subject in subjects().values():
         table.add_row(*_cells(subject, have))
     table.caption = (
-        f"This machine: {where}. Besides the weights, count {HEADROOM - 1:.0%} for all else."
+        f"This machine: {where}. GiB: the weights alone; about {HEADROOM - 1:.0%} more is needed. "
+        "Layers: how many, and the one that is steered."
     )
     return table
 
 
 def _cells(subject: Subject, have: float) -> tuple[str, ...]:
-    parts = (subject.sae.release, subject.sae.sae_id) if subject.sae else ("-", None)
-    weights = subject.weights_gib
+    weights, sae = subject.weights_gib, subject.sae
+    sae_name = " ".join(part for part in (sae.release, sae.sae_id) if part) if sae else "no SAE"
     return (
         subject.name,
-        subject.model.rpartition("/")[2],
-        _number(subject.n_layers),
-        _number(subject.steering_layer),
-        " ".join(part for part in parts if part),
+        f"{_number(subject.n_layers)} ({_number(subject.steering_layer)})",
         _number(subject.n_latents),
         "?" if weights is None else f"{weights:.1f}",
-        subject.grader,
         "?" if weights is None else ("yes" if weights * HEADROOM <= have else "no"),
+        f"{subject.model.removeprefix('package:')}\n{sae_name}\n{subject.grader}",
     )
 
 

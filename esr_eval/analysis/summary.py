@@ -79,11 +79,10 @@ def write_csv(path: Path, runs: Sequence[Run]) -> None:
                 values = (found.value, found.low, found.high) if found else ("", "", "")
                 writer.writerow((*who, run.status, run.total, run.completed, row.key, *values))
         for name, pair in _pairs(runs):
-            empty = [""] * (len(about) - 3)
-            writer.writerow(
-                (name, *empty, pair.trials, pair.trials, "first_score_difference")
-                + (pair.difference, pair.low, pair.high)
-            )
+            # A pair is no one log: only its name, its trials and the difference are there.
+            values = (pair.difference, pair.low, pair.high)
+            counts = (pair.trials, pair.trials)
+            writer.writerow((name, *[""] * 5, *counts, "first_score_difference", *values))
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
