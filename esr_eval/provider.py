@@ -30,7 +30,7 @@ from esr_eval.weights import check_memory
 if TYPE_CHECKING:
     from esr_eval.backends.base import BackendProtocol, Generated, Row
 
-DEFAULT_BATCH = 16
+DEFAULT_BATCH = 32
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_SEED = 0
 
