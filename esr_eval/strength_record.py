@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esr_eval.calibration import Bisection, Round
 from esr_eval.scorers.rubric import RUBRIC_VERSION
+from esr_eval.sealed import Sealed
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import CalibrationPrior
 
@@ -48,29 +49,6 @@ class Setting(BaseModel):
     def key(self, latent: int, label: str) -> str:
         """Key of one latent. The label counts: graders are told which concept to look for."""
         return fingerprint({**self.model_dump(mode="json"), "latent": latent, "label": label})
-
-
-class Sealed(BaseModel):
-    """A file's content with a digest of itself, checked on reading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1] = 1
-    key: str
-    digest: str = ""
-
-    def sealed(self) -> Self:
-        """The same content with its digest filled in."""
-        return self.model_copy(update={"digest": self._digest()})
-
-    @model_validator(mode="after")
-    def _intact(self) -> Self:
-        if self.digest and self.digest != self._digest():
-            raise ValueError("the content does not have the digest that it states")
-        return self
-
-    def _digest(self) -> str:
-        return fingerprint(self.model_dump(mode="json", exclude={"digest"}))
 
 
 class Checkpoint(Sealed):

@@ -8,7 +8,6 @@ looked up second.
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,25 +16,27 @@ from platformdirs import user_cache_path
 from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
+from esr_eval.sealed import CACHE_ENV, checked, read_sealed, reason_of, write_json
 from esr_eval.spec import Runtime
-from esr_eval.strength_record import Checkpoint, Sealed, Setting, StrengthRecord
+from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
 from esr_eval.subjects import CalibrationPrior, Subject, embedded_path
 
 logger = logging.getLogger(__name__)
-
-CACHE_ENV = "ESR_EVAL_CACHE"
-"""Environment variable that names another cache folder than the user's usual one."""
 
 
 class LabelledLatent(Protocol):
     """The part of `esr_eval.dataset.Latent` that matters here."""
 
-    index: int
-    label: str
+    @property
+    def index(self) -> int:
+        """Index in the SAE."""
+
+    @property
+    def label(self) -> str:
+        """What it stands for."""
 
 
 L = TypeVar("L", bound=LabelledLatent)
-S = TypeVar("S", bound=Sealed)
 
 
 def cache_folder() -> Path:
@@ -47,19 +48,19 @@ def cache_folder() -> Path:
 def save(record: StrengthRecord) -> Path:
     """Keep a record; the checkpoint of its search is not needed any more."""
     path = cache_folder() / f"{record.key}.json"
-    _write(path, record.sealed().model_dump(mode="json"))
+    write_json(path, record.sealed().model_dump(mode="json"))
     _checkpoint_path(record.key).unlink(missing_ok=True)
     return path
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:
     """Keep the state of a search that is under way."""
-    _write(_checkpoint_path(checkpoint.key), checkpoint.sealed().model_dump(mode="json"))
+    write_json(_checkpoint_path(checkpoint.key), checkpoint.sealed().model_dump(mode="json"))
 
 
 def find_checkpoint(key: str, seed: int) -> Checkpoint | None:
     """The state in which a search with this key and seed was interrupted."""
-    found = _read(_checkpoint_path(key), key, Checkpoint)
+    found = read_sealed(_checkpoint_path(key), key, Checkpoint)
     return found if found is not None and found.seed == seed else None
 
 
@@ -75,7 +76,7 @@ def find_strength(key: str, bundle: str | Path | None = None) -> StrengthRecord 
         key: Made by `Setting.key`.
         bundle: `Subject.strengths`, or the path of an exported bundle.
     """
-    found = _read(cache_folder() / f"{key}.json", key, StrengthRecord)
+    found = read_sealed(cache_folder() / f"{key}.json", key, StrengthRecord)
     return found or (load_bundle(bundle).get(key) if bundle else None)
 
 
@@ -154,73 +155,18 @@ def load_bundle(reference: str | Path) -> dict[str, StrengthRecord]:
     records = {}
     for number, entry in enumerate(entries):
         try:
-            record = _checked(entry, StrengthRecord)
+            record = checked(entry, StrengthRecord)
             records[record.key] = record
         except ValueError as error:
-            logger.warning("Ignoring damaged record %d of %s: %s", number, path, _first(error))
+            logger.warning("Ignoring damaged record %d of %s: %s", number, path, reason_of(error))
     return records
 
 
 def export_bundle(path: Path, records: Iterable[StrengthRecord]) -> None:
     """Write records as one file that a subject can ship, ordered by latent."""
     ordered = sorted(records, key=lambda record: (record.latent, record.key))
-    _write(path, [record.sealed().model_dump(mode="json") for record in ordered])
+    write_json(path, [record.sealed().model_dump(mode="json") for record in ordered])
 
 
 def _checkpoint_path(key: str) -> Path:
     return cache_folder() / f"{key}.partial.json"
-
-
-def _checked(data: object, kind: type[S]) -> S:
-    found = kind.model_validate(data)
-    if not found.digest:
-        raise ValueError("no digest")
-    return found
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return str(error.errors()[0]["msg"])
-    return str(error)
-
-
-def _read(path: Path, key: str, kind: type[S]) -> S | None:
-    try:
-        found = _checked(json.loads(path.read_text("utf-8")), kind)
-        if found.key != key:
-            raise ValueError("it belongs to another key")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.warning("Cannot read %s: %s", path, error.strerror)
-        return None
-    except ValueError as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        try:
-            path.replace(aside)
-            done = f"moved aside to {aside.name}"
-        except OSError:
-            done = "left where it is"
-        logger.warning("Not trusting the damaged file %s (%s): %s", path, _first(error), done)
-        return None
-    return found
-
-
-def _write(path: Path, data: object) -> None:
-    """Write the whole file or nothing, so that no reader ever sees half of one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, so that two processes never write to the same unfinished file.
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with unfinished.open("x", encoding="utf-8") as file:
-                json.dump(data, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise EsrError(
-            f"Cannot write {path} ({error.strerror}): name a writable folder in {CACHE_ENV}."
-        ) from None

@@ -22,9 +22,10 @@ from inspect_ai.model import (
 from esr_eval.dataset import prompts
 from esr_eval.provider import ESRModelAPI
 from esr_eval.scorers.rubric import parse_request
+from esr_eval.sealed import CACHE_ENV
 from esr_eval.spec import Boost, Steering
 from esr_eval.strength_search import round_plan
-from esr_eval.strengths import CACHE_ENV, cache_folder
+from esr_eval.strengths import cache_folder
 from esr_eval.tasks.calibrate import calibrate
 
 USAGE = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)

@@ -9,10 +9,10 @@ import pytest
 
 from esr_eval.calibration import Bisection, Round
 from esr_eval.errors import EsrError
+from esr_eval.sealed import CACHE_ENV
 from esr_eval.spec import Runtime, SAERef
 from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
 from esr_eval.strengths import (
-    CACHE_ENV,
     cache_folder,
     calibrated_strengths,
     calibration_prior,
