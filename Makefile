@@ -50,9 +50,9 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 
 types: $(READY)  ## strict types, checked on the package as it is installed
-	rm -rf build/types
-	$(BIN)/python scripts/assemble.py build/types
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p esr_eval
+	rm -rf .types
+	$(BIN)/python scripts/assemble.py .types
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p esr_eval
 
 clean:  ## remove what can be made again
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

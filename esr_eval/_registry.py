@@ -3,9 +3,9 @@
 from inspect_ai.model import ModelAPI, modelapi
 
 from esr_eval.scorers.attempts import attempts
-from esr_eval.tasks.esr import esr
+from esr_eval.tasks import calibrate, esr
 
-__all__ = ["attempts", "esr", "esr_judge", "esr_provider"]
+__all__ = ["attempts", "calibrate", "esr", "esr_judge", "esr_provider"]
 
 
 @modelapi(name="esr")

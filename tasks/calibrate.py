@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from esr_eval.scorers.grader import grader_model
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import get_model
@@ -21,6 +20,7 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import TaskState
 
 from esr_eval.dataset import choose_latents, is_latents_file, load_latents
+from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of
 from esr_eval.strength_record import StrengthRecord
 from esr_eval.strength_search import CACHED, RECORD, bisect

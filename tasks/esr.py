@@ -1,7 +1,5 @@
 """The main experiment (paper, main results): boost an unrelated latent, watch for recovery."""
 
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.grader import grader_model
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, get_model
 
@@ -13,6 +11,8 @@ from esr_eval.dataset import (
     load_latents,
     trials_dataset,
 )
+from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of, steered_generate
 from esr_eval.viewing import trials_view
 

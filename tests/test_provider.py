@@ -113,7 +113,7 @@ def test_a_spec_for_another_runtime_is_refused(model):
 @pytest.mark.parametrize(
     ("name", "args", "sentence"),
     [
-        ("llama-80b", {}, "Did you mean llama-70b"),
+        ("llama70b", {}, "Did you mean llama-70b"),
         ("gemma-2b", {"steering_layr": 3}, "no argument -M steering_layr="),
         ("gemma-2b", {"dtype": "int3"}, "-M dtype=int3"),
         ("gemma-2b", {"backend": "cloud"}, "does not exist"),
