@@ -45,7 +45,8 @@ class SentenceEncoder:
         self._lock = threading.Lock()
         self._memory: OrderedDict[str, Embeddings] = OrderedDict()
         self._remembered = remembered
-        self._tokenizer: Any = None
+        self._counter: Any = None
+        self._cutter: Any = None
         self._model: Any = None
 
     def encode(self, sentences: Sequence[str]) -> Embeddings:
@@ -55,10 +56,10 @@ class SentenceEncoder:
             return np.stack([self._one(sentence) for sentence in sentences])
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text as this model counts them."""
+        """Tokens of a text as this model counts them, however long it is."""
         with self._lock:
             self._load()
-            return len(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+            return len(self._counter.encode(text, add_special_tokens=False).ids)
 
     def _one(self, sentence: str) -> Embeddings:
         known = self._memory.get(sentence)
@@ -67,11 +68,9 @@ class SentenceEncoder:
             return known
         import torch
 
-        tokens = self._tokenizer(
-            sentence, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
+        ids = torch.tensor([self._cutter.encode(sentence).ids])
         with torch.inference_mode():
-            states = self._model(**tokens).last_hidden_state[0]
+            states = self._model(input_ids=ids).last_hidden_state[0]
         pooled = states.mean(dim=0)
         unit: Embeddings = (pooled / pooled.norm()).numpy().astype(np.float32)
         self._memory[sentence] = unit
@@ -83,10 +82,21 @@ class SentenceEncoder:
         if self._model is not None:
             return
         folder = weights_folder()
-        from transformers import AutoModel, AutoTokenizer
+        from tokenizers import Tokenizer
+        from transformers import AutoModel
+        from transformers.utils import logging
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        # The tokenizer's own limits are off: lengths are counted in full, and cut when embedding.
-        self._tokenizer.backend_tokenizer.no_truncation()
-        self._tokenizer.backend_tokenizer.no_padding()
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        # Two tokenizers, because cutting is a state of the tokenizer: one embeds, one counts.
+        self._counter = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._counter.no_truncation()
+        self._counter.no_padding()
+        self._cutter = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._cutter.enable_truncation(MAX_TOKENS)
+        self._cutter.no_padding()
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        finally:
+            if bars:
+                logging.enable_progress_bar()

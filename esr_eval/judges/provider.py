@@ -1,0 +1,79 @@
+"""The offline judge as a model: `esr-judge/offline` answers grading requests without a network.
+
+It speaks the hosted graders' protocol (`esr_eval.scorers.rubric`), so that a run with it exercises
+everything that a run with a hosted grader does. It measures topicality, not correctness.
+"""
+
+from typing import Any
+
+import anyio.to_thread
+from inspect_ai.model import (
+    ChatMessage,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from esr_eval.errors import EsrError
+from esr_eval.judges.encoder import SentenceEncoder, weights_folder
+from esr_eval.judges.verdicts import verdict
+from esr_eval.scorers.rubric import parse_request
+
+MODELS = ("offline",)
+
+# One encoder for all judges of the process: its weights and memory are worth sharing.
+_encoder = SentenceEncoder()
+
+
+class OfflineJudge(ModelAPI):
+    """Restart phrases for the attempts, MiniLM similarity for their scores. Deterministic."""
+
+    def __init__(
+        self,
+        model_name: str = "offline",
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008 - Inspect's own signature
+        **model_args: Any,
+    ) -> None:
+        super().__init__(model_name, base_url, api_key, [], config)
+        if model_name not in MODELS:
+            raise EsrError(f"There is no judge esr-judge/{model_name}; the one there is: offline.")
+        if model_args:
+            raise EsrError(f"esr-judge/offline takes no arguments (got {', '.join(model_args)}).")
+
+    def check_ready(self) -> None:
+        """Raise `EsrError` when the weights are missing; loads nothing."""
+        weights_folder()
+
+    async def generate(
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """Answer a grading request; `config` changes nothing, and verdicts are never cut."""
+        try:
+            request = parse_request(input)
+        except ValueError as error:
+            raise EsrError(f"esr-judge/offline only answers grading requests: {error}.") from None
+        # In a thread, because embedding takes long enough to starve the event loop.
+        content = await anyio.to_thread.run_sync(verdict, request, _encoder)
+        asked = sum([await self.count_text_tokens(message.text) for message in input])
+        written = await self.count_text_tokens(content)
+        output = ModelOutput.from_content(f"esr-judge/{self.model_name}", content)
+        output.usage = ModelUsage(
+            input_tokens=asked, output_tokens=written, total_tokens=asked + written
+        )
+        return output
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Tokens as MiniLM counts them: exact for what this judge reads, and needs no network."""
+        return await anyio.to_thread.run_sync(_encoder.count_tokens, text)
+
+    def max_connections(self) -> int:
+        """Requests at once: the encoder takes one sentence at a time anyway."""
+        return 4

@@ -1,0 +1,108 @@
+"""Find the places where a response says in so many words that it starts over.
+
+Beside the judge, because an independent group found that the judge missed two of three restarts
+that a phrase search found. Measured on `tests/data/restarts.jsonl`:
+`python -m esr_eval.scorers.restarts tests/data/restarts.jsonl`.
+"""
+
+import re
+from typing import NamedTuple
+
+from esr_eval.scorers.masking import mask_quoted
+from esr_eval.scorers.phrase_patterns import STRONG, WEAK
+
+_SEARCHED = 320
+"""Characters of a sentence that are looked at: restarts stand at its beginning."""
+
+_BREAK = re.compile(
+    r"[.!?…]+[)\]\"'”’*_]*(?=\s|$)|\n+|[—–]|\s-\s|:(?=\s)|\.{3,}|…|\((?=\w)|\x00+"
+    # A run-on sentence that interrupts itself: "... of the court, wait, that's not right"
+    r"|[,;](?= (?:no,? )?(?:wait|hold on|hang on|oops|sorry|hmm+)\b[,.!…—–-])",
+    re.IGNORECASE,
+)
+_DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
+_STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
+_WORD = re.compile(r"\w+")
+
+_OPENING_WORDS = 4
+"""After fewer words there is nothing to correct: the protocol ignores an opening restart."""
+
+_BRIDGE = 15
+"""Two hits with at most this many characters between their sentences are one restart."""
+
+
+class Restart(NamedTuple):
+    """One restart: where its words stand in the response, and the words."""
+
+    start: int
+    end: int
+    phrase: str
+
+
+class _Hit(NamedTuple):
+    start: int
+    end: int
+    weight: int
+
+
+def find_restarts(response: str) -> list[Restart]:
+    """The restarts of a response, in order.
+
+    Speech, dialogue and letters inside the response are left out, and so are restarts at the very
+    beginning (nothing to correct) and at the very end (no new attempt follows).
+    """
+    hits = _hits(mask_quoted(response))
+    found: list[Restart] = []
+    for group in _groups(hits, response):
+        start, end = group[0].start, group[-1].end
+        if sum(hit.weight for hit in group) < 2:
+            continue
+        if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
+            continue
+        if _WORD.search(response, end) is None:
+            continue
+        found.append(Restart(start, end, " ".join(response[start:end].split())[:120]))
+    return found
+
+
+def _hits(text: str) -> list[_Hit]:
+    hits: list[_Hit] = []
+    for start, end in _sentences(text):
+        plain = text[start : min(end, start + _SEARCHED)].translate(_STRAIGHT)
+        # Markdown inside the phrase ("*Wait* that's") must not hide it; length stays the same.
+        plain = plain.replace("*", " ").lower()
+        if len(plain) != min(end, start + _SEARCHED) - start:
+            plain = plain[: min(end, start + _SEARCHED) - start]
+        if STRONG.match(plain):
+            hits.append(_Hit(start, end, 2))
+        elif WEAK.match(plain):
+            hits.append(_Hit(start, end, 1))
+    return hits
+
+
+def _sentences(text: str) -> list[tuple[int, int]]:
+    """Start and end of each sentence, decoration such as list marks left out at its start."""
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for match in _BREAK.finditer(text):
+        spans.append((start, match.end()))
+        start = match.end()
+    spans.append((start, len(text)))
+    trimmed: list[tuple[int, int]] = []
+    for begin, end in spans:
+        while (mark := _DECORATION.match(text, begin, end)) is not None:
+            begin = mark.end()
+        if begin < end:
+            trimmed.append((begin, end))
+    return trimmed
+
+
+def _groups(hits: list[_Hit], response: str) -> list[list[_Hit]]:
+    """Hits that follow one another belong to one restart ("Wait, no. Let me start over.")."""
+    groups: list[list[_Hit]] = []
+    for hit in hits:
+        if groups and len(response[groups[-1][-1].end : hit.start].strip()) <= _BRIDGE:
+            groups[-1].append(hit)
+        else:
+            groups.append([hit])
+    return groups
