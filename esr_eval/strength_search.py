@@ -201,5 +201,7 @@ async def _first_score(
             temperature=setting.temperature,
         ),
     )
+    if not output.completion.strip():
+        return None
     verdict = await ask(grader, prompt.text, latent.label, output.completion)
     return verdict.attempts[0].score if verdict.attempts else None

@@ -1,8 +1,5 @@
 """The calibration task through Inspect, with a simulated model and judge on real files."""
 
-import json
-import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +7,20 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai import eval_retry
 from inspect_ai.log import EvalLog
-from inspect_ai.model import (
-    ChatMessage,
-    GenerateConfig,
-    ModelAPI,
-    ModelOutput,
-    ModelUsage,
-    modelapi,
-)
+from simulation import LABELS, MODEL, TRUE_STRENGTH, Subject, install
 
 from esr_eval.dataset import prompts
-from esr_eval.provider import ESRModelAPI
-from esr_eval.scorers.rubric import parse_request
 from esr_eval.sealed import CACHE_ENV
-from esr_eval.spec import Boost, Steering
 from esr_eval.strength_search import round_plan
 from esr_eval.strengths import cache_folder
 from esr_eval.tasks.calibrate import calibrate
 
-USAGE = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
-TRUE_STRENGTH = {1: 12.0, 2: 30.0}
 PRIOR = {"prior_mean": 20, "prior_std": 10, "lower": 0, "upper": 50, "samples_per_round": 4}
-
-
-class Subject:
-    """Stands in for the language model: its answer names the boost that it got."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, float]] = []
-        self.fail_after: int | None = None
-
-    async def generate(self, config: GenerateConfig) -> ModelOutput:
-        spec = Steering.from_extra_body(config.extra_body)
-        assert spec is not None
-        (edit,) = spec.edits
-        assert isinstance(edit, Boost)
-        if self.fail_after is not None and len(self.calls) >= self.fail_after:
-            raise RuntimeError("the power went off")
-        self.calls.append((edit.latent, edit.strength))
-        output = ModelOutput.from_content(
-            "sim", f"latent {edit.latent} boost {edit.strength!r} seed {config.seed}"
-        )
-        output.usage = USAGE
-        return output
 
 
 @pytest.fixture
 def subject(monkeypatch: pytest.MonkeyPatch) -> Subject:
-    simulated = Subject()
-
-    async def generate(
-        self: Any, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig
-    ) -> ModelOutput:
-        return await simulated.generate(config)
-
-    monkeypatch.setattr(ESRModelAPI, "generate", generate)
-    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self: None)
-    return simulated
+    return install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -78,37 +32,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def labels(tmp_path: Path) -> str:
     path = tmp_path / "labels.csv"
-    path.write_text("index_in_sae,label\n1,oceans\n2,taxes\n")
+    path.write_text(LABELS)
     return str(path)
-
-
-def verdict(response: str) -> ModelOutput:
-    """A noisy judge whose mean falls with the boost and is 30 at the latent's true strength."""
-    _, latent, _, boost, _, seed = response.split()
-    ratio = float(boost) / TRUE_STRENGTH[int(latent)]
-    mean = 95 / (1 + math.exp(6 * (ratio - 1) + math.log(95 / 30 - 1)))
-    noise = random.Random(response).gauss(0, 10)
-    score = min(100, max(0, round(mean + noise)))
-    quotes = {"first": f"latent {latent}", "last": f"seed {seed}"}
-    output = ModelOutput.from_content(
-        "noisy", json.dumps({"attempts": [{**quotes, "score": score}]})
-    )
-    output.usage = USAGE
-    return output
-
-
-@modelapi(name="sim-judge")
-class SimulatedJudge(ModelAPI):
-    """`sim-judge/noisy` judges; `sim-judge/mute` never gives a verdict."""
-
-    async def generate(
-        self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig
-    ) -> ModelOutput:
-        if self.model_name == "noisy":
-            return verdict(parse_request(input).response)
-        output = ModelOutput.from_content(self.model_name, "I cannot judge this.")
-        output.usage = USAGE
-        return output
 
 
 def explained(log: EvalLog) -> str:
@@ -118,7 +43,7 @@ def explained(log: EvalLog) -> str:
 def run(labels: str, tmp_path: Path, judge: str = "noisy", **args: Any) -> EvalLog:
     (log,) = inspect_eval(
         calibrate,
-        model="esr/llama-8b",
+        model=MODEL,
         model_roles={"grader": f"sim-judge/{judge}"},
         task_args={"latents": labels, "prior": PRIOR, **args},
         log_dir=str(tmp_path / "logs"),

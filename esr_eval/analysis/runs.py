@@ -131,9 +131,10 @@ def _estimate(score: EvalScore) -> Estimate | None:
             low = value
         elif leaf.endswith("upper"):
             high = value
-        elif point is None and leaf not in ("stderr", "std", "var"):
+        elif leaf == "mean":
             point = value
-    if point is None or math.isnan(point):
+    # Inspect's mean of nothing is 0; the interval of nothing is NaN, and tells them apart.
+    if point is None or any(bound is not None and math.isnan(bound) for bound in (point, low)):
         return None
     return Estimate(point, low, high)
 

@@ -26,10 +26,14 @@ ROWS = (
     Row("improved", "improvement rate", True),
     Row("first_score", "mean first score", False),
     Row("change", "mean score change", False),
+    Row("multi_attempt_clean", "multi-attempt, without degraded", True),
+    Row("esr_clean", "ESR, without degraded", True),
+    Row("first_score_clean", "first score, without degraded", False),
     Row("degraded", "degraded output", True),
     Row("no_attempt", "no attempt", True),
     Row("unscored", "unscored", True),
     Row("errored", "errored", True),
+    Row("restart_phrase", "restart phrase found", True),
     Row("disagreement", "judge and phrases disagree", True),
 )
 

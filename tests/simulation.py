@@ -1,0 +1,93 @@
+"""Stand-ins for a language model and its judge: arithmetic, but real Inspect runs and files."""
+
+import json
+import math
+import random
+from typing import Any
+
+import pytest
+from inspect_ai.model import (
+    ChatMessage,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    modelapi,
+)
+
+from esr_eval.provider import ESRModelAPI
+from esr_eval.scorers.rubric import parse_request
+from esr_eval.spec import Boost, Steering
+
+TRUE_STRENGTH = {1: 12.0, 2: 30.0}
+"""Boost of each latent at which the judge's mean score is 30."""
+
+LABELS = "index_in_sae,label\n1,oceans\n2,taxes\n"
+RESTART = "Wait, that's not right. Here is the answer that was asked for."
+MODEL = "esr/llama-8b"
+SUBJECT = "llama-8b"
+
+
+class Subject:
+    """Answers with the boost that it got; when steered with an odd seed, it starts over."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, float]] = []
+        self.fail_after: int | None = None
+
+    def answer(self, config: GenerateConfig) -> ModelOutput:
+        spec = Steering.from_extra_body(config.extra_body)
+        assert spec is not None
+        edit = spec.edits[0] if spec.edits else None
+        if self.fail_after is not None and len(self.calls) >= self.fail_after:
+            raise RuntimeError("the power went off")
+        latent, boost = (edit.latent, edit.strength) if isinstance(edit, Boost) else (0, 0.0)
+        self.calls.append((latent, boost))
+        seed = config.seed or 0
+        again = f" {RESTART}" if boost and seed % 2 else ""
+        return _output("sim", f"latent {latent} boost {boost!r} seed {seed}{again}")
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Subject:
+    """Put the stand-in behind the provider `esr`; no weights are needed or looked for."""
+    subject = Subject()
+
+    async def generate(
+        self: Any, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        return subject.answer(config)
+
+    monkeypatch.setattr(ESRModelAPI, "generate", generate)
+    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, edits_needed=True: None)
+    return subject
+
+
+@modelapi(name="sim-judge")
+class SimulatedJudge(ModelAPI):
+    """`sim-judge/noisy` judges by the boost; `sim-judge/mute` never gives a verdict."""
+
+    async def generate(
+        self, input: list[ChatMessage], tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        if self.model_name == "mute":
+            return _output(self.model_name, "I cannot judge this.")
+        return _verdict(parse_request(input).response)
+
+
+def _verdict(response: str) -> ModelOutput:
+    first, restart, _ = response.partition(f" {RESTART}")
+    _, latent, _, boost, _, seed = first.split()
+    ratio = float(boost) / TRUE_STRENGTH.get(int(latent), 1.0)
+    mean = 95 / (1 + math.exp(6 * (ratio - 1) + math.log(95 / 30 - 1)))
+    score = min(100, max(0, round(mean + random.Random(response).gauss(0, 10))))
+    attempts = [{"first": f"latent {latent}", "last": f"seed {seed}", "score": score}]
+    if restart:
+        attempts.append({"first": "Wait, that's not right.", "last": "asked for.", "score": 90})
+    return _output("noisy", json.dumps({"attempts": attempts}))
+
+
+def _output(model: str, text: str) -> ModelOutput:
+    output = ModelOutput.from_content(model, text)
+    # Without usage Inspect would count tokens with a tokenizer from the network.
+    output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+    return output
