@@ -169,6 +169,18 @@ def _indices(wanted: str | int | Sequence[int]) -> list[int]:
         raise EsrError(f"'{wanted}' is not a list of latent indices such as 7,12,40.") from None
 
 
+def pick_latents(
+    subject: Subject, latents: str | int | Sequence[int] | None, count: int | None, seed: int
+) -> list[Latent]:
+    """A task's latents, from its arguments `latents` (indices, or a file of labels) and `count`.
+
+    Raises:
+        EsrError: See `load_latents` and `choose_latents`.
+    """
+    file = str(latents) if is_latents_file(latents) else None
+    return choose_latents(load_latents(subject, file), None if file else latents, count, seed)
+
+
 def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
     """Whether the `latents` argument names a file rather than indices."""
     return isinstance(latents, str) and (

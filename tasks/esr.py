@@ -4,19 +4,15 @@ from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig, get_model
 
 from esr_eval.boosts import resolve_strengths
-from esr_eval.dataset import (
-    choose_latents,
-    choose_prompts,
-    is_latents_file,
-    load_latents,
-    trials_dataset,
-)
+from esr_eval.dataset import choose_prompts, pick_latents, trials_dataset
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of, steered_generate
 from esr_eval.viewing import trials_view
 
 VERSION = 1
+MOST_ERRORS = 0.1
+"""Share of trials that may fail before the run as a whole counts as failed."""
 PAPER = {
     "paper": "arXiv:2602.06941",
     "experiment": "1 (main) and 8 (no steering)",
@@ -58,10 +54,7 @@ def esr(
     provider.preflight()
     subject = provider.subject
     grader = grader_model(str(model))
-    labelled = load_latents(subject, str(latents) if is_latents_file(latents) else None)
-    chosen = choose_latents(
-        labelled, None if is_latents_file(latents) else latents, n_latents, seed
-    )
+    chosen = pick_latents(subject, latents, n_latents, seed)
     provider.check_latents([latent.index for latent in chosen])
     strengths = (
         resolve_strengths(strength, provider.runtime, subject, chosen, str(grader))
@@ -79,7 +72,14 @@ def esr(
         ),
         solver=steered_generate(),
         scorer=attempts(),
-        config=GenerateConfig(max_tokens=subject.max_tokens, temperature=subject.temperature),
+        config=GenerateConfig(
+            max_tokens=subject.max_tokens,
+            temperature=subject.temperature,
+            max_connections=provider.max_connections(),
+        ),
+        # A trial that fails is counted and shown; a run in which many fail is no result.
+        score_on_error=True,
+        fail_on_error=MOST_ERRORS,
         viewer=trials_view(),
         version=VERSION,
         metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
