@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esr_eval.calibration import Bisection, Round
 from esr_eval.scorers.rubric import RUBRIC_VERSION
-from esr_eval.sealed import Sealed
+from esr_eval.sealed import Sealed, folder_digest
 from esr_eval.spec import Runtime, fingerprint
-from esr_eval.subjects import CalibrationPrior
+from esr_eval.subjects import CalibrationPrior, embedded_path
 
 
 class Setting(BaseModel):
@@ -25,6 +26,10 @@ class Setting(BaseModel):
     temperature: float
     grader: str = Field(description="Model that judged the responses.")
     rubric: int = Field(description="Version of the grader's instructions.")
+    files: dict[str, str] = Field(
+        default_factory=dict,
+        description="Digests of a local SAE and adapter: a path stays when its content changes.",
+    )
 
     @classmethod
     def of(
@@ -44,11 +49,24 @@ class Setting(BaseModel):
             temperature=temperature,
             grader=grader,
             rubric=RUBRIC_VERSION,
+            files=local_digests(runtime),
         )
 
     def key(self, latent: int, label: str) -> str:
         """Key of one latent. The label counts: graders are told which concept to look for."""
         return fingerprint({**self.model_dump(mode="json"), "latent": latent, "label": label})
+
+
+def local_digests(runtime: Runtime) -> dict[str, str]:
+    """Digests of the runtime's SAE and adapter where they are local folders."""
+    folders: dict[str, Path] = {}
+    if runtime.sae is not None:
+        release = embedded_path(runtime.sae.release)
+        inner = release / (runtime.sae.sae_id or "")
+        folders["sae"] = inner if inner.is_dir() else release
+    if runtime.adapter is not None:
+        folders["adapter"] = Path(runtime.adapter)
+    return {name: folder_digest(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
 class Checkpoint(Sealed):

@@ -7,16 +7,15 @@ looked up second.
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from platformdirs import user_cache_path
 from pydantic import ValidationError
 
+from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
-from esr_eval.sealed import CACHE_ENV, checked, read_sealed, reason_of, write_json
+from esr_eval.sealed import checked, read_sealed, reason_of, write_json
 from esr_eval.spec import Runtime
 from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
 from esr_eval.subjects import CalibrationPrior, Subject, embedded_path
@@ -41,8 +40,7 @@ L = TypeVar("L", bound=LabelledLatent)
 
 def cache_folder() -> Path:
     """Where records are kept."""
-    root = os.environ.get(CACHE_ENV)
-    return (Path(root) if root else user_cache_path("esr-eval")) / "strengths"
+    return cache_root() / "strengths"
 
 
 def save(record: StrengthRecord) -> Path:

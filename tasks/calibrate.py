@@ -5,7 +5,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import get_model
+from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.scorer import (
     Metric,
     SampleScore,
@@ -91,6 +91,7 @@ def calibrate(
             len(samples),
         ),
         scorer=strength(),
+        config=GenerateConfig(max_connections=provider.max_connections()),
         version=VERSION,
         metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
     )

@@ -9,8 +9,8 @@ import pytest
 from simulation import LABELS, install
 from typer.testing import CliRunner, Result
 
+from esr_eval.cache import CACHE_ENV
 from esr_eval.cli import app
-from esr_eval.sealed import CACHE_ENV
 from esr_eval.strengths import load_bundle
 from esr_eval.subjects import subjects
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
+from esr_eval.cache import CACHE_ENV
 from esr_eval.calibration import Bisection, Round
 from esr_eval.errors import EsrError
-from esr_eval.sealed import CACHE_ENV
 from esr_eval.spec import Runtime, SAERef
 from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
 from esr_eval.strengths import (
@@ -75,6 +75,7 @@ def test_nothing_but_finished_files_is_left(folder: Path) -> None:
         {"temperature": 0.7},
         {"grader": "anthropic/claude-haiku-4-5-20251001"},
         {"rubric": 99},
+        {"files": {"sae": "other"}},
     ],
 )
 def test_whatever_decides_the_strength_changes_the_key(change: dict[str, object]) -> None:
@@ -84,6 +85,33 @@ def test_whatever_decides_the_strength_changes_the_key(change: dict[str, object]
 def test_latent_and_label_change_the_key() -> None:
     keys = {SETTING.key(3, "oceans"), SETTING.key(4, "oceans"), SETTING.key(3, "lakes")}
     assert len(keys) == 3
+
+
+def test_local_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("sae", "adapter")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"one")
+        (folder / "cfg.json").write_text('{"d_in": 2}')
+    runtime = RUNTIME.model_copy(
+        update={"sae": SAERef(release=str(folders["sae"])), "adapter": str(folders["adapter"])}
+    )
+
+    def key() -> str:
+        setting = Setting.of(runtime, PRIOR, "judge", prompts=PROMPTS, temperature=0.6)
+        return setting.key(3, "oceans")
+
+    keys = [key()]
+    (folders["sae"] / "cfg.json").write_text('{\r\n "d_in": 2}')
+    (folders["sae"] / "README.md").write_text("A model card.")
+    assert key() == keys[0]
+    (folders["sae"] / "cfg.json").write_text('{"d_in": 3}')
+    keys.append(key())
+    (folders["sae"] / "weights.safetensors").write_bytes(b"three")
+    keys.append(key())
+    (folders["adapter"] / "weights.safetensors").write_bytes(b"three")
+    keys.append(key())
+    assert len(set(keys)) == 4
 
 
 def _corrupt_strength(text: str) -> str:
