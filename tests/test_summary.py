@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from inspect_ai import eval as inspect_eval
+from inspect_ai import score
 from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.model import ModelConfig
 from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
 from esr_eval.analysis.pairs import clustered_mean, paired_difference
-from esr_eval.analysis.runs import Run, read_run, read_runs
+from esr_eval.analysis.runs import Run, read_log, read_runs
 from esr_eval.analysis.summary import ROWS, metric_table, pair_table, short_names, write_csv
 from esr_eval.errors import EsrError
+from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.values import MEANS, RATES
 from esr_eval.tasks.esr import esr
 
@@ -46,7 +49,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def runs(logs: list[Path]) -> list[Run]:
-    return [read_run(log) for log in logs]
+    return [run for log in logs for run in read_log(log)]
 
 
 def printed(table: Any) -> str:
@@ -123,10 +126,24 @@ def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[
 
 
 def test_runs_without_shared_trials_do_not_pair(tmp_path: Path, runs: list[Run]) -> None:
-    other = read_run(evaluate(tmp_path, seed=1))
+    (other,) = read_log(evaluate(tmp_path, seed=1))
     assert paired_difference(runs[0], other) is None
     assert pair_table([runs[0], other]) is None
     assert short_names([runs[0], other]) == ["llama-8b steered (1)", "llama-8b steered (2)"]
+
+
+def test_log_scored_by_a_second_judge_is_two_runs(logs: list[Path], tmp_path: Path) -> None:
+    log = read_eval_log(str(logs[0]))
+    log.eval.model_roles = {"grader": ModelConfig(model="sim-judge/mute")}
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        again = score(log, attempts(), action="append", display="none")
+    write_eval_log(again, str(tmp_path / "twice.eval"))
+    first, second = read_log(tmp_path / "twice.eval")
+    assert (first.judge, second.judge) == ("sim-judge/noisy", "sim-judge/mute")
+    assert first.estimates["unscored"].value == 0 and second.estimates["unscored"].value == 1
+    assert len(first.first_scores) == 12 and not second.first_scores
+    assert "first_score" not in second.estimates
 
 
 def test_interval_is_the_clustered_one_of_inspect() -> None:
@@ -181,9 +198,9 @@ def test_folder_is_read_in_order_and_other_logs_are_left_out(
 
 def test_what_is_no_log_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(EsrError, match="no log"):
-        read_run(tmp_path / "none.eval")
+        read_log(tmp_path / "none.eval")
     (tmp_path / "broken.eval").write_text("not a log")
     with pytest.raises(EsrError, match="cannot be read"):
-        read_run(tmp_path / "broken.eval")
+        read_log(tmp_path / "broken.eval")
     with pytest.raises(EsrError, match="no log with scores"):
         read_runs([tmp_path / "."], lambda note: None)

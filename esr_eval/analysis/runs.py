@@ -1,10 +1,10 @@
 """One log of the main task, read for comparison: what ran, its metrics, its trials."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from inspect_ai.log import (
     EvalLog,
@@ -14,10 +14,12 @@ from inspect_ai.log import (
     read_eval_log,
     read_eval_log_sample_summaries,
 )
+from inspect_ai.scorer import Score
 
 from esr_eval.errors import EsrError
 
-SCORER = "attempts"
+SCORER = re.compile(r"(?:.*/)?attempts\d*")
+"""The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
 GRADER_ROLE = "grader"
 
 
@@ -42,9 +44,10 @@ class TrialKey:
 
 @dataclass(frozen=True)
 class Run:
-    """One log."""
+    """One log as one judge scored it."""
 
     path: str
+    scorer: str
     subject: str
     condition: str
     backend: str
@@ -69,12 +72,12 @@ def read_runs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Run]:
     runs: list[Run] = []
     for path in paths:
         if not path.is_dir():
-            runs.append(read_run(path))
+            runs += read_log(path)
             continue
         before = len(runs)
         for log in list_eval_logs(str(path), recursive=False, descending=False):
             try:
-                runs.append(read_run(log.name))
+                runs += read_log(log.name)
             except EsrError as error:
                 note(f"Left out: {error}")
         if len(runs) == before:
@@ -82,8 +85,10 @@ def read_runs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Run]:
     return runs
 
 
-def read_run(path: str | Path) -> Run:
-    """Read a log; of its samples only the summaries, so that long logs stay quick.
+def read_log(path: str | Path) -> list[Run]:
+    """Read a log: one run, or several where it was scored again with `--action append`.
+
+    Of the samples only the summaries are read, so that long logs stay quick.
 
     Raises:
         EsrError: The file is no Inspect log, or has no scores of `esr_eval/attempts`.
@@ -96,29 +101,32 @@ def read_run(path: str | Path) -> Run:
     except Exception as error:
         # Whatever the reader raises on a file that is no log; its own message is kept.
         raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
-    scores = [
-        score
-        for score in (header.results.scores if header.results else [])
-        if score.scorer.rpartition("/")[2] == SCORER
-    ]
-    if not scores:
+    scores = header.results.scores if header.results else []
+    scorers = dict.fromkeys(score.scorer for score in scores if SCORER.fullmatch(score.scorer))
+    if not scorers:
         raise EsrError(
             f"{path} has no scores of esr_eval/attempts (status: {header.status}): finish it with "
             "`inspect eval-retry`, or score it with `inspect score --scorer esr_eval/attempts`."
         )
+    return [_run(str(path), header, samples, scorer) for scorer in scorers]
+
+
+def _run(path: str, header: EvalLog, samples: list[EvalSampleSummary], scorer: str) -> Run:
     results = header.results
     assert results is not None
+    scores = [score for score in results.scores if score.scorer == scorer]
     return Run(
-        path=str(path),
+        path=path,
+        scorer=scorer,
         subject=str((header.eval.metadata or {}).get("subject", header.eval.model)),
         condition=_condition(samples),
         backend=str(header.eval.model_args.get("backend", "local")),
-        judge=_judge(header, samples),
+        judge=_judge(header, samples, scorer),
         total=results.total_samples,
         completed=results.completed_samples,
         status=header.status,
         estimates={score.name: found for score in scores if (found := _estimate(score))},
-        first_scores=_first_scores(samples),
+        first_scores=_first_scores(samples, scorer),
     )
 
 
@@ -144,13 +152,11 @@ def _condition(samples: list[EvalSampleSummary]) -> str:
     return "/".join(sorted(found)) or "?"
 
 
-def _judge(header: EvalLog, samples: list[EvalSampleSummary]) -> str:
+def _judge(header: EvalLog, samples: list[EvalSampleSummary], scorer: str) -> str:
     """The judge that scored: what the scores say, for a log may have been scored again."""
-    found = {
-        str(score.metadata["judge"])
-        for sample in samples
-        if (score := _score(sample)) is not None and score.metadata and "judge" in score.metadata
-    }
+    scores = (_score(sample, scorer) for sample in samples)
+    details = (score.metadata or {} for score in scores if score is not None)
+    found = {str(detail["judge"]) for detail in details if "judge" in detail}
     if found:
         return ", ".join(sorted(found))
     role = (header.eval.model_roles or {}).get(GRADER_ROLE)
@@ -159,18 +165,15 @@ def _judge(header: EvalLog, samples: list[EvalSampleSummary]) -> str:
     return str((header.eval.metadata or {}).get("judge", "?"))
 
 
-def _score(sample: EvalSampleSummary) -> Any:
-    for name, score in (sample.scores or {}).items():
-        if name.rpartition("/")[2] == SCORER:
-            return score
-    return None
+def _score(sample: EvalSampleSummary, scorer: str) -> Score | None:
+    return (sample.scores or {}).get(scorer.rpartition("/")[2])
 
 
-def _first_scores(samples: list[EvalSampleSummary]) -> dict[TrialKey, float]:
+def _first_scores(samples: list[EvalSampleSummary], scorer: str) -> dict[TrialKey, float]:
     """First-attempt scores of the trials that have one."""
     found = {}
     for sample in samples:
-        score, trial = _score(sample), sample.metadata
+        score, trial = _score(sample, scorer), sample.metadata
         if score is None or not isinstance(score.value, dict):
             continue
         first = score.value.get("first_score")
