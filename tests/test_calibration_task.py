@@ -1,19 +1,23 @@
 """The calibration task through Inspect, with a simulated model and judge on real files."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inspect_ai import Task, eval_retry
 from inspect_ai import eval as inspect_eval
-from inspect_ai import eval_retry
+from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
+from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, TRUE_STRENGTH, Subject, install
 
 from esr_eval.cache import CACHE_ENV
 from esr_eval.dataset import prompts
-from esr_eval.strength_search import round_plan
+from esr_eval.strength_search import bisect, round_plan
 from esr_eval.strengths import cache_folder
-from esr_eval.tasks.calibrate import calibrate
+from esr_eval.subjects import CalibrationPrior
+from esr_eval.tasks.calibrate import calibrate, strength, total
 
 PRIOR = {"prior_mean": 20, "prior_std": 10, "lower": 0, "upper": 50, "samples_per_round": 4}
 
@@ -128,3 +132,29 @@ def test_rounds_draw_different_tasks_and_seeds_reproducibly() -> None:
     assert first != second
     assert len({prompt.topic for prompt, _ in first}) == 5
     assert len(round_plan(prompts(), 100, 0, 7, 0)) == 100
+
+
+def test_solver_serves_a_task_of_ones_own(subject: Subject, tmp_path: Path) -> None:
+    sample = Sample(input="latent 1", metadata={"latent": 1, "label": "oceans"})
+    prior = CalibrationPrior.model_validate({**PRIOR, "rounds": 2, "samples_per_round": 1})
+    (log,) = inspect_eval(
+        Task(
+            dataset=[sample],
+            solver=bisect(prior, 0.6, check_samples=0, seed=0, fresh=False, n_latents=1),
+            scorer=strength(),
+        ),
+        model=MODEL,
+        model_roles={"grader": "sim-judge/noisy"},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", explained(log)
+    value = values(log)[1]
+    assert value["generations"] == 2
+    assert math.isnan(value["achieved_score"])
+    assert log.samples is not None and "**Strength" in log.samples[0].output.completion
+
+
+def test_total_is_the_sum_over_samples() -> None:
+    scores = [SampleScore(score=Score(value=value)) for value in (2, 3.5)]
+    assert total()(scores) == 5.5  # type: ignore[call-arg,arg-type]
