@@ -89,17 +89,24 @@ class SparseSAE:
     def output_scale(self) -> EncodeFn | None:
         """c(x) that undoes the input normalisation, (..., 1); None where it is 1 everywhere."""
         if self.config.normalisation == "constant_norm_rescale":
-            return lambda x: x.norm(dim=-1, keepdim=True) / self.config.d_model**0.5
+            return self._norm_scale
         if self.config.normalisation == "layer_norm":
-            return lambda x: x.std(dim=-1, keepdim=True)
+            return self._spread
         return None
+
+    def _norm_scale(self, x: Tensor) -> Tensor:
+        norm: Tensor = x.norm(dim=-1, keepdim=True)
+        return norm / self.config.d_model**0.5
+
+    def _spread(self, x: Tensor) -> Tensor:
+        return x.std(dim=-1, keepdim=True)
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.config.normalisation == "constant_norm_rescale":
-            return x * (self.config.d_model**0.5 / x.norm(dim=-1, keepdim=True))
+            return x / self._norm_scale(x)
         if self.config.normalisation == "layer_norm":
             x = x - x.mean(dim=-1, keepdim=True)
-            return x / (x.std(dim=-1, keepdim=True) + LAYER_NORM_EPS)
+            return x / (self._spread(x) + LAYER_NORM_EPS)
         return x
 
     def _full_encoder(self, latents: Sequence[int], device: torch.device | str) -> EncodeFn:

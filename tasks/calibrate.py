@@ -19,7 +19,7 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState
 
-from esr_eval.dataset import choose_latents, is_latents_file, load_latents
+from esr_eval.dataset import pick_latents
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of
 from esr_eval.strength_record import StrengthRecord
@@ -69,8 +69,7 @@ def calibrate(
     subject = provider.subject
     grader = grader_model(str(model))
     whole = calibration_prior(subject, prior)
-    file = str(latents) if is_latents_file(latents) else None
-    chosen = choose_latents(load_latents(subject, file), None if file else latents, n_latents, seed)
+    chosen = pick_latents(subject, latents, n_latents, seed)
     provider.check_latents([latent.index for latent in chosen])
     samples = [
         Sample(

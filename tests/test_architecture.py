@@ -32,14 +32,22 @@ def test_imports(path):
     top = list(imports(path, top_level_only=True))
     if inner not in BELOW_PROVIDER:
         assert not {name.split(".")[0] for name in top} & HEAVY
-        assert not [n for n in top if n.split(".")[1:2] and n.split(".")[:1] == ["esr_eval"] and n.split(".")[1] in BELOW_PROVIDER]
+        assert not [
+            n
+            for n in top
+            if n.split(".")[1:2]
+            and n.split(".")[:1] == ["esr_eval"]
+            and n.split(".")[1] in BELOW_PROVIDER
+        ]
     if inner == "scorers":
         assert not [n for n in top if n.startswith(("esr_eval.tasks", "esr_eval.provider"))]
     if inner == "spec":
         ours = [n for n in top if n.startswith("esr_eval")]
         assert not ours
     if inner in BELOW_PROVIDER:
-        assert not [n for n in top if n.startswith(("inspect_ai", "esr_eval.provider", "esr_eval.tasks"))]
+        assert not [
+            n for n in top if n.startswith(("inspect_ai", "esr_eval.provider", "esr_eval.tasks"))
+        ]
     private = [n for n in imports(path, False) if n.startswith("inspect_ai") and "._" in n]
     assert not private
 

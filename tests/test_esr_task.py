@@ -36,7 +36,9 @@ def run(log_dir, model="esr/smollm2-135m", **task_args):
 
 
 def command(*args, cwd, **env):
-    ours = {k: v for k, v in os.environ.items() if k not in ("ANTHROPIC_API_KEY", "INSPECT_EVAL_MODEL")}
+    ours = {
+        k: v for k, v in os.environ.items() if k not in ("ANTHROPIC_API_KEY", "INSPECT_EVAL_MODEL")
+    }
     return subprocess.run(
         [INSPECT, *args],
         cwd=cwd,

@@ -106,7 +106,9 @@ def test_a_boost_equals_a_plain_forward_hook(backend):
 def test_a_steered_row_leaves_no_trace_in_later_ones(backend):
     row = Row(chat(backend, prompts()[1].text), sampling(seed=3))
     before = backend.generate([row])
-    steered = Row(row.prompt, row.sampling, spec(backend, Boost(latent=9, strength=90, layer=LAYER)))
+    steered = Row(
+        row.prompt, row.sampling, spec(backend, Boost(latent=9, strength=90, layer=LAYER))
+    )
     assert backend.generate([steered])[0].tokens != before[0].tokens
     assert backend.generate([row]) == before
 
@@ -178,7 +180,9 @@ def test_prefill_continues_the_text(backend):
 def test_long_prompts_keep_their_place_beside_short_ones(backend):
     long = Row(chat(backend, "word " * 600 + "Summarise this."), sampling(1, n=6))
     short = Row(
-        chat(backend, "Hi"), sampling(2, n=6), spec(backend, Boost(latent=3, strength=60, layer=LAYER))
+        chat(backend, "Hi"),
+        sampling(2, n=6),
+        spec(backend, Boost(latent=3, strength=60, layer=LAYER)),
     )
     together = backend.generate([long, short])
     assert together[0] == backend.generate([long])[0]
@@ -207,7 +211,9 @@ def test_readouts_see_the_boost_and_equal_the_dense_encode(backend):
     with torch.no_grad():
         hidden = backend._model(ids, output_hidden_states=True).hidden_states[LAYER + 1]
         dense = sae.encode(hidden)[0, 1:, latent]
-    assert torch.allclose(torch.tensor(unboosted.readouts[0].values[0]), dense, rtol=1e-3, atol=1e-2)
+    assert torch.allclose(
+        torch.tensor(unboosted.readouts[0].values[0]), dense, rtol=1e-3, atol=1e-2
+    )
 
 
 def test_what_is_out_of_range_is_told(backend):
