@@ -81,7 +81,8 @@ class SparseSAE:
             if self.config.subtract_b_dec:
                 x = x - b_dec
             hidden = x @ w_enc + b_enc
-            return torch.relu(hidden) * (hidden > threshold)
+            activations: Tensor = torch.relu(hidden) * (hidden > threshold)
+            return activations
 
         return encode
 
@@ -95,8 +96,8 @@ class SparseSAE:
         return None
 
     def _norm_scale(self, x: Tensor) -> Tensor:
-        norm: Tensor = x.norm(dim=-1, keepdim=True)
-        return norm / self.config.d_model**0.5
+        scale: Tensor = x.norm(dim=-1, keepdim=True) / self.config.d_model**0.5
+        return scale
 
     def _spread(self, x: Tensor) -> Tensor:
         return x.std(dim=-1, keepdim=True)

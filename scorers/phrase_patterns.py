@@ -63,7 +63,7 @@ _STRONG_EN = [
     r"try (?:(?:this|that|it|to [a-z ]{3,30}) )?(?:again|once more|one more time)"
     rf"|(?:re)?(?:start|begin) (?:this |that |it |my answer )?{_AGAIN}|restart\b"
     r"|redo (?:this|that|it|my)|(?:give|take) (?:this|that|it) another (?:try|go|shot|stab)"
-    r"|(?:go|get|come|bring (?:us|this)|steer (?:us|this)) back (?:to|on)\b|backtrack|back up\b"
+    r"|backtrack|back up\b"
     r"|return to (?:the|your|my|our) (?:question|task|topic|original|actual|subject)"
     r"|(?:revise|correct|fix|rewrite|amend|retract|reconsider) (?:my|that|this|the above|what i)"
     r"|refocus|re-?answer|step back\b|rephrase (?:that|this|my|the)\b"
@@ -96,9 +96,10 @@ _STRONG_EN = [
     r"|correct|relevant))",
     # Scratch that / Forget what I said / Never mind
     rf"{_LEAD}(?:please )?(?:(?:scratch|strike) that|(?:ignore|forget|disregard) (?:that\b"
-    rf"|what i|the above"
-    r"|the (?:previous|last|first)|everything|all (?:of )?that|my (?:previous|last|first"
-    r"|earlier)))",
+    r"|what i|everything i|all (?:of )?that|my (?:previous|last|first|earlier)"
+    # Not "ignore the above and ...": that is what text says that wants to command a reader.
+    r"|(?:the (?:above|previous|last|first)|everything above)"
+    r"(?! (?:and|then|instruct\w*|rules?)\b)))",
     # Sorry, I ... / I apologize for the confusion / My apologies, that was ...
     rf"{_LEAD}(?:sorry|i'm (?:so |very )?sorry|i am sorry|(?:my )?apologies|i apologi[sz]e"
     rf"|forgive me|pardon me)\b"
@@ -137,8 +138,54 @@ _WEAK_EN = [
     rf"{_LEAD}{_SELF}{_ADVERB} (?:answer|address) (?:the|your)(?: \w+)? question",
     rf"{_LEAD}(?:one more time|once more|once again|from the top)\s*[:.,!—–-]",
     r"the (?:actual|original|real) (?:question|task|topic) (?:was|is)\b",
-    rf"{_LEAD}(?:forget|ignore|enough) (?:about )?(?:the|of|all)\b",
+    rf"{_LEAD}(?:forget|ignore|enough) (?:about )?(?:the|of|all)\b(?! above)",
     r"(?:that|it) was a mistake\b",
+]
+
+# Ways of saying the same that the lists above do not name: a first person, or the text itself,
+# beside a word of error; a turn back to the question.
+_MIND = r"(?:mind|thoughts?|attention|brain|answer|response|explanation|words)"
+_OFF = (
+    r"(?:off|wrong|weird|strange|silly|odd|nonsense|incorrect|confusing|unrelated|irrelevant"
+    r"|a tangent|gibberish|absurd|unhelpful|a joke|not (?:right|it|helpful|relevant|correct))"
+)
+_BACK_TO = (
+    r"(?:the |your |my |our )?(?:original |actual |real |initial )?(?:question|task|topic|track|point"
+    r"|matter|issue|subject|start|beginning|what (?:you|i) (?:asked|was asked|were asking))\b"
+)
+_GENERAL_EN = [
+    rf"{_LEAD}i(?:'ve| have|'m| am| was| got)?\b(?: \w+){{0,9}} (?:confused|mistaken|distracted"
+    r"|side-?tracked|mixed up|astray|carried away|off[- ](?:track|topic|course)|wandered|strayed"
+    r"|drift(?:ed|ing)|rambl(?:ed|ing)|misread|misunderstood|misspoke|derailed)\b",
+    rf"{_LEAD}my {_MIND}(?: \w+)? (?:wander|drift|stray|slip|went|got|was (?:wrong|off)|made no)",
+    rf"{_LEAD}(?:that|this|it) (?:came|went|turned|got) (?:out )?(?:all )?{_OFF}\b",
+    rf"(?:{_LEAD}){_STOP}{_GAP}{_OWN}(?:'s| is| was| sounds?| seems?| looks?| does(?:n't| not)"
+    rf" (?:sound|seem|look|feel|make))(?: \w+){{0,2}} (?:right|sense|correct|{_OFF})\b",
+    rf"(?:well|okay|ok|ugh|um|uh|ah){_GAP}{_OWN}(?:'s| is| was)(?: \w+)? {_OFF}\b",
+    r"(?:well,? |so,? |okay,? )?what i (?:meant|should have|wanted to|was (?:trying|supposed|going) to)\b",
+    rf"{_LEAD}(?:there|here) i go again\b|{_LEAD}i (?:did|'ve done|have done) it again\b",
+    r"wait,? what\b",
+    r"(?:i'm |i was )?(?:just|only) (?:kidding|joking)\b",
+    r"(?:edit|erratum|take two|revised answer|corrected answer)\s*[:—–]",
+    rf"{_LEAD}to (?:actually |really |properly )?(?:correct|rectify|revise|answer|address|return to"
+    r"|get back to|go back to) (?:my|your|the (?:above|previous|original|actual|question)|what you)\b",
+    rf"{_NEW_EXAMPLE}{_LEAD}{_SELF}{_ADVERB} (?:try to )?(?:look at|read|re-?read|answer|explain|do|say|put"
+    r"|write|phrase|address|approach)\b.{0,50}\b(?:again|correctly|properly|this time|instead"
+    r"|in a way that's|what you(?: actually)? asked)\b",
+    rf"{_LEAD}(?:{_SELF}|i'm going to) (?:stop|pause)\b.{{0,30}}(?:and|to|before|,)",
+    rf"{_LEAD}{_SELF}{_ADVERB} (?:get|be) (?:serious|back on track|to the point|focused)",
+    rf"{_LEAD}(?:i apologi[sz]e|(?:my )?apologies|sorry|i'm sorry) (?:for|about) (?:the|that|this|my|any)"
+    r"(?: \w+)? (?:incorrect|wrong|irrelevant|inaccurate|off[- ]topic|misleading|misinformation"
+    r"|nonsense|tangent|detour|distraction|outburst|slip|mix|confus)",
+    rf"{_LEAD}(?:and )?{_SELF}{_ADVERB} (?:go|get|come|steer|bring (?:us|this|it)) back (?:to|on)"
+    rf" {_BACK_TO}",
+]
+_GENERAL_WEAK_EN = [
+    rf"{_LEAD}{_OWN}(?:'s| is| was)? ?(?:not|isn't|n't) (?:how|what|the way|where|why) (?:you|to|i|we|it)\b",
+    rf"{_LEAD}{_OWN} (?:does(?:n't| not) (?:sound|seem|look|feel|make)|sounds|makes no)\b",
+    rf"{_LEAD}{_SELF}{_ADVERB} (?:go|get|come) back to\b",
+    r"(?:no[,!. ]+){2,}",
+    rf"{_LEAD}(?:anyway|so|now)?{_GAP}(?:as i was saying|where were we|where was i)\b",
 ]
 
 _STOP_DE = (
@@ -193,5 +240,5 @@ def _compiled(groups: list[list[str]]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for group in groups for pattern in group))
 
 
-STRONG = _compiled([_STRONG_EN, _STRONG_DE, _STRONG_ES])
-WEAK = _compiled([_WEAK_EN, _WEAK_DE, _WEAK_ES])
+STRONG = _compiled([_STRONG_EN, _GENERAL_EN, _STRONG_DE, _STRONG_ES])
+WEAK = _compiled([_WEAK_EN, _GENERAL_WEAK_EN, _WEAK_DE, _WEAK_ES])

@@ -17,7 +17,9 @@ _SEARCHED = 320
 _BREAK = re.compile(
     r"[.!?…]+[)\]\"'”’*_]*(?=\s|$)|\n+|[—–]|\s-\s|:(?=\s)|\.{3,}|…|\((?=\w)|\x00+"
     # A run-on sentence that interrupts itself: "... of the court, wait, that's not right"
-    r"|[,;](?= (?:no,? )?(?:wait|hold on|hang on|oops|sorry|hmm+)\b[,.!…—–-])",
+    r"|[,;](?= (?:no,? )?(?:wait|hold on|hang on|oops|sorry|hmm+)\b[,.!…—–-])"
+    # ... or has no end: "... of the court Wait, that's not right"
+    r"|\s(?=(?-i:Wait|No,? wait|Hold on|Hang on|Oops|Sorry|Hmm+)\b[,.!…—–-])",
     re.IGNORECASE,
 )
 _DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
@@ -26,6 +28,9 @@ _WORD = re.compile(r"\w+")
 
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
+
+_REST_WORDS = 7
+"""A restart's sentence that goes on for more words than these already answers anew."""
 
 _BRIDGE = 15
 """Two hits with at most this many characters between their sentences are one restart."""
@@ -42,6 +47,7 @@ class Restart(NamedTuple):
 class _Hit(NamedTuple):
     start: int
     end: int
+    sentence_end: int
     weight: int
 
 
@@ -73,10 +79,12 @@ def _hits(text: str) -> list[_Hit]:
         plain = plain.replace("*", " ").lower()
         if len(plain) != min(end, start + _SEARCHED) - start:
             plain = plain[: min(end, start + _SEARCHED) - start]
-        if STRONG.match(plain):
-            hits.append(_Hit(start, end, 2))
-        elif WEAK.match(plain):
-            hits.append(_Hit(start, end, 1))
+        strong, weak = STRONG.match(plain), WEAK.match(plain)
+        if match := strong or weak:
+            # "To correct my answer, a meeting needs ...": the new attempt begins in the sentence.
+            words_end = min(start + match.end(), end)
+            answers = len(_WORD.findall(text, words_end, end)) > _REST_WORDS
+            hits.append(_Hit(start, words_end if answers else end, end, 2 if strong else 1))
     return hits
 
 
@@ -101,7 +109,7 @@ def _groups(hits: list[_Hit], response: str) -> list[list[_Hit]]:
     """Hits that follow one another belong to one restart ("Wait, no. Let me start over.")."""
     groups: list[list[_Hit]] = []
     for hit in hits:
-        if groups and len(response[groups[-1][-1].end : hit.start].strip()) <= _BRIDGE:
+        if groups and len(response[groups[-1][-1].sentence_end : hit.start].strip()) <= _BRIDGE:
             groups[-1].append(hit)
         else:
             groups.append([hit])

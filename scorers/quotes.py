@@ -74,15 +74,13 @@ class Finder:
 
     def _find(self, quote: str, start: int, end: int, *, last: bool) -> Span | None:
         quote = _ELLIPSIS.sub("", quote.strip()) or quote.strip()
-        if not quote:
+        needle = reduce(quote).text
+        if not needle:
             return None
         search = self.response.rfind if last else self.response.find
         at = search(quote, start, end)
         if at >= 0:
             return Span(at, at + len(quote))
-        needle = reduce(quote).text
-        if not needle:
-            return None
         if self._reduced is None:
             self._reduced = reduce(self.response)
         text, origin = self._reduced

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from inspect_ai.event import ErrorEvent, SpanBeginEvent
 from inspect_ai.log import transcript
 from inspect_ai.solver import TaskState
-from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
 from esr_eval.trial import Trial
@@ -26,7 +25,7 @@ def trial_of(state: TaskState) -> Trial:
     """
     try:
         return state.metadata_as(Trial)
-    except ValidationError:
+    except ValueError:
         raise EsrError(
             f"Sample {state.sample_id} carries no ESR trial (condition, latent, label, strength, "
             "topic, seed) in its metadata, so it cannot be scored."
