@@ -254,6 +254,7 @@ def _output(
             "fingerprint": fingerprint(row.steering),
             "edited_positions": generated.edited_positions,
             "self_check": backend.info.self_check,
+            "sae_digest": backend.info.sae_digest,
             "device": backend.info.device,
             "versions": backend.info.versions,
         }

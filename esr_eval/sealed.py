@@ -1,11 +1,9 @@
 """Records on disk that carry a digest of themselves: written whole, trusted only when intact."""
 
-import hashlib
 import json
 import logging
 import os
 import uuid
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -16,25 +14,6 @@ from esr_eval.errors import EsrError
 from esr_eval.spec import fingerprint
 
 logger = logging.getLogger(__name__)
-
-
-def folder_digest(folder: Path) -> str:
-    """Digest of the weights and configuration in a folder; its other files do not count."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".json":
-            # By content: a checkout may change the ends of lines.
-            found[path.name] = fingerprint({"content": json.loads(path.read_text("utf-8"))})
-        elif path.suffix in (".safetensors", ".bin", ".npz", ".pt"):
-            status = path.stat()
-            found[path.name] = _file_digest(path, status.st_mtime_ns, status.st_size)
-    return fingerprint(found)
-
-
-@lru_cache
-def _file_digest(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Sealed(BaseModel):

@@ -9,8 +9,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esr_eval.calibration import Bisection, Round
+from esr_eval.digests import folder_digest
 from esr_eval.scorers.rubric import RUBRIC_VERSION
-from esr_eval.sealed import Sealed, folder_digest
+from esr_eval.sealed import Sealed
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import CalibrationPrior, embedded_path
 

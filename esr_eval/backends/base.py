@@ -66,6 +66,7 @@ class BackendInfo:
     device: str
     versions: dict[str, str] = field(default_factory=dict)
     self_check: str = ""
+    sae_digest: str | None = None
 
 
 class BackendProtocol(Protocol):

@@ -15,6 +15,7 @@ from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model, read_shape
 from esr_eval.backends.plan import BatchPlan, ReadoutRecorder, plan_batch
+from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
 from esr_eval.spec import Runtime
@@ -61,6 +62,7 @@ class LocalBackend:
             device=str(self._model.device),
             versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
             self_check=self._self_check(),
+            sae_digest=folder_digest(self.sae.config.folder) if self.sae else None,
         )
 
     def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
@@ -140,7 +142,7 @@ class LocalBackend:
             with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
                 for _ in tracer.iter[:] if plan.layers else ():
                     for layer in plan.layers:
-                        x = layers[layer].output
+                        x = _residual(layers[layer].output)
                         at = decoding.positions().to(x.device)
                         if layer in plan.edits:
                             edits = plan.edits[layer]
@@ -184,7 +186,7 @@ class LocalBackend:
             with model.trace({"input_ids": ids}):
                 plain = model.output.logits[0, -1].float().save()
             with model.trace({"input_ids": ids}):
-                x = layers[layer].output
+                x = _residual(layers[layer].output)
                 size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self._d_model**0.5
                 x[:] = (x.float() + size).to(x.dtype)
                 edited = model.output.logits[0, -1].float().save()
@@ -212,6 +214,12 @@ def expected_positions(row: Row, fed: int) -> int:
         start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
         touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
     return sum(len(positions) for positions in touched.values())
+
+
+def _residual(output: Any) -> Tensor:
+    """The residual stream in a decoder layer's output; some architectures return a tuple."""
+    x: Tensor = output[0] if isinstance(output, tuple) else output
+    return x
 
 
 def _left_pad(

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from esr_eval.backends.base import ReadoutResult, Row
+from esr_eval.digests import file_sha256
 from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout
-from esr_eval.vectors import file_sha256
 
 
 @dataclass
