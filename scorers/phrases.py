@@ -1,8 +1,10 @@
 """Find the places where a response says in so many words that it starts over.
 
 Beside the judge, because an independent group found that the judge missed two of three restarts
-that a phrase search found. Measured on `tests/data/restarts.jsonl`:
-`python -m esr_eval.scorers.restarts tests/data/restarts.jsonl`.
+that a phrase search found. It is precise and knows the usual phrases, but by no means all wordings:
+`python -m esr_eval.scorers.restarts tests/data/restarts.jsonl` measures it on three sets: "dev"
+(patterns were fitted to it), "held_out" (written before the patterns, by the same hand) and "fresh"
+(deliberately unusual wordings, written after them and never used to change them).
 """
 
 import re
@@ -28,6 +30,12 @@ _WORD = re.compile(r"\w+")
 
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
+
+_INTERJECTION = re.compile(
+    r"(?:(?:oh|no|um+|hm+|okay),? )?"
+    r"(?:wait|hold on|hang on|oops|whoops|whoa|sorry|stop)[\s,.!…*_]*",
+    re.IGNORECASE,
+)
 
 _REST_WORDS = 7
 """A restart's sentence that goes on for more words than these already answers anew."""
@@ -73,19 +81,27 @@ def find_restarts(response: str) -> list[Restart]:
 
 def _hits(text: str) -> list[_Hit]:
     hits: list[_Hit] = []
-    for start, end in _sentences(text):
-        plain = text[start : min(end, start + _SEARCHED)].translate(_STRAIGHT)
-        # Markdown inside the phrase ("*Wait* that's") must not hide it; length stays the same.
-        plain = plain.replace("*", " ").lower()
-        if len(plain) != min(end, start + _SEARCHED) - start:
-            plain = plain[: min(end, start + _SEARCHED) - start]
+    spans = _sentences(text)
+    for index, (start, end) in enumerate(spans):
+        # "Wait! That's about ...": an interjection is read with the sentence after it.
+        calls = _INTERJECTION.fullmatch(text, start, end) and index + 1 < len(spans)
+        reach = min(spans[index + 1][1] if calls else end, start + _SEARCHED)
+        plain = _comparable(text[start:reach])
         strong, weak = STRONG.match(plain), WEAK.match(plain)
         if match := strong or weak:
             # "To correct my answer, a meeting needs ...": the new attempt begins in the sentence.
-            words_end = min(start + match.end(), end)
+            words_end = start + match.end()
             answers = len(_WORD.findall(text, words_end, end)) > _REST_WORDS
-            hits.append(_Hit(start, words_end if answers else end, end, 2 if strong else 1))
+            last = words_end if answers or words_end > end else end
+            hits.append(_Hit(start, last, max(end, last), 2 if strong else 1))
     return hits
+
+
+def _comparable(sentence: str) -> str:
+    """Lower case, straight apostrophes, no emphasis marks ("*Wait* that's"); length unchanged."""
+    plain = sentence.translate(_STRAIGHT).replace("*", " ")
+    lower = plain.lower()
+    return lower if len(lower) == len(plain) else plain
 
 
 def _sentences(text: str) -> list[tuple[int, int]]:
@@ -109,7 +125,8 @@ def _groups(hits: list[_Hit], response: str) -> list[list[_Hit]]:
     """Hits that follow one another belong to one restart ("Wait, no. Let me start over.")."""
     groups: list[list[_Hit]] = []
     for hit in hits:
-        if groups and len(response[groups[-1][-1].sentence_end : hit.start].strip()) <= _BRIDGE:
+        previous = groups[-1][-1] if groups else None
+        if previous and len(response[previous.sentence_end : hit.start].strip()) <= _BRIDGE:
             groups[-1].append(hit)
         else:
             groups.append([hit])

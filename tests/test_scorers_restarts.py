@@ -10,7 +10,8 @@ from esr_eval.scorers.runs import is_degraded
 
 
 @pytest.mark.parametrize(
-    ("split", "precision", "recall"), [("dev", 0.97, 0.97), ("held_out", 0.95, 0.9)]
+    ("split", "precision", "recall"),
+    [("dev", 0.97, 0.97), ("held_out", 0.95, 0.9), ("fresh", 0.9, 0.6)],
 )
 def test_precision_and_recall(split, precision, recall):
     found = measure(examples("restarts.jsonl", split))
@@ -24,10 +25,10 @@ def test_the_labelled_set_is_varied():
     assert kinds >= {"explicit", "implicit", "none", "quoted", "list_wait", "german", "spanish"}
 
 
-def test_the_command_prints_both_halves(capsys):
+def test_the_command_prints_every_set(capsys):
     module._main(str(DATA / "restarts.jsonl"))
     printed = capsys.readouterr().out
-    assert "dev: 51 responses" in printed and "held_out: 50 responses" in printed
+    assert all(f"{split}: " in printed for split in ("dev", "held_out", "fresh"))
 
 
 @pytest.mark.parametrize(
