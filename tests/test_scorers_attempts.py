@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 from inspect_ai import score
+from inspect_ai.log import read_eval_log
 from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
 from scoring import examples, grader, metrics_of, run, trial, verdict
 
 from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.metrics import mean_interval, rate_interval
 from esr_eval.scorers.restarts import restarts
 from esr_eval.scorers.rubric import parse_request
@@ -221,3 +223,21 @@ def test_phrase_scorer_needs_no_grader(tmp_path):
     samples = [trial(row["text"], i, identifier=i) for i, row in enumerate(explicit)]
     found = metrics_of(run(samples, grader([]), tmp_path, scorer=restarts()))
     assert found["restart_phrase"]["mean"] == 1
+
+
+def test_degradation_alone(tmp_path):
+    samples = [trial(DEGRADED, identifier=1), trial(PLAIN, identifier=2), trial(None, identifier=3)]
+    found = metrics_of(run(samples, grader([]), tmp_path, scorer=degradation()))
+    assert found["degraded"]["mean"] == 0.5
+
+
+def test_rescoring_from_the_command_line(tmp_path):
+    log = run([trial(PLAIN)], by_response({PLAIN: [80]}), tmp_path)
+    command = [sys.executable, "-m", "inspect_ai", "score", log.location, "--overwrite"]
+    command += ["--scorer", "esr_eval/attempts", "--action", "append", "--display", "plain"]
+    command += ["--model-role", "grader=esr-judge/offline"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = read_eval_log(log.location)
+    [name] = [key for key in again.samples[0].scores if key != "attempts"]
+    assert again.samples[0].scores[name].metadata["judge"] == "esr-judge/offline"
