@@ -44,6 +44,7 @@ test: $(READY) lint types  ## lint, type-check, and run all tests
 lint: $(READY)  ## ruff and inspect-evals-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/inspect-evals-lint --all --output-format github
 
 format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .

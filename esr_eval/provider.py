@@ -130,6 +130,7 @@ class ESRModelAPI(ModelAPI):
         steering = self._steering(config)
         backend = await self._ready()
         row = _row(backend, input, config, steering, self.runtime)
+        backend.check(row)
         started = time.monotonic()
         generated = await self._batcher.submit(row)
         if generated.edited_positions != generated.expected_positions:

@@ -216,14 +216,22 @@ def test_readouts_see_the_boost_and_equal_the_dense_encode(backend):
     )
 
 
-def test_what_is_out_of_range_is_told(backend):
+def test_a_request_that_cannot_be_carried_out_is_told_before_it_joins_a_batch(backend):
     prompt = chat(backend, "Hi")
+    narrow = AddVector(vector=(1.0, 2.0), strength=1.0, layer=LAYER)
     for edit, word in [
         (Boost(latent=999_999, strength=1, layer=LAYER), "Latent 999999"),
         (Boost(latent=1, strength=1, layer=77), "Layer 77"),
+        (narrow, "2 values"),
     ]:
         with pytest.raises(EsrError, match=word):
-            backend.generate([Row(prompt, sampling(), spec(backend, edit))])
+            backend.check(Row(prompt, sampling(), spec(backend, edit)))
+    readout = Readout(latents=(4, 999_999), layer=LAYER)
+    with pytest.raises(EsrError, match="Latent 999999"):
+        backend.check(Row(prompt, sampling(), spec(backend, readouts=(readout,))))
+    with pytest.raises(EsrError, match="lower --max-tokens"):
+        backend.check(Row(prompt, sampling(n=8192)))
+    backend.check(Row(prompt, sampling(), spec(backend, Boost(latent=1, strength=1, layer=3))))
 
 
 def test_the_self_check_catches_an_edit_that_does_not_arrive(backend, monkeypatch):

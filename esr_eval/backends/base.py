@@ -86,6 +86,10 @@ class BackendProtocol(Protocol):
         """Number of tokens of a text, without special tokens."""
         ...
 
+    def check(self, row: Row) -> None:
+        """Raise an `EsrError` when this request cannot be carried out."""
+        ...
+
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once."""
         ...

@@ -14,11 +14,11 @@ from esr_eval.backends.base import BackendInfo, Generated, Row
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model, read_shape
-from esr_eval.backends.plan import BatchPlan, ReadoutRecorder, plan_batch
+from esr_eval.backends.plan import BatchPlan, ReadoutRecorder, load_vector, plan_batch
 from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import Runtime
+from esr_eval.spec import AddVector, Readout, Runtime
 
 SELF_CHECK_SHARE = 0.5
 """Part of the residual's norm that the self-check adds: enough to move any model's logits."""
@@ -82,13 +82,41 @@ class LocalBackend:
         """Number of tokens of a text, without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def generate(self, rows: Sequence[Row]) -> list[Generated]:
-        """Generate for all rows at once; a row's tokens do not depend on the others.
+    def check(self, row: Row) -> None:
+        """Find what is wrong with one request before it joins a batch.
 
         Raises:
-            EsrError: An edit names a layer or latent that is not there.
+            EsrError: It is too long, or names a layer, latent or vector that is not there.
         """
-        self._check(rows)
+        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        asked = len(row.prompt) + row.sampling.max_tokens
+        if longest is not None and asked > longest:
+            raise EsrError(
+                f"A prompt of {len(row.prompt)} tokens and {row.sampling.max_tokens} more to "
+                f"generate exceed the {longest} that {self.runtime.subject} can hold; "
+                "lower --max-tokens."
+            )
+        if row.steering is None:
+            return
+        for part in (*row.steering.edits, *row.steering.readouts):
+            if part.layer >= self._n_layers:
+                raise EsrError(
+                    f"Layer {part.layer} is out of range: {self.runtime.subject} has decoder "
+                    f"layers 0 to {self._n_layers - 1}."
+                )
+            if isinstance(part, AddVector):
+                width = load_vector(part).shape[-1]
+                if width != self._d_model:
+                    raise EsrError(
+                        f"The vector has {width} values, but the residual stream of "
+                        f"{self.runtime.subject} has width {self._d_model}."
+                    )
+            elif self.sae is not None:
+                for latent in part.latents if isinstance(part, Readout) else (part.latent,):
+                    self.sae.config.check_latent(latent)
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Generate for all rows at once; a row's tokens do not depend on the others."""
         ids, mask = _left_pad([row.prompt for row in rows], self._pad, self._model.device)
         decoding = Decoding(rows, mask, self._ends)
         plan = plan_batch(rows, self.sae, self._layer_device)
@@ -154,17 +182,6 @@ class LocalBackend:
                 out = tracer.result.save()
         result: Tensor = out
         return result
-
-    def _check(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if row.steering is None:
-                continue
-            for part in (*row.steering.edits, *row.steering.readouts):
-                if part.layer >= self._n_layers:
-                    raise EsrError(
-                        f"Layer {part.layer} is out of range: {self.runtime.subject} has decoder "
-                        f"layers 0 to {self._n_layers - 1}."
-                    )
 
     def _layer_device(self, layer: int) -> torch.device:
         device: torch.device = next(self._layers[layer].parameters()).device
