@@ -129,14 +129,20 @@ def score(
     labels = sorted({c["label"] for c in candidates})
     column = {label: j for j, label in enumerate(labels)}
     label_of = {c["latent"]: c["label"] for c in candidates}
-    similarity = embed([a["text"] for a in answers]) @ embed(labels).T
+    texts = embed([a["text"] for a in answers])
+    prompts = sorted({a["prompt"] for a in answers})
+    to_prompts = texts @ embed(prompts).T
+    on_task = [float(to_prompts[i, prompts.index(a["prompt"])]) for i, a in enumerate(answers)]
+    unsteered = [on_task[i] for i, a in enumerate(answers) if a["latent"] == -1]
+    print(f"similarity to the task, unsteered: {sum(unsteered) / len(unsteered):.3f}")
+    similarity = texts @ embed(labels).T
     base = {
         prompt: similarity[
             [i for i, a in enumerate(answers) if a["latent"] == -1 and a["prompt"] == prompt]
         ].mean(0)
-        for prompt in {a["prompt"] for a in answers}
+        for prompt in prompts
     }
-    groups: dict[tuple[int, float], list[tuple[float, int, str]]] = {}
+    groups: dict[tuple[int, float], list[tuple[float, int, str, float]]] = {}
     for i, a in enumerate(answers):
         if a["latent"] not in label_of:
             continue
@@ -144,7 +150,9 @@ def score(
         own = rise[column[label_of[a["latent"]]]]
         rank = 1 + int((rise > own).sum())
         best = labels[int(rise.argmax())]
-        groups.setdefault((a["latent"], a["strength"]), []).append((float(own), rank, best))
+        groups.setdefault((a["latent"], a["strength"]), []).append(
+            (float(own), rank, best, on_task[i])
+        )
     top = max(1, round(TOP_SHARE * len(labels)))
     rows = []
     for (latent, strength), found in sorted(groups.items()):
@@ -152,7 +160,7 @@ def score(
         mean_rise = sum(f[0] for f in found) / n
         top_share = sum(f[1] <= top for f in found) / n
         bests = [f[2] for f in found]
-        mode = max(set(bests), key=bests.count)
+        mode = max(sorted(set(bests)), key=bests.count)
         rows.append(
             {
                 "index_in_sae": latent,
@@ -164,6 +172,7 @@ def score(
                 "top5_share": round(top_share, 3),
                 "median_rank": sorted(f[1] for f in found)[n // 2],
                 "commonest_first": mode,
+                "task_similarity": round(sum(f[3] for f in found) / n, 3),
                 "passes": int(mean_rise >= min_rise and top_share >= min_top),
             }
         )
