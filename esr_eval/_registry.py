@@ -3,9 +3,19 @@
 from inspect_ai.model import ModelAPI, modelapi
 
 from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.degradation import degradation
+from esr_eval.scorers.restarts import restarts
 from esr_eval.tasks import calibrate, esr
 
-__all__ = ["attempts", "calibrate", "esr", "esr_judge", "esr_provider"]
+__all__ = [
+    "attempts",
+    "calibrate",
+    "degradation",
+    "esr",
+    "esr_judge",
+    "esr_provider",
+    "restarts",
+]
 
 
 @modelapi(name="esr")

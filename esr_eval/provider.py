@@ -60,6 +60,7 @@ class ESRModelAPI(ModelAPI):
         self.args = ModelArgs.parse(model_args)
         self.runtime: Runtime = self.args.runtime(self.subject)
         self._backend: BackendProtocol | None = None
+        self._refused: EsrError | None = None
         self._loading = anyio.Lock()
         size = self.args.batch_size or config.max_connections or DEFAULT_BATCH
         self._batcher: Batcher[Row, Generated] = Batcher(self._run, size, self._show_speed)
@@ -154,9 +155,16 @@ class ESRModelAPI(ModelAPI):
 
     async def _ready(self) -> "BackendProtocol":
         async with self._loading:
+            if self._refused is not None:
+                raise self._refused
             if self._backend is None:
-                self.preflight(edits_needed=False)
-                self._backend = await anyio.to_thread.run_sync(self._load)
+                try:
+                    self.preflight(edits_needed=False)
+                    self._backend = await anyio.to_thread.run_sync(self._load)
+                except EsrError as error:
+                    # Asking a hub that cannot be reached again for every sample takes minutes.
+                    self._refused = error
+                    raise
         return self._backend
 
     def _load(self) -> "BackendProtocol":

@@ -1,4 +1,4 @@
-"""A verdict in words, for the viewer: plain text that is also harmless markdown."""
+"""A verdict in words, for the viewer, which shows it as plain text."""
 
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def answer(verdict: Verdict) -> str:
 def explain(judged: Judged) -> str:
     """The verdict with its evidence, a few lines whatever the response's length."""
     trial, verdict = judged.trial, judged.verdict
-    lines = [f"**{plain(answer(verdict))}**{_meaning(verdict)}", ""]
+    lines = [f"{plain(answer(verdict))}{_meaning(verdict)}", ""]
     lines += [
         f"{number}. {found.score:.0f}/100: {_ends(judged.response, found)}"
         for number, found in enumerate((verdict.attempts or [])[:_SHOWN], 1)

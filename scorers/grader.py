@@ -66,6 +66,9 @@ def grader_model(model: str) -> Model:
     except Exception as error:
         # Inspect's own errors for a missing key or package are many lines long.
         raise EsrError(_why_not(name, error)) from None
+    if getattr(grader.api, "api_key", None) == "":
+        # An empty variable passes for a key until the first request is refused.
+        raise EsrError(_no_key(str(grader)))
     ready = getattr(grader.api, "check_ready", None)
     if callable(ready):
         ready()
@@ -73,15 +76,22 @@ def grader_model(model: str) -> Model:
 
 
 def _why_not(name: str, error: Exception) -> str:
-    key = f"{name.partition('/')[0].upper()}_API_KEY"
-    if key in str(error) and not os.environ.get(key):
-        return (
-            f"The judge {name} needs an API key: set {key}, or {_OTHER_JUDGES} "
-            "(esr-judge/offline needs none, but measures only topicality)."
-        )
+    if _key_variable(name) in str(error) and not os.environ.get(_key_variable(name)):
+        return _no_key(name)
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return (
         f"The judge {name} cannot be used ({first_line or type(error).__name__}): {_OTHER_JUDGES}."
+    )
+
+
+def _key_variable(name: str) -> str:
+    return f"{name.partition('/')[0].upper()}_API_KEY"
+
+
+def _no_key(name: str) -> str:
+    return (
+        f"The judge {name} needs an API key: set {_key_variable(name)}, or {_OTHER_JUDGES} "
+        "(esr-judge/offline needs none, but measures only topicality)."
     )
 
 

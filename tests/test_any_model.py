@@ -103,8 +103,14 @@ def test_what_does_not_fit_a_model_by_path_is_told_before_its_weights_load(
 
 def test_a_model_that_is_not_there_is_one_sentence():
     model = get_model("esr/nobody/nothing", memoize=False, steering_layer=1)
-    with pytest.raises(EsrError, match=r"nobody/nothing could not be loaded: .*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        EsrError, match=r"nobody/nothing could not be loaded: .*HF_HUB_OFFLINE"
+    ) as e:
         anyio.run(lambda: model.generate("Hello"))
+    # The hub is asked once, not once a sample.
+    with pytest.raises(EsrError) as again:
+        anyio.run(lambda: model.generate("Hello"))
+    assert again.value is e.value
 
 
 def test_a_registry_sae_is_converted_once_and_read_from_the_cache(tmp_path, monkeypatch):

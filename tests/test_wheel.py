@@ -21,7 +21,16 @@ def installed(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(site), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "-o",
+        str(site),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     [wheel] = site.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
