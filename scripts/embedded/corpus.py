@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from prompts import build_prompts, check_against_topics
@@ -86,7 +87,10 @@ def wikipedia_documents(_rng: random.Random) -> list[str]:
     """Articles of the Wikipedia extract in gensim's test data."""
     import bz2
 
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
+    from gensim.corpora.wikicorpus import (  # type: ignore[import-untyped]
+        extract_pages,
+        filter_wiki,
+    )
 
     folder = package_dir("gensim") / "test" / "test_data"
     name = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -146,7 +150,7 @@ SOURCES: dict[str, Callable[[random.Random], list[str]]] = {
 
 def build_documents(work: Path, seed: int) -> None:
     """Write documents.jsonl: shuffled documents of every source, cut to its budget."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for source, build in SOURCES.items():
         rng = random.Random(f"{seed}-{source}")  # noqa: S311 - reproducible shuffling
         documents = build(rng)

@@ -109,7 +109,7 @@ def measure(
     handle.remove()
     x = torch.cat(splice.rows)
     x = x[x.norm(dim=-1) <= limit]
-    f = torch.cat([sae.encode(part) for part in x.split(2048)])
+    f = torch.cat([sae.encode(part) for part in torch.split(x, 2048)])
     error = x - sae.decode(f)
     centred = x - x.mean(0)
     per_dim = centred.pow(2).sum(0)
@@ -140,7 +140,7 @@ def dead_latents(path: Path, sae: Any) -> dict[str, float]:
         held_out = file.get_tensor("held_out")[file.get_tensor("seq").long()]
     counts = torch.zeros(sae.cfg.d_sae)
     on_held_out = torch.zeros(sae.cfg.d_sae)
-    for part, held in zip(acts.split(8192), held_out.split(8192), strict=True):
+    for part, held in zip(torch.split(acts, 8192), torch.split(held_out, 8192), strict=True):
         fired = sae.encode(part.float()) > 0
         counts += fired.sum(0)
         on_held_out += fired[held].sum(0)

@@ -40,7 +40,7 @@ def strongest_rows(acts: Tensor, sae: Any) -> tuple[Tensor, Tensor, Tensor]:
     values = torch.zeros(TOP, sae.cfg.d_sae)
     rows = torch.zeros(TOP, sae.cfg.d_sae, dtype=torch.long)
     start = 0
-    for part in acts.split(16384):
+    for part in torch.split(acts, 16384):
         f = sae.encode(part.float())
         counts += (f > 0).sum(0)
         v, r = f.topk(min(TOP, len(f)), dim=0)
@@ -78,7 +78,7 @@ class Contexts:
     def token(self, row: int) -> str:
         """The token at an activation."""
         at = int(self.offsets[self.seq[row]] + self.pos[row])
-        return self.tokenizer.decode([int(self.ids[at])])
+        return str(self.tokenizer.decode([int(self.ids[at])]))
 
     def around(self, row: int, before: int = 14, after: int = 6) -> str:
         """The text around an activation, its token in double brackets."""
@@ -94,7 +94,7 @@ class Contexts:
 def describe(latent: int, values: Tensor, rows: Tensor, contexts: Contexts) -> dict[str, Any]:
     """Strongest tokens and contexts of one latent, at most one context per sequence."""
     seen: set[int] = set()
-    shown = []
+    shown: list[dict[str, Any]] = []
     tokens: Counter[str] = Counter()
     for value, row in zip(values.tolist(), rows.tolist(), strict=True):
         if value <= 0:

@@ -52,10 +52,10 @@ def load_training_rows(path: Path, chat_weight: int) -> tuple[Tensor, Tensor]:
 def mean_and_scale(acts: Tensor, rows: Tensor) -> tuple[Tensor, float]:
     """Mean of the training rows, and the factor that scales their mean norm to sqrt(d)."""
     total, norm = torch.zeros(D_MODEL, dtype=torch.float64), 0.0
-    for part in rows.split(65536):
+    for part in torch.split(rows, 65536):
         total += acts[part].double().sum(0)
     mean = (total / len(rows)).float()
-    for part in rows.split(65536):
+    for part in torch.split(rows, 65536):
         norm += float((acts[part].float() - mean).norm(dim=-1).sum())
     return mean, math.sqrt(D_MODEL) / (norm / len(rows))
 
