@@ -5,15 +5,18 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.restarts import restarts
-from esr_eval.tasks import calibrate, esr
+from esr_eval.tasks import boost_sweep, calibrate, esr, held_out, meta_prompt
 
 __all__ = [
     "attempts",
+    "boost_sweep",
     "calibrate",
     "degradation",
     "esr",
     "esr_judge",
     "esr_provider",
+    "held_out",
+    "meta_prompt",
     "restarts",
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from inspect_ai.dataset import MemoryDataset, Sample
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +19,7 @@ from esr_eval.spec import fingerprint
 from esr_eval.subjects import Subject, embedded_path
 from esr_eval.trial import Condition, Trial
 
-PromptSet = Literal["main", "detector_discovery"]
+PromptSet = Literal["main", "detector_discovery", "held_out"]
 SEED_RANGE = 1_000_000
 """Sampling seeds are drawn from 0 up to this (paper, sampling settings)."""
 FRAMES = {"explain": "Explain how to {topic}.", "how": "How do you {topic}?"}
@@ -44,10 +44,23 @@ class Prompt(BaseModel):
 
 
 @cache
+def _topics() -> dict[str, Any]:
+    text = resources.files("esr_eval.data").joinpath("topics.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def meta_prompts() -> dict[str, str]:
+    """The sentences that may be appended to a task, by name (paper, meta-prompt experiment)."""
+    return dict(_topics()["meta_prompts"])
+
+
+@cache
 def prompts(which: PromptSet = "main") -> tuple[Prompt, ...]:
     """The tasks of a set, in a fixed order (paper, appendix on prompts)."""
-    text = resources.files("esr_eval.data").joinpath("topics.json").read_text("utf-8")
-    topics = json.loads(text)[which]
+    topics = _topics()[which]
+    if which == "held_out":
+        return tuple(Prompt(topic=topic, text=question) for topic, question in topics.items())
     return tuple(
         Prompt(topic=topic, text=FRAMES[frame].format(topic=topic))
         for frame in FRAMES
@@ -55,16 +68,18 @@ def prompts(which: PromptSet = "main") -> tuple[Prompt, ...]:
     )
 
 
-def choose_prompts(topics: str | Sequence[str] | None) -> tuple[Prompt, ...]:
-    """The main set's tasks with these topics; all of them for None.
+def choose_prompts(
+    topics: str | Sequence[str] | None, which: PromptSet = "main"
+) -> tuple[Prompt, ...]:
+    """A set's tasks with these topics; all of them for None.
 
     Raises:
         EsrError: A topic is not in the set.
     """
     if topics is None:
-        return prompts()
+        return prompts(which)
     wanted = [t.strip() for t in (topics.split(",") if isinstance(topics, str) else topics)]
-    by_topic = {prompt.topic: prompt for prompt in prompts()}
+    by_topic = {prompt.topic: prompt for prompt in prompts(which)}
     for topic in wanted:
         if topic not in by_topic:
             close = difflib.get_close_matches(topic, by_topic, n=1, cutoff=0.3)
@@ -188,15 +203,22 @@ def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
     )
 
 
-def trials_dataset(
+class Planned(NamedTuple):
+    """A trial and the words that ask for it."""
+
+    trial: Trial
+    text: str
+
+
+def draw_trials(
     latents: Sequence[Latent],
     strengths: dict[int, float],
     asked: Sequence[Prompt],
     per_latent: int,
     seed: int,
     condition: Condition,
-) -> MemoryDataset:
-    """Build the samples: for every latent `per_latent` tasks, each with a seed of its own.
+) -> list[Planned]:
+    """Plan for every latent `per_latent` tasks, each with a seed of its own.
 
     Tasks and seeds depend on `seed` and the latent's index alone: neither the other latents nor
     the condition change them, so that conditions pair trial by trial. Tasks are drawn without
@@ -204,42 +226,47 @@ def trials_dataset(
 
     Args:
         latents: Which latents.
-        strengths: Boost of each, by index.
+        strengths: Boost of each, by index; not needed when unsteered.
         asked: The tasks to draw from.
         per_latent: Trials for each latent.
         seed: Seed of the draw.
         condition: Whether the boost is on.
     """
-    samples = []
+    planned = []
     for latent in latents:
         draw = random.Random(f"trials-{seed}-{latent.index}")  # noqa: S311
         order: list[Prompt] = []
         while len(order) < per_latent:
             order += draw.sample(list(asked), len(asked))
         for prompt in order[:per_latent]:
-            steered = condition == "steered"
             trial = Trial(
                 condition=condition,
                 latent=latent.index,
                 label=latent.label,
-                strength=strengths[latent.index] if steered else 0.0,
+                strength=strengths[latent.index] if condition == "steered" else 0.0,
                 topic=prompt.topic,
                 seed=draw.randrange(SEED_RANGE),
             )
-            samples.append(
-                Sample(
-                    id=_sample_id(trial),
-                    input=prompt.text,
-                    metadata=trial.model_dump(),
-                )
-            )
-    return MemoryDataset(samples, name=f"esr-{condition}")
+            planned.append(Planned(trial, prompt.text))
+    return planned
+
+
+def trials_dataset(planned: Sequence[Planned], name: str) -> MemoryDataset:
+    """The planned trials as Inspect samples."""
+    return MemoryDataset(
+        [
+            Sample(id=_sample_id(trial), input=text, metadata=trial.model_dump(exclude_none=True))
+            for trial, text in planned
+        ],
+        name=name,
+    )
 
 
 def _sample_id(trial: Trial) -> str:
     """An id to read, and the same whatever the condition: it pairs trials across logs."""
     digest = fingerprint({"latent": trial.latent, "topic": trial.topic, "seed": trial.seed})[:6]
-    return f"{trial.latent}-{_slug(trial.label)}-{_slug(trial.topic)}-{digest}"
+    level = "" if trial.level is None else f"-level{trial.level:+.2f}"
+    return f"{trial.latent}-{_slug(trial.label)}-{_slug(trial.topic)}-{digest}{level}"
 
 
 def _slug(text: str) -> str:

@@ -94,8 +94,13 @@ class ESRModelAPI(ModelAPI):
                 "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
             )
         folder = local_folder(runtime.sae)
-        if folder is not None and subject.d_model is not None:
-            read_sae_config(folder).check_width(subject.d_model, subject.name)
+        if folder is None:
+            return
+        sae = read_sae_config(folder)
+        if subject.d_model is not None:
+            sae.check_width(subject.d_model, subject.name)
+        if runtime.feature_layer is not None:
+            sae.check_layer(runtime.feature_layer)
 
     def check_latents(self, latents: Sequence[int]) -> None:
         """Raise an `EsrError` when the SAE has no such latent, as far as is known by now."""

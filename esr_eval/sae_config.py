@@ -1,6 +1,7 @@
 """The description of an SAE folder: enough to check a request before any weights are read."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ class SAEConfig:
                 f"The SAE in {self.folder} was trained on a residual stream of width "
                 f"{self.d_model}, but {model} has width {d_model}: name an SAE of this model with "
                 "-M sae_release= -M sae_id=."
+            )
+
+    def check_layer(self, feature_layer: int) -> None:
+        """Raise an `EsrError` when the SAE is known to have been trained on another layer."""
+        if self.layer is not None and self.layer != feature_layer:
+            raise EsrError(
+                f"The SAE in {self.folder} was trained on the output of layer {self.layer}, not "
+                f"{feature_layer}: pass -M feature_layer={self.layer} (the layer that is edited "
+                "is -M steering_layer=, and may differ)."
             )
 
     def check_latent(self, latent: int) -> None:
@@ -119,8 +129,14 @@ def _current_format(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hook_layer(hook_name: str | None) -> int | None:
-    """Decoder layer whose output the SAE saw: `resid_pre` of a layer is the output before it."""
-    parts = (hook_name or "").split(".")
-    if len(parts) < 3 or parts[0] != "blocks" or not parts[1].isdigit():
-        return None
-    return {"hook_resid_post": int(parts[1]), "hook_resid_pre": int(parts[1]) - 1}.get(parts[2])
+    """Decoder layer whose output the SAE saw, from either naming of hooks in use.
+
+    TransformerLens's `hook_resid_pre` of a layer is the output of the layer before it;
+    transformers' `model.layers.N` is the layer itself.
+    """
+    name = hook_name or ""
+    if found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", name):
+        return int(found[1]) - (found[2] == "pre")
+    if found := re.search(r"(?:^|\.)layers\.(\d+)$", name):
+        return int(found[1])
+    return None

@@ -24,3 +24,7 @@ class Trial(BaseModel):
     )
     topic: str = Field(description="What the task asks about, e.g. 'add two fractions'.")
     seed: int = Field(ge=0, description="Seed of the sampler for this trial.")
+    level: float | None = Field(
+        default=None,
+        description="In a sweep, the strength's distance from the calibrated mean, in its SDs.",
+    )

@@ -10,7 +10,7 @@ degradation), all over trials with at least one scored attempt.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from inspect_ai.scorer import Metric, mean
+from inspect_ai.scorer import Metric, grouped, mean
 
 from esr_eval.scorers.metrics import mean_interval, rate_interval
 
@@ -50,6 +50,15 @@ def metrics() -> dict[str, list[Metric]]:
         ]
         for key in keys
     }
+
+
+def grouped_metrics(field: str) -> dict[str, list[Metric]]:
+    """Mean of every key for each value of a field of the trial (`level`, say).
+
+    Args:
+        field: Key of the sample metadata.
+    """
+    return {key: [grouped(mean(), field, all=False)] for key in metrics()}
 
 
 class Outcome(NamedTuple):

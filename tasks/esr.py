@@ -1,18 +1,10 @@
 """The main experiment (paper, main results): boost an unrelated latent, watch for recovery."""
 
 from inspect_ai import Task, task
-from inspect_ai.model import GenerateConfig, get_model
 
-from esr_eval.boosts import resolve_strengths
-from esr_eval.dataset import choose_prompts, pick_latents, trials_dataset
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.grader import grader_model
-from esr_eval.solvers import provider_of, steered_generate
-from esr_eval.viewing import trials_view
+from esr_eval.experiment import Bench, experiment, plan_trials
 
 VERSION = 1
-MOST_ERRORS = 0.1
-"""Share of trials that may fail before the run as a whole counts as failed."""
 PAPER = {
     "paper": "arXiv:2602.06941",
     "experiment": "1 (main) and 8 (no steering)",
@@ -33,6 +25,7 @@ def esr(
     topics: str | list[str] | None = None,
     steering: bool = True,
     seed: int = 0,
+    replay: str | None = None,
 ) -> Task:
     """Endogenous steering resistance: attempts and their scores under a boosted latent.
 
@@ -48,39 +41,19 @@ def esr(
         topics: Topics to ask about, of the 38. Default: all.
         steering: false for the baseline: the same latents, tasks and seeds with the boost off.
         seed: Seed of the draw of latents, tasks and sampling seeds.
+        replay: A log whose latents, strengths, tasks and seeds are run again, trial by trial.
     """
-    model = get_model()
-    provider = provider_of(model)
-    provider.preflight()
-    subject = provider.subject
-    grader = grader_model(str(model))
-    chosen = pick_latents(subject, latents, n_latents, seed)
-    provider.check_latents([latent.index for latent in chosen])
-    strengths = (
-        resolve_strengths(strength, provider.runtime, subject, chosen, str(grader))
-        if steering
-        else {}
+    bench = Bench.open()
+    plan = plan_trials(
+        bench,
+        latents=latents,
+        n_latents=n_latents,
+        trials_per_latent=trials_per_latent,
+        strength=strength,
+        topics=topics,
+        steering=steering,
+        seed=seed,
+        replay=replay,
     )
-    return Task(
-        dataset=trials_dataset(
-            chosen,
-            strengths,
-            choose_prompts(topics),
-            trials_per_latent,
-            seed,
-            "steered" if steering else "unsteered",
-        ),
-        solver=steered_generate(),
-        scorer=attempts(),
-        config=GenerateConfig(
-            max_tokens=subject.max_tokens,
-            temperature=subject.temperature,
-            max_connections=provider.max_connections(),
-        ),
-        # A trial that fails is counted and shown; a run in which many fail is no result.
-        score_on_error=True,
-        fail_on_error=MOST_ERRORS,
-        viewer=trials_view(),
-        version=VERSION,
-        metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
-    )
+    name = "esr-steered" if steering else "esr-unsteered"
+    return experiment(bench, plan, version=VERSION, paper=PAPER, name=name)

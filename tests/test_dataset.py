@@ -6,6 +6,7 @@ from esr_eval.dataset import (
     Latent,
     choose_latents,
     choose_prompts,
+    draw_trials,
     load_latents,
     prompts,
     trials_dataset,
@@ -19,7 +20,9 @@ STRENGTHS = {latent.index: 10.0 + latent.index for latent in LATENTS}
 
 
 def trials(latents, condition="steered", seed=0, per_latent=5):
-    data = trials_dataset(latents, STRENGTHS, prompts(), per_latent, seed, condition)
+    data = trials_dataset(
+        draw_trials(latents, STRENGTHS, prompts(), per_latent, seed, condition), "trials"
+    )
     return [(sample.id, sample.input, sample.metadata_as(Trial)) for sample in data]
 
 
@@ -28,7 +31,10 @@ def test_there_are_38_main_tasks_in_the_papers_two_frames():
     assert len(asked) == len({p.topic for p in asked}) == 38
     assert sum(p.text.startswith("Explain how to ") for p in asked) == 19
     assert sum(p.text.startswith("How do you ") and p.text.endswith("?") for p in asked) == 19
-    assert not {p.topic for p in asked} & {p.topic for p in prompts("detector_discovery")}
+    others = [prompts("detector_discovery"), prompts("held_out")]
+    assert [len(other) for other in others] == [20, 20]
+    assert not {p.topic for p in asked} & {p.topic for other in others for p in other}
+    assert all(p.text.endswith("?") for p in others[1])
 
 
 def test_a_latents_trials_do_not_depend_on_the_other_latents():
@@ -125,3 +131,23 @@ def test_the_embedded_subjects_labels_fit_its_sae():
     assert config.layer == subject.feature_layer
     assert len(latents) >= 40
     assert len({latent.label for latent in latents}) == len(latents)
+
+
+def test_every_shipped_latent_has_a_shipped_strength(tmp_path, monkeypatch):
+    """With an empty cache: what `strength=calibrated` finds on a fresh clone."""
+    from esr_eval.boosts import resolve_strengths
+
+    monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
+    subject = find_subject("smollm2-135m")
+    latents = load_latents(subject)
+    calibrated = resolve_strengths(
+        "calibrated", subject.runtime(), subject, latents, subject.grader
+    )
+    assert set(calibrated) == {latent.index for latent in latents}
+    prior = subject.calibration
+    assert all(prior.lower < strength < prior.upper for strength in calibrated.values())
+    twice = resolve_strengths("2x", subject.runtime(), subject, latents, subject.grader)
+    assert twice == {index: 2 * strength for index, strength in calibrated.items()}
+    assert set(resolve_strengths(60, subject.runtime(), subject, latents, "x/y").values()) == {60.0}
+    with pytest.raises(EsrError, match="esr-eval calibrate smollm2-135m"):
+        resolve_strengths("calibrated", subject.runtime(), subject, latents, "other/judge")

@@ -130,6 +130,7 @@ def test_bad_names_and_arguments_are_one_sentence(name, args, sentence):
     ("name", "args", "sentence"),
     [
         ("smollm2-135m", {"steering_layer": 30}, "layers 0 to 29"),
+        ("smollm2-135m", {"feature_layer": 9}, "trained on the output of layer 14"),
         ("gemma-2b", {"sae_release": "{sae}"}, "width 576, but gemma-2b has width 2304"),
         ("smollm2-135m", {"sae_release": "{empty}"}, "not an SAE folder"),
         ("HuggingFaceTB/Anything", {}, "-M sae_release="),

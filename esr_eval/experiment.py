@@ -1,0 +1,153 @@
+"""What every experiment shares: checks before anything loads, planned trials, the task itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inspect_ai import Task
+from inspect_ai.model import GenerateConfig, Model, get_model
+
+from esr_eval.boosts import resolve_strengths
+from esr_eval.dataset import (
+    Latent,
+    Planned,
+    PromptSet,
+    choose_prompts,
+    draw_trials,
+    pick_latents,
+    trials_dataset,
+)
+from esr_eval.errors import EsrError
+from esr_eval.provider import ESRModelAPI
+from esr_eval.replay import replay_log
+from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.grader import grader_model
+from esr_eval.scorers.values import grouped_metrics
+from esr_eval.solvers import provider_of, steered_generate
+from esr_eval.viewing import trials_view
+
+MOST_ERRORS = 0.1
+"""Share of trials that may fail before the run as a whole counts as failed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model under test and its judge, checked and not yet loaded."""
+
+    provider: ESRModelAPI
+    judge: Model
+
+    @classmethod
+    def open(cls) -> "Bench":
+        """Take the model and judge of this run.
+
+        Raises:
+            EsrError: The model cannot be steered, does not fit, or has no judge.
+        """
+        model = get_model()
+        provider = provider_of(model)
+        provider.preflight()
+        return cls(provider, grader_model(str(model)))
+
+    def latents(
+        self, latents: str | int | Sequence[int] | None, count: int | None, seed: int
+    ) -> list[Latent]:
+        """The run's latents, checked against the SAE.
+
+        Raises:
+            EsrError: See `dataset.pick_latents`; or one is not in the SAE.
+        """
+        chosen = pick_latents(self.provider.subject, latents, count, seed)
+        self.provider.check_latents([latent.index for latent in chosen])
+        return chosen
+
+    def strengths(self, strength: str | float, latents: Sequence[Latent]) -> dict[int, float]:
+        """The boost of every latent, by index; see `boosts.resolve_strengths`."""
+        return resolve_strengths(
+            strength, self.provider.runtime, self.provider.subject, latents, str(self.judge)
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's trials, and where they came from when they are another log's."""
+
+    planned: list[Planned]
+    source: dict[str, str] = field(default_factory=dict)
+
+
+def plan_trials(
+    bench: Bench,
+    *,
+    latents: str | int | Sequence[int] | None,
+    n_latents: int | None,
+    trials_per_latent: int,
+    strength: str | float,
+    topics: str | Sequence[str] | None,
+    steering: bool,
+    seed: int,
+    replay: str | None,
+    prompt_set: PromptSet = "main",
+) -> Plan:
+    """Draw trials from the arguments that all experiments share, or take another log's.
+
+    Raises:
+        EsrError: An argument cannot be met, or stands beside `replay`, which decides it.
+    """
+    if replay is not None:
+        beside = {"latents": latents, "n_latents": n_latents, "topics": topics}
+        if given := [name for name, value in beside.items() if value is not None]:
+            raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
+        found = replay_log(replay, None if steering else "unsteered")
+        bench.provider.check_latents([trial.latent for trial, _ in found.planned])
+        return Plan(found.planned, found.source)
+    chosen = bench.latents(latents, n_latents, seed)
+    planned = draw_trials(
+        chosen,
+        bench.strengths(strength, chosen) if steering else {},
+        choose_prompts(topics, prompt_set),
+        trials_per_latent,
+        seed,
+        "steered" if steering else "unsteered",
+    )
+    return Plan(planned)
+
+
+def experiment(
+    bench: Bench,
+    plan: Plan,
+    *,
+    version: int,
+    paper: dict[str, Any],
+    name: str,
+    grouped_by: str | None = None,
+) -> Task:
+    """The task: trials answered under their boosts and split into graded attempts.
+
+    Args:
+        bench: Model and judge.
+        plan: The trials.
+        version: Of the task.
+        paper: Which experiment of the paper it is, and how it deviates.
+        name: Of the dataset.
+        grouped_by: Field of the trial whose values the metrics are told apart by.
+    """
+    subject = bench.provider.subject
+    replayed = {"replay": plan.source} if plan.source else {}
+    return Task(
+        dataset=trials_dataset(plan.planned, name),
+        solver=steered_generate(),
+        scorer=attempts(),
+        metrics=None if grouped_by is None else grouped_metrics(grouped_by),
+        config=GenerateConfig(
+            max_tokens=subject.max_tokens,
+            temperature=subject.temperature,
+            max_connections=bench.provider.max_connections(),
+        ),
+        # A trial that fails is counted and shown; a run in which many fail is no result.
+        score_on_error=True,
+        fail_on_error=MOST_ERRORS,
+        viewer=trials_view(),
+        version=version,
+        metadata={**paper, "subject": subject.name, "judge": str(bench.judge), **replayed},
+    )

@@ -1,0 +1,49 @@
+"""Held-out tasks (2026): general-knowledge questions instead of the 38 how-to tasks."""
+
+from inspect_ai import Task, task
+
+from esr_eval.experiment import Bench, experiment, plan_trials
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "experiment": "12 (held-out tasks)",
+    "deviations": ["The questions are in this project's own words."],
+}
+
+
+@task
+def held_out(
+    latents: str | int | list[int] | None = None,
+    n_latents: int | None = None,
+    trials_per_latent: int = 5,
+    strength: str | float = "calibrated",
+    topics: str | list[str] | None = None,
+    steering: bool = True,
+    seed: int = 0,
+) -> Task:
+    """The main experiment on 20 questions that no strength was calibrated on.
+
+    Args:
+        latents: Indices or a file of labels, as in `esr`.
+        n_latents: How many latents to draw at random. Default: all.
+        trials_per_latent: Trials for each latent, each with another question and seed.
+        strength: `calibrated` (on the main tasks), a number, or a multiple (`1.5x`).
+        topics: Topics to ask about, of the 20. Default: all.
+        steering: false for the baseline: the same questions and seeds with the boost off.
+        seed: Seed of the draw of latents, questions and sampling seeds.
+    """
+    bench = Bench.open()
+    plan = plan_trials(
+        bench,
+        latents=latents,
+        n_latents=n_latents,
+        trials_per_latent=trials_per_latent,
+        strength=strength,
+        topics=topics,
+        steering=steering,
+        seed=seed,
+        replay=None,
+        prompt_set="held_out",
+    )
+    return experiment(bench, plan, version=VERSION, paper=PAPER, name="esr-held-out")

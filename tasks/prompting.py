@@ -1,0 +1,67 @@
+"""Meta-prompts (paper, experiment on prompting): a sentence that warns of the distraction."""
+
+from inspect_ai import Task, task
+
+from esr_eval.dataset import Planned, meta_prompts
+from esr_eval.errors import EsrError
+from esr_eval.experiment import Bench, Plan, experiment, plan_trials
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "experiment": "5 (meta-prompts)",
+    "deviations": ["The sentences are in this project's own words."],
+}
+
+
+@task
+def meta_prompt(
+    variant: str = "self_monitor",
+    latents: str | int | list[int] | None = None,
+    n_latents: int | None = None,
+    trials_per_latent: int = 5,
+    strength: str | float = "calibrated",
+    topics: str | list[str] | None = None,
+    steering: bool = True,
+    seed: int = 0,
+    replay: str | None = None,
+) -> Task:
+    """The main experiment with a sentence appended to every task.
+
+    Args:
+        variant: dont_get_distracted, ignore_latent_label, self_monitor or resist_manipulation.
+        latents: Indices or a file of labels, as in `esr`.
+        n_latents: How many latents to draw at random. Default: all.
+        trials_per_latent: Trials for each latent.
+        strength: `calibrated`, a number, or a multiple of the calibrated (`1.5x`).
+        topics: Topics to ask about, of the 38. Default: all.
+        steering: false for the sentence alone, with the boost off.
+        seed: Seed of the draw of latents, tasks and sampling seeds.
+        replay: A log of `esr` whose trials are run again with the sentence.
+    """
+    sentences = meta_prompts()
+    if variant not in sentences:
+        raise EsrError(f"There is no meta-prompt '{variant}'; there are {', '.join(sentences)}.")
+    bench = Bench.open()
+    plan = plan_trials(
+        bench,
+        latents=latents,
+        n_latents=n_latents,
+        trials_per_latent=trials_per_latent,
+        strength=strength,
+        topics=topics,
+        steering=steering,
+        seed=seed,
+        replay=replay,
+    )
+    planned = [
+        Planned(trial, f"{text} {sentences[variant].format(label=trial.label)}")
+        for trial, text in plan.planned
+    ]
+    return experiment(
+        bench,
+        Plan(planned, plan.source),
+        version=VERSION,
+        paper={**PAPER, "meta_prompt": sentences[variant]},
+        name=f"esr-{variant}",
+    )

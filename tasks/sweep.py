@@ -1,0 +1,71 @@
+"""Boost sweep (paper, experiment on boost strength): how attempts depend on the strength."""
+
+import statistics
+
+from inspect_ai import Task, task
+
+from esr_eval.dataset import Planned, choose_prompts, draw_trials
+from esr_eval.errors import EsrError
+from esr_eval.experiment import Bench, Plan, experiment
+
+VERSION = 1
+PAPER = {"paper": "arXiv:2602.06941", "experiment": "2 (boost sweep)", "deviations": []}
+
+
+@task
+def boost_sweep(
+    levels: int = 8,
+    span_sd: float = 3.0,
+    latents: str | int | list[int] | None = None,
+    n_latents: int | None = 25,
+    trials_per_latent: int = 10,
+    topics: str | list[str] | None = None,
+    seed: int = 0,
+) -> Task:
+    """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
+
+    The strengths lie evenly between the mean of the latents' calibrated strengths minus and plus
+    `span_sd` of their standard deviations, never below 0. At every level the same latents, tasks
+    and seeds are run; metrics are reported for each level.
+
+    Args:
+        levels: How many strengths.
+        span_sd: How far they reach from the mean, in standard deviations.
+        latents: Indices or a file of labels, as in `esr`.
+        n_latents: How many latents to draw at random; null takes all.
+        trials_per_latent: Trials for each latent at each level.
+        topics: Topics to ask about, of the 38. Default: all.
+        seed: Seed of the draw of latents, tasks and sampling seeds.
+    """
+    if levels < 2:
+        raise EsrError(f"A sweep needs two levels or more, not {levels}.")
+    bench = Bench.open()
+    chosen = bench.latents(latents, None if latents is not None else n_latents, seed)
+    calibrated = list(bench.strengths("calibrated", chosen).values())
+    if len(calibrated) < 2:
+        raise EsrError("A sweep needs two latents or more: their strengths span its range.")
+    mean, sd = statistics.mean(calibrated), statistics.stdev(calibrated)
+    planned: list[Planned] = []
+    for step in range(levels):
+        level = span_sd * (2 * step / (levels - 1) - 1)
+        strength = max(0.0, mean + level * sd)
+        trials = draw_trials(
+            chosen,
+            {latent.index: strength for latent in chosen},
+            choose_prompts(topics),
+            trials_per_latent,
+            seed,
+            "steered",
+        )
+        planned += [
+            Planned(trial.model_copy(update={"level": round(level, 2)}), text)
+            for trial, text in trials
+        ]
+    return experiment(
+        bench,
+        Plan(planned),
+        version=VERSION,
+        paper={**PAPER, "strength_mean": mean, "strength_sd": sd},
+        name="esr-sweep",
+        grouped_by="level",
+    )

@@ -1,0 +1,73 @@
+"""Sweep, meta-prompts and held-out tasks end to end on the embedded subject, small."""
+
+import statistics
+
+import pytest
+from inspect_ai import eval as inspect_eval
+
+from esr_eval.dataset import meta_prompts, prompts
+from esr_eval.errors import EsrError
+from esr_eval.spec import Steering
+
+pytestmark = pytest.mark.model
+
+
+def run(task, log_dir, **task_args):
+    [log] = inspect_eval(
+        f"esr_eval/{task}",
+        model="esr/smollm2-135m",
+        model_args={"device": "cpu"},
+        task_args=task_args,
+        max_tokens=16,
+        log_dir=str(log_dir),
+        display="none",
+    )
+    assert log.status == "success"
+    return log
+
+
+def boosts(log):
+    found = []
+    for sample in log.samples:
+        [event] = [e for e in sample.events if e.event == "model" and e.model.startswith("esr/")]
+        [edit] = Steering.from_extra_body(event.config.extra_body).edits
+        found.append((sample.metadata["level"], edit.strength))
+    return found
+
+
+def test_the_sweep_spans_the_calibrated_strengths_and_reports_each_level(tmp_path):
+    log = run("boost_sweep", tmp_path, levels=3, span_sd=2.0, n_latents=3, trials_per_latent=1)
+    mean, sd = (log.eval.metadata[f"strength_{name}"] for name in ("mean", "sd"))
+    assert {level for level, _ in boosts(log)} == {-2.0, 0.0, 2.0}
+    for level, strength in boosts(log):
+        assert strength == pytest.approx(max(0.0, mean + level * sd))
+    [first] = [s for s in log.results.scores if s.name == "first_score"]
+    by_level = {m.name: m.value for m in first.metrics.values()}
+    assert set(by_level) == {"-2.0", "0.0", "2.0"}
+    for level, value in by_level.items():
+        scores = [
+            s.scores["attempts"].value["first_score"]
+            for s in log.samples
+            if s.metadata["level"] == float(level)
+        ]
+        assert value == pytest.approx(statistics.mean(scores))
+    seeds = {(s.metadata["latent"], s.metadata["seed"]) for s in log.samples}
+    assert len(seeds) == 3 and len(log.samples) == 9
+
+
+def test_a_meta_prompt_is_appended_to_replayed_trials(tmp_path):
+    main = run("esr", tmp_path, n_latents=2, trials_per_latent=1, seed=7)
+    log = run("meta_prompt", tmp_path, variant="ignore_latent_label", replay=main.location)
+    for before, after in zip(main.samples, log.samples, strict=True):
+        assert after.metadata == before.metadata
+        assert after.input.startswith(before.input)
+        assert after.metadata["label"] in after.input[len(before.input) :]
+    with pytest.raises(EsrError, match="there are dont_get_distracted"):
+        run("meta_prompt", tmp_path, variant="shout")
+    assert len(meta_prompts()) == 4
+
+
+def test_held_out_questions_are_none_of_the_38(tmp_path):
+    log = run("held_out", tmp_path, n_latents=2, trials_per_latent=2)
+    asked = {prompt.text for prompt in prompts("held_out")}
+    assert all(sample.input in asked for sample in log.samples)
