@@ -5,7 +5,14 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.restarts import restarts
-from esr_eval.tasks import boost_sweep, calibrate, esr, held_out, meta_prompt
+from esr_eval.tasks import (
+    boost_sweep,
+    calibrate,
+    esr,
+    held_out,
+    meta_prompt,
+    prefill_control,
+)
 
 __all__ = [
     "attempts",
@@ -17,6 +24,7 @@ __all__ = [
     "esr_provider",
     "held_out",
     "meta_prompt",
+    "prefill_control",
     "restarts",
 ]
 

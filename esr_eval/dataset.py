@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.errors import EsrError
@@ -204,10 +205,11 @@ def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
 
 
 class Planned(NamedTuple):
-    """A trial and the words that ask for it."""
+    """A trial, the words that ask for it, and the beginning of its answer where one is given."""
 
     trial: Trial
     text: str
+    prefill: str | None = None
 
 
 def draw_trials(
@@ -255,11 +257,21 @@ def trials_dataset(planned: Sequence[Planned], name: str) -> MemoryDataset:
     """The planned trials as Inspect samples."""
     return MemoryDataset(
         [
-            Sample(id=_sample_id(trial), input=text, metadata=trial.model_dump(exclude_none=True))
-            for trial, text in planned
+            Sample(
+                id=_sample_id(one.trial),
+                input=_input(one),
+                metadata=one.trial.model_dump(exclude_none=True),
+            )
+            for one in planned
         ],
         name=name,
     )
+
+
+def _input(one: Planned) -> str | list[ChatMessage]:
+    if one.prefill is None:
+        return one.text
+    return [ChatMessageUser(content=one.text), ChatMessageAssistant(content=one.prefill)]
 
 
 def _sample_id(trial: Trial) -> str:

@@ -99,7 +99,7 @@ def plan_trials(
         if given := [name for name, value in beside.items() if value is not None]:
             raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
         found = replay_log(replay, None if steering else "unsteered")
-        bench.provider.check_latents([trial.latent for trial, _ in found.planned])
+        bench.provider.check_latents([one.trial.latent for one in found.planned])
         return Plan(found.planned, found.source)
     chosen = bench.latents(latents, n_latents, seed)
     planned = draw_trials(

@@ -1,14 +1,24 @@
 """Trials of a stored log, to be run again under another condition, trial by trial."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries
+from inspect_ai.log import (
+    EvalLog,
+    EvalSample,
+    EvalSampleSummary,
+    read_eval_log,
+    read_eval_log_sample_summaries,
+    read_eval_log_samples,
+)
 from pydantic import ValidationError
 
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
 from esr_eval.trial import Condition, Trial
+
+T = TypeVar("T")
 
 
 class Replayed(NamedTuple):
@@ -16,6 +26,14 @@ class Replayed(NamedTuple):
 
     planned: list[Planned]
     source: dict[str, str]
+
+
+class Response(NamedTuple):
+    """A log's trial with what was asked and answered."""
+
+    trial: Trial
+    text: str
+    response: str
 
 
 def replay_log(path: str, condition: Condition | None = None) -> Replayed:
@@ -30,30 +48,68 @@ def replay_log(path: str, condition: Condition | None = None) -> Replayed:
         EsrError: The log cannot be read, holds no trials, or was itself unsteered where a boost
             is asked for.
     """
-    if not Path(path).is_file() and "://" not in path:
-        raise EsrError(f"There is no log {path} to replay.")
-    try:
-        header = read_eval_log(path, header_only=True)
-        summaries = read_eval_log_sample_summaries(path)
-    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
-        raise EsrError(f"The log {path} cannot be read ({type(error).__name__}).") from error
+    header = _read(path, lambda: read_eval_log(path, header_only=True))
+    summaries = _read(path, lambda: read_eval_log_sample_summaries(path))
+    place = {name: at for at, name in enumerate(header.eval.dataset.sample_ids or [])}
     planned = []
-    for summary in sorted(summaries, key=lambda s: (s.epoch, str(s.id))):
+    for summary in sorted(summaries, key=lambda s: place.get(s.id, len(place))):
         if summary.epoch != 1:
             continue
-        try:
-            trial = Trial.model_validate(summary.metadata)
-        except ValidationError:
-            raise EsrError(
-                f"Sample {summary.id} of {path} carries no ESR trial: replay a log of "
-                "esr_eval/esr or one of its variants."
-            ) from None
+        trial = _trial(path, summary)
         if condition == "steered" and trial.condition != "steered":
             raise EsrError(f"The log {path} is unsteered: it has no strengths to replay.")
         if condition == "unsteered":
             trial = trial.model_copy(update={"condition": "unsteered", "strength": 0.0})
-        planned.append(Planned(trial, str(summary.input)))
+        if not isinstance(summary.input, str):
+            raise EsrError(f"The log {path} gave its answers a beginning: it cannot be replayed.")
+        planned.append(Planned(trial, summary.input))
     if not planned:
         raise EsrError(f"The log {path} holds no trials to replay.")
-    source = {"eval_id": header.eval.eval_id, "task": header.eval.task, "model": header.eval.model}
-    return Replayed(planned, source)
+    return Replayed(planned, source_of(header))
+
+
+def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
+    """Every trial of a log that has a response, and how a new log names that log.
+
+    Raises:
+        EsrError: The log cannot be read, or holds no trials.
+    """
+    header = _read(path, lambda: read_eval_log(path, header_only=True))
+    samples = _read(
+        path,
+        lambda: [
+            (_trial(path, sample), str(sample.input), sample.output.completion)
+            for sample in read_eval_log_samples(path, all_samples_required=False)
+            if sample.epoch == 1 and sample.error is None and sample.output.completion.strip()
+        ],
+    )
+    if not samples:
+        raise EsrError(f"The log {path} holds no responses.")
+    return [Response(*sample) for sample in samples], source_of(header)
+
+
+def source_of(header: EvalLog) -> dict[str, str]:
+    """What a new log says of the log its trials came from."""
+    spec = header.eval
+    return {"eval_id": spec.eval_id, "task": spec.task, "model": spec.model}
+
+
+def _read(path: str, reader: Callable[[], T]) -> T:
+    if not Path(path).is_file() and "://" not in path:
+        raise EsrError(f"There is no log {path} to replay.")
+    try:
+        return reader()
+    except EsrError:
+        raise
+    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
+        raise EsrError(f"The log {path} cannot be read ({type(error).__name__}).") from error
+
+
+def _trial(path: str, sample: EvalSampleSummary | EvalSample) -> Trial:
+    try:
+        return Trial.model_validate(sample.metadata)
+    except ValidationError:
+        raise EsrError(
+            f"Sample {sample.id} of {path} carries no ESR trial: replay a log of esr_eval/esr or "
+            "one of its variants."
+        ) from None

@@ -80,7 +80,11 @@ def boost_of(trial: Trial, runtime: Runtime) -> tuple[Boost, ...]:
 
 @solver
 def steered_generate() -> Solver:
-    """Answer the sample's task with its trial's boost on."""
+    """Answer the sample's task with its trial's boost on.
+
+    Where the sample's last message is the beginning of an answer, the model goes on from it, and
+    the response is both together.
+    """
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
@@ -91,6 +95,8 @@ def steered_generate() -> Solver:
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
         state.output = await model.generate(state.messages, config=config)
+        if state.messages[-1].role == "assistant":
+            state.output.completion = state.messages.pop().text + state.output.completion
         state.messages.append(state.output.message)
         return state
 

@@ -2,7 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.dataset import Planned, meta_prompts
+from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench, Plan, experiment, plan_trials
 
@@ -55,8 +55,8 @@ def meta_prompt(
         replay=replay,
     )
     planned = [
-        Planned(trial, f"{text} {sentences[variant].format(label=trial.label)}")
-        for trial, text in plan.planned
+        one._replace(text=f"{one.text} {sentences[variant].format(label=one.trial.label)}")
+        for one in plan.planned
     ]
     return experiment(
         bench,

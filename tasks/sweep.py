@@ -58,8 +58,8 @@ def boost_sweep(
             "steered",
         )
         planned += [
-            Planned(trial.model_copy(update={"level": round(level, 2)}), text)
-            for trial, text in trials
+            one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
+            for one in trials
         ]
     return experiment(
         bench,

@@ -71,3 +71,24 @@ def test_held_out_questions_are_none_of_the_38(tmp_path):
     log = run("held_out", tmp_path, n_latents=2, trials_per_latent=2)
     asked = {prompt.text for prompt in prompts("held_out")}
     assert all(sample.input in asked for sample in log.samples)
+
+
+def test_prefill_continues_the_other_conditions_answers(tmp_path):
+    args = {"n_latents": 2, "trials_per_latent": 2, "seed": 4}
+    steered = run("esr", tmp_path, **args)
+    unsteered = run("esr", tmp_path, **args, steering=False)
+    control = run("prefill_control", tmp_path, source=steered.location, characters=30)
+    mirror = run("prefill_control", tmp_path, source=unsteered.location, characters=30, mirror=True)
+    for log, origin, boosted in [(control, steered, False), (mirror, unsteered, True)]:
+        before = {sample.id: sample.output.completion for sample in origin.samples}
+        assert set(before) == {sample.id for sample in log.samples}
+        for sample in log.samples:
+            beginning = before[sample.id][:30].rstrip()
+            assert sample.output.completion.startswith(beginning)
+            assert len(sample.output.completion) > len(beginning)
+            assert (sample.metadata["strength"] > 0) == boosted
+            assert (sample.output.metadata["edited_positions"] > 0) == boosted
+            assert sample.messages[-1].text == sample.output.completion
+        assert log.eval.metadata["replay"]["eval_id"] == origin.eval.eval_id
+    with pytest.raises(EsrError, match="not steered"):
+        run("prefill_control", tmp_path, source=unsteered.location)
