@@ -6,6 +6,7 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -119,6 +120,67 @@ def summary(
         console.print(pairs)
     if csv is not None:
         write_csv(csv, runs)
+
+
+@app.command()
+@_plainly
+def power(
+    base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
+    reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
+    icc: Annotated[
+        float | None,
+        typer.Option(help="Correlation of two trials of one latent. Default: 0.1, or the log's."),
+    ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(help="Take the clustering from this log; twice: from it and its replay."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = (
+        "multi_attempt"
+    ),
+    trials_per_latent: Annotated[int, typer.Option(help="In each condition.")] = 10,
+    paired: Annotated[
+        bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
+    ] = True,
+    latent_correlation: Annotated[
+        float | None,
+        typer.Option(
+            help="How alike both conditions rank the latents. Default: 0.8, or the logs'."
+        ),
+    ] = None,
+    wanted: Annotated[float, typer.Option("--power", help="Chance to see the change.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Level of the two-sided test.")] = 0.05,
+) -> None:
+    """Tell how many trials and latents it takes to see a rate fall."""
+    from rich.console import Console
+
+    from esr_eval.analysis.clustering import clustering_of_logs
+    from esr_eval.analysis.power import (
+        ASSUMED_ICC,
+        ASSUMED_LATENT_CORRELATION,
+        Design,
+        power_table,
+    )
+
+    found = clustering_of_logs([str(path) for path in log or []], metric)
+    given = {"icc": icc, "latent_correlation": latent_correlation}
+    known = found | {name: value for name, value in given.items() if value is not None}
+    design = Design(
+        base / 100,
+        reduced / 100,
+        icc=known.get("icc", ASSUMED_ICC),
+        trials_per_latent=trials_per_latent,
+        paired=paired,
+        latent_correlation=known.get("latent_correlation", ASSUMED_LATENT_CORRELATION),
+        pair_correlation=known.get("pair_correlation"),
+    )
+    designs = [replace(design, icc=0.0, pair_correlation=None), design]
+    console = Console()
+    console.print(power_table(designs, wanted, alpha))
+    for name, value in found.items():
+        console.print(
+            f"{name.replace('_', ' ')} of the log{'s' if len(log or []) > 1 else ''}: {value:.3f}"
+        )
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:

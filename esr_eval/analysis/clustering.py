@@ -1,0 +1,84 @@
+"""How trials cluster in logs that exist, for planning others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from esr_eval.analysis.comparisons import shared_trials
+from esr_eval.analysis.runs import TrialKey
+from esr_eval.analysis.stats import cluster_counts, cross_correlation, intraclass_correlation
+from esr_eval.analysis.trial_values import read_values
+from esr_eval.errors import EsrError
+
+Values = Mapping[TrialKey, float]
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What `esr_eval.analysis.power.Design` needs to know of it; None where only one log tells."""
+
+    icc: float
+    latent_correlation: float | None = None
+    pair_correlation: float | None = None
+
+
+def clustering_of_logs(paths: Sequence[str], metric: str = "multi_attempt") -> dict[str, float]:
+    """What is known of the clustering from no log, one log, or a log and its replay.
+
+    Raises:
+        EsrError: The logs cannot be used, or are more than two.
+    """
+    if not paths:
+        return {}
+    if len(paths) > 2:
+        raise EsrError("Clustering is taken from one log, or from one and its replay.")
+    found = [read_values(path, metric) for path in paths]
+    clustering = observed_pair_clustering(*found) if len(found) > 1 else observed_clustering(*found)
+    return {name: value for name, value in asdict(clustering).items() if value is not None}
+
+
+def observed_clustering(values: Values) -> Clustering:
+    """Clustering within one condition.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    latents = [key.latent for key in values]
+    found = intraclass_correlation(list(values.values()), latents)
+    if found is None:
+        raise EsrError(
+            "Clustering cannot be told from this log: it needs trials with the value and trials "
+            "without it, and several trials of a latent."
+        )
+    # Estimates scatter around 0 when there is none; trials of a latent are not less alike.
+    return Clustering(min(max(found, 0.0), 0.99))
+
+
+def observed_pair_clustering(first: Values, second: Values) -> Clustering:
+    """Clustering of two conditions that share trials.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    before, after, latents = shared_trials(first, second)
+    if not len(latents):
+        raise EsrError("The two logs share no trial: the second is to be a replay of the first.")
+    shared = [
+        key for key in first if key in second and not np.isnan((first[key], second[key])).any()
+    ]
+    within = [
+        observed_clustering({key: values[key] for key in shared}).icc for values in (first, second)
+    ]
+    icc = sum(within) / 2
+    hits, trials = cluster_counts(before, latents)
+    hits_after, _ = cluster_counts(after, latents)
+    both, _ = cluster_counts(before * after, latents)
+    between = cross_correlation(hits, hits_after, both, trials)
+    assert between is not None  # as both conditions have a correlation of their own
+    return Clustering(
+        icc=icc,
+        latent_correlation=min(max(between / icc, 0.0), 1.0) if icc else 1.0,
+        # A replay that changed nothing would leave no variance to plan with.
+        pair_correlation=min(float(np.corrcoef(before, after)[0, 1]), 0.99),
+    )

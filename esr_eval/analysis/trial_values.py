@@ -1,0 +1,39 @@
+"""One number of every trial of a log, such as whether it has several attempts."""
+
+import math
+
+from inspect_ai.log import read_eval_log_sample_summaries
+
+from esr_eval.analysis.runs import SCORER, TrialKey
+from esr_eval.errors import EsrError
+
+
+def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, float]:
+    """Read a metric's value of each trial that has one, as the first judge of the log scored it.
+
+    Args:
+        path: A log of the task esr.
+        metric: A key of the score, see `esr_eval.scorers.values`.
+
+    Raises:
+        EsrError: The file is no Inspect log, or has no trial with that value.
+    """
+    try:
+        samples = read_eval_log_sample_summaries(path)
+    except FileNotFoundError:
+        raise EsrError(f"There is no log {path}.") from None
+    except Exception as error:
+        # Whatever the reader raises on a file that is no log; its own message is kept.
+        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
+    found = {}
+    for sample in samples:
+        scores = sample.scores or {}
+        value = next((scores[name].value for name in scores if SCORER.fullmatch(name)), None)
+        number = value.get(metric) if isinstance(value, dict) else None
+        trial = sample.metadata
+        if isinstance(number, int | float) and not math.isnan(number) and "latent" in trial:
+            key = TrialKey(trial["latent"], trial["topic"], trial["seed"], sample.epoch)
+            found[key] = float(number)
+    if not found:
+        raise EsrError(f"{path} has no trial with a value of {metric}.")
+    return found

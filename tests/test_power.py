@@ -1,0 +1,207 @@
+import json
+
+import numpy as np
+import pytest
+from clustered import alike_propensities, propensities
+from inspect_ai.log import EvalLog, write_eval_log
+from scipy.stats import norm
+from typer.testing import CliRunner
+
+from esr_eval.analysis.clustering import observed_clustering, observed_pair_clustering
+from esr_eval.analysis.power import Design, design_effect, latents_needed, power
+from esr_eval.analysis.rate_tests import pooled_t_test, sign_flip_test
+from esr_eval.analysis.runs import TrialKey
+from esr_eval.cli import app
+from esr_eval.errors import EsrError
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+SETS = 1000
+PUBLISHED = (0.074, 0.055)
+
+
+@pytest.fixture
+def invoke(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments):
+        return CliRunner().invoke(app, ["power", *map(str, arguments)])
+
+    return run
+
+
+@pytest.mark.parametrize(("latents", "trials"), [(500, 10), (300, 10), (300, 5)])
+@pytest.mark.parametrize("copula", [1.0, 0.8])
+def test_power_of_replayed_pairs_is_what_simulation_finds(latents, trials, copula):
+    rng = np.random.default_rng(60)
+    before, after = alike_propensities(rng, (SETS, latents), PUBLISHED, 0.1, copula)
+    alike = np.corrcoef(before.ravel(), after.ravel())[0, 1]
+    gained = rng.binomial(trials, after) - rng.binomial(trials, before)
+    found = np.mean(np.array([sign_flip_test(one) for one in gained]) < 0.05)
+    design = Design(*PUBLISHED, 0.1, trials, latent_correlation=alike)
+    # Three standard errors of the simulated power.
+    assert power(design, latents * trials) == pytest.approx(found, abs=0.045)
+
+
+@pytest.mark.parametrize(("latents", "trials", "icc"), [(500, 10, 0.1), (250, 5, 0.2)])
+def test_power_with_latents_of_its_own_is_what_simulation_finds(latents, trials, icc):
+    rng = np.random.default_rng(61)
+    hits, hits_after = (
+        rng.binomial(trials, propensities(rng, (SETS, latents), rate, icc)) for rate in PUBLISHED
+    )
+    none, some = np.zeros(latents), np.full(latents, float(trials))
+    first, second = np.concatenate((some, none)), np.concatenate((none, some))
+    found = [
+        pooled_t_test(np.concatenate((a, none)), first, np.concatenate((none, b)), second)
+        for a, b in zip(hits, hits_after, strict=True)
+    ]
+    design = Design(*PUBLISHED, icc, trials, paired=False)
+    assert power(design, latents * trials) == pytest.approx(
+        np.mean(np.array(found) < 0.05), abs=0.045
+    )
+
+
+def test_by_hand():
+    design = Design(0.5, 0.4, icc=0.1, trials_per_latent=11, paired=False)
+    # 1 + (11 - 1) * 0.1.
+    assert design_effect(design) == pytest.approx(2)
+    null, alternative = 2 * np.sqrt(0.45 * 0.55), np.sqrt(2 * (0.25 + 0.24))
+    needed = ((1.959964 * null + 0.841621 * alternative) / 0.1) ** 2
+    assert latents_needed(design) == np.ceil(needed / 11)
+    chance = norm.cdf((0.1 * np.sqrt(900) - 1.959964 * null) / alternative)
+    assert power(design, 900) == pytest.approx(chance, abs=1e-6)
+    # All that latents have in common drops out: 1 - ICC is left.
+    pairs = Design(0.5, 0.4999, icc=0.1, trials_per_latent=11, latent_correlation=1)
+    assert design_effect(pairs) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_needs_and_power_agree():
+    for paired in (True, False):
+        design = Design(*PUBLISHED, trials_per_latent=7, paired=paired)
+        needed = latents_needed(design, 0.9, 0.01)
+        assert power(design, 7 * needed, 0.01) >= 0.9 > power(design, 7 * (needed - 1), 0.01)
+
+
+def test_clustering_costs_trials_and_pairing_saves_some():
+    def needed(icc, paired):
+        return latents_needed(Design(*PUBLISHED, icc, 10, paired))
+
+    assert needed(0, True) == needed(0, False) < needed(0.1, True) < needed(0.1, False)
+    assert needed(0.1, False) < needed(0.2, False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"base": 0.0},
+        {"reduced": 1.0},
+        {"reduced": 0.074},
+        {"icc": 1.0},
+        {"icc": -0.1},
+        {"trials_per_latent": 0},
+        {"latent_correlation": 1.1},
+        {"pair_correlation": 1.0},
+    ],
+)
+def test_what_has_no_answer_is_refused(wrong):
+    with pytest.raises(EsrError):
+        Design(**({"base": 0.074, "reduced": 0.055} | wrong))
+    with pytest.raises(EsrError):
+        latents_needed(Design(*PUBLISHED), 0.04, 0.05)
+
+
+def simulated_values(rng, truth, trials):
+    """Values of one condition, by trial."""
+    return {
+        TrialKey(latent, "t", seed, 1): float(rng.random() < rate)
+        for latent, rate in enumerate(truth)
+        for seed in range(trials)
+    }
+
+
+def test_clustering_is_estimated_from_trials():
+    rng = np.random.default_rng(62)
+    before, after = alike_propensities(rng, 3000, (0.3, 0.2), 0.15, 0.9)
+    alike = np.corrcoef(before, after)[0, 1]
+    first, second = (simulated_values(rng, truth, 5) for truth in (before, after))
+    assert observed_clustering(first).icc == pytest.approx(0.15, abs=0.025)
+    found = observed_pair_clustering(first, second)
+    assert found.icc == pytest.approx(0.15, abs=0.025)
+    assert found.latent_correlation == pytest.approx(alike, abs=0.1)
+    assert found.pair_correlation == pytest.approx(0.15 * alike, abs=0.03)
+
+
+def test_clustering_that_cannot_be_told():
+    none = {TrialKey(latent, "t", seed, 1): 0.0 for latent in range(3) for seed in range(3)}
+    with pytest.raises(EsrError, match="cannot be told"):
+        observed_clustering(none)
+    some = none | {TrialKey(0, "t", 0, 1): 1.0}
+    with pytest.raises(EsrError, match="share no trial"):
+        observed_pair_clustering(some, {TrialKey(9, "t", 0, 1): 1.0})
+    # Alike in everything: still something left to plan with.
+    same = observed_pair_clustering(some, some)
+    assert same.pair_correlation < 1
+    # Estimates below 0 stand for none.
+    apart = {TrialKey(latent, "t", seed, 1): float(seed) for latent in range(3) for seed in (0, 1)}
+    assert observed_clustering(apart).icc == 0
+
+
+def test_command_for_the_published_reduction(invoke):
+    result = invoke()
+    assert result.exit_code == 0
+    assert "7.4 % against 5.5 %, replayed pairs" in result.output
+    assert "97 % │     95 %" in result.output
+    result = invoke("--unpaired")
+    assert "97 % │     80 %" in result.output
+    assert "2,630 │    4,990" in result.output
+
+
+def test_command_refuses_plainly(invoke):
+    result = invoke("--reduced", 7.4)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: The two rates are the same: there is nothing to see.\n"
+    assert "no log" in invoke("--log", "nowhere.eval").stderr
+    assert "one log" in invoke(*["--log", "a.eval"] * 3).stderr
+
+
+def test_command_takes_the_clustering_from_logs(invoke, tmp_path):
+    rng = np.random.default_rng(63)
+    rates = alike_propensities(rng, 60, (0.3, 0.2), 0.2, 0.9)
+    for name, truth in zip(("base", "replay"), rates, strict=True):
+        log_of(simulated_values(rng, truth, 4), tmp_path / f"{name}.eval")
+    result = invoke("--log", tmp_path / "base.eval")
+    assert result.exit_code == 0, result.output
+    assert "icc of the log: 0." in result.output
+    result = invoke("--log", tmp_path / "base.eval", "--log", tmp_path / "replay.eval")
+    assert result.exit_code == 0, result.output
+    assert "pair correlation of the logs: 0." in result.output
+    result = invoke("--log", tmp_path / "base.eval", "--metric", "esr")
+    assert result.exit_code == 1
+    assert "no trial with a value of esr" in result.stderr
+
+
+def log_of(values, path):
+    """A small log with these multi-attempt values; one trial more has none."""
+    samples = [
+        {
+            "id": f"{key.latent}-{key.seed}",
+            "epoch": key.epoch,
+            "input": "task",
+            "target": "",
+            "metadata": {"latent": key.latent, "topic": key.topic, "seed": key.seed},
+            "scores": {"attempts": {"value": {"multi_attempt": value}}},
+        }
+        for key, value in values.items()
+    ]
+    samples.append({"id": "failed", "epoch": 1, "input": "task", "target": ""})
+    about = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "task": "esr",
+        "dataset": {},
+        "model": "none/none",
+        "config": {},
+    }
+    log = EvalLog.model_validate_json(
+        json.dumps({"status": "success", "eval": about, "samples": samples})
+    )
+    write_eval_log(log, str(path))
