@@ -54,8 +54,12 @@ class Setting(BaseModel):
         )
 
     def key(self, latent: int, label: str) -> str:
-        """Key of one latent. The label counts: graders are told which concept to look for."""
-        return fingerprint({**self.model_dump(mode="json"), "latent": latent, "label": label})
+        """Key of one latent. The label counts: graders are told which concept to look for.
+
+        The backend does not: every backend gives the same tokens for the same runtime.
+        """
+        decides = self.model_dump(mode="json", exclude={"runtime": {"backend"}})
+        return fingerprint({**decides, "latent": latent, "label": label})
 
 
 def local_digests(runtime: Runtime) -> dict[str, str]:
