@@ -17,11 +17,13 @@ def assemble(target: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     mapping = project["tool"]["setuptools"]["package-dir"]
     for package, folder in sorted(mapping.items()):
+        if not package:
+            continue
         shutil.copytree(
             ROOT / folder,
             target / package.replace(".", "/"),
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.safetensors"),
         )
 
 
