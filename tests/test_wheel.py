@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The unpacked wheel, first on the path of a fresh interpreter."""
-    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    source = tmp_path_factory.mktemp("source")
+    # Inspect takes a package for installed where its path says so.
+    site = tmp_path_factory.mktemp("wheel") / "site-packages"
     for name in ("esr_eval", "tasks", "scorers"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md"):
