@@ -96,7 +96,8 @@ def steered_generate() -> Solver:
         )
         state.output = await model.generate(state.messages, config=config)
         if state.messages[-1].role == "assistant":
-            state.output.completion = state.messages.pop().text + state.output.completion
+            whole = state.messages.pop().text + state.output.completion
+            state.output.completion = state.output.message.content = whole
         state.messages.append(state.output.message)
         return state
 

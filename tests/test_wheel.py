@@ -20,7 +20,9 @@ def installed(tmp_path_factory):
     # Inspect takes a package for installed where its path says so.
     site = tmp_path_factory.mktemp("wheel") / "site-packages"
     for name in ("esr_eval", "tasks", "scorers"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     build = [
@@ -65,7 +67,7 @@ def test_the_wheel_alone_runs_the_task_by_its_registry_name(installed, tmp_path)
     log = read_eval_log(str(path))
     assert log.status == "success" and len(log.samples) == 2
     assert log.eval.task_registry_name == "esr_eval/esr"
-    assert log.eval.packages["esr_eval"] == "0.1.0"
+    assert log.eval.packages["esr-eval"] == "0.1.0"
 
 
 def test_the_command_line_works_from_the_wheel(installed, tmp_path):
