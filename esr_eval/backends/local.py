@@ -38,6 +38,9 @@ class LocalBackend:
             EsrError: Something does not fit or cannot be loaded.
         """
         self.runtime = runtime
+        # The loop over decoding steps is open by design, and nnsight warns when it ends. Not in a
+        # `catch_warnings` around each batch: batches run in a thread, and filters are global.
+        warnings.filterwarnings("ignore", message=".*was never reached.*", module="nnsight")
         n_layers, d_model = read_shape(runtime)
         for layer in (runtime.steering_layer, runtime.feature_layer):
             if layer is not None and layer >= n_layers:
@@ -122,9 +125,7 @@ class LocalBackend:
         plan = plan_batch(rows, self.sae, self._layer_device)
         receipts = torch.zeros(len(rows), dtype=torch.int64)
         recorder = ReadoutRecorder(plan)
-        with torch.inference_mode(), warnings.catch_warnings():
-            # The loop over decoding steps is open by design; nnsight warns when it ends.
-            warnings.filterwarnings("ignore", message=".*was never reached.*")
+        with torch.inference_mode():
             out = self._trace(ids, mask, decoding, plan, receipts, recorder)
         results = []
         for b, row in enumerate(rows):
