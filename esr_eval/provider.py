@@ -24,7 +24,7 @@ from esr_eval.errors import EsrError
 from esr_eval.model_args import ModelArgs
 from esr_eval.sae_config import local_folder, read_sae_config
 from esr_eval.spec import Runtime, Steering, fingerprint
-from esr_eval.subjects import find_subject
+from esr_eval.subjects import check_layer, find_subject
 from esr_eval.weights import check_memory
 
 if TYPE_CHECKING:
@@ -81,11 +81,9 @@ class ESRModelAPI(ModelAPI):
         if subject.n_layers is not None:
             for option in ("steering_layer", "feature_layer"):
                 layer = getattr(runtime, option)
-                if layer is not None and layer >= subject.n_layers:
-                    raise EsrError(
-                        f"-M {option}={layer} is out of range: {subject.name} has decoder layers "
-                        f"0 to {subject.n_layers - 1}."
-                    )
+                if layer is not None:
+                    said = f"-M {option}={layer}"
+                    check_layer(layer, subject.n_layers, subject.name, said)
         if not edits_needed:
             return
         if runtime.sae is None or runtime.steering_layer is None:

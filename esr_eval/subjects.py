@@ -119,6 +119,22 @@ def find_subject(name: str) -> Subject:
     )
 
 
+def check_layer(layer: int, n_layers: int, subject: str, said: str | None = None) -> None:
+    """Raise an `EsrError` when a model has no such decoder layer.
+
+    Args:
+        layer: Index of the layer.
+        n_layers: How many the model has.
+        subject: The model's name in the message.
+        said: How the user named the layer; "Layer N" without it.
+    """
+    if layer >= n_layers:
+        raise EsrError(
+            f"{said or f'Layer {layer}'} is out of range: {subject} has decoder layers "
+            f"0 to {n_layers - 1}."
+        )
+
+
 def embedded_path(reference: str) -> Path:
     """Resolve `embedded:NAME/FILE` to the file shipped with the package; other paths stay."""
     if not reference.startswith("embedded:"):

@@ -19,6 +19,7 @@ from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
 from esr_eval.spec import AddVector, Readout, Runtime
+from esr_eval.subjects import check_layer
 
 SELF_CHECK_SHARE = 0.5
 """Part of the residual's norm that the self-check adds: enough to move any model's logits."""
@@ -43,11 +44,8 @@ class LocalBackend:
         warnings.filterwarnings("ignore", message=".*was never reached.*", module="nnsight")
         n_layers, d_model = read_shape(runtime)
         for layer in (runtime.steering_layer, runtime.feature_layer):
-            if layer is not None and layer >= n_layers:
-                raise EsrError(
-                    f"Layer {layer} is out of range: {runtime.subject} has decoder layers "
-                    f"0 to {n_layers - 1}."
-                )
+            if layer is not None:
+                check_layer(layer, n_layers, runtime.subject)
         self.sae: SparseSAE | None = None
         if runtime.sae is not None:
             self.sae = open_sae(runtime.sae)
@@ -58,9 +56,10 @@ class LocalBackend:
         self._pad = self.tokenizer.pad_token_id
         if self._pad is None:
             self._pad = self._ends[0]
-        self._layers = descend(self._model, decoder_layers_path(self._model))
+        layers_path = decoder_layers_path(self._model)
+        self._layers = descend(self._model, layers_path)
         self._lm = TransformersModel(self._model, tokenizer=self.tokenizer, task="text-generation")
-        self._traced_layers = descend(self._lm, decoder_layers_path(self._model))
+        self._traced_layers = descend(self._lm, layers_path)
         self.info = BackendInfo(
             device=str(self._model.device),
             versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
@@ -102,11 +101,7 @@ class LocalBackend:
         if row.steering is None:
             return
         for part in (*row.steering.edits, *row.steering.readouts):
-            if part.layer >= self._n_layers:
-                raise EsrError(
-                    f"Layer {part.layer} is out of range: {self.runtime.subject} has decoder "
-                    f"layers 0 to {self._n_layers - 1}."
-                )
+            check_layer(part.layer, self._n_layers, self.runtime.subject)
             if isinstance(part, AddVector):
                 width = load_vector(part).shape[-1]
                 if width != self._d_model:
