@@ -1,6 +1,7 @@
 """The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from esr_eval.subjects import check_layer, find_subject
 from esr_eval.weights import check_memory
 
 if TYPE_CHECKING:
-    from esr_eval.backends.base import BackendProtocol, Generated, Row
+    from esr_eval.backends.base import BackendProtocol, Generated, Passage, Reading, Row
 
 DEFAULT_BATCH = 32
 DEFAULT_TEMPERATURE = 1.0
@@ -64,6 +65,8 @@ class ESRModelAPI(ModelAPI):
         self._loading = anyio.Lock()
         size = self.args.batch_size or config.max_connections or DEFAULT_BATCH
         self._batcher: Batcher[Row, Generated] = Batcher(self._run, size, self._show_speed)
+        self._reader: Batcher[Passage, Reading] = Batcher(self._run_reading, size)
+        self._engine = threading.Lock()  # one trace at a time, whether it generates or reads
         self._tokens = 0
         self._seconds = 0.0
 
@@ -137,24 +140,50 @@ class ESRModelAPI(ModelAPI):
         backend.check(row)
         started = time.monotonic()
         generated = await self._batcher.submit(row)
-        if generated.edited_positions != generated.expected_positions:
-            raise RuntimeError(
-                f"{generated.edited_positions} positions were edited where "
-                f"{generated.expected_positions} were due: this sample was not steered as asked."
-            )
+        _check_receipt(generated)
         return _output(self.model_name, backend, row, generated, config, time.monotonic() - started)
+
+    async def read(self, messages: Sequence[ChatMessage], steering: Steering) -> "Reading":
+        """Read activations over a finished conversation, in one forward pass.
+
+        It is no request to the model in Inspect's sense: nothing is generated, cached or logged;
+        arrays belong into a sidecar file (`esr_eval.sidecar`).
+
+        Args:
+            messages: The conversation; the last message is the assistant's whole answer, which
+                may be empty.
+            steering: Edits that are on during the pass, and what to read.
+
+        Raises:
+            EsrError: The request cannot be carried out as it stands.
+            RuntimeError: Fewer positions were edited than the tokens call for.
+        """
+        if not messages or messages[-1].role != "assistant":
+            raise EsrError("Activations are read over an answer: the last message is no answer.")
+        self._check_runtime(steering)
+        backend = await self._ready()
+        chat = [{"role": message.role, "content": message.text} for message in messages[:-1]]
+        passage = backend.passage(chat, messages[-1].text, steering)
+        backend.check(passage)
+        reading = await self._reader.submit(passage)
+        _check_receipt(reading)
+        return reading
 
     def _steering(self, config: GenerateConfig) -> Steering | None:
         try:
             steering = Steering.from_extra_body(config.extra_body)
         except ValueError as error:
             raise EsrError(f'extra_body["esr"] is not a steering spec: {error}') from error
-        if steering is not None and steering.runtime != self.runtime:
+        if steering is not None:
+            self._check_runtime(steering)
+        return steering
+
+    def _check_runtime(self, steering: Steering) -> None:
+        if steering.runtime != self.runtime:
             raise EsrError(
                 "The request was made for another runtime than this model runs: "
                 f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
             )
-        return steering
 
     async def _ready(self) -> "BackendProtocol":
         async with self._loading:
@@ -179,9 +208,15 @@ class ESRModelAPI(ModelAPI):
 
     def _run(self, rows: "Sequence[Row]") -> "list[Generated]":
         assert self._backend is not None
-        generated = self._backend.generate(rows)
+        with self._engine:
+            generated = self._backend.generate(rows)
         self._tokens += sum(len(one.tokens) for one in generated)
         return generated
+
+    def _run_reading(self, passages: "Sequence[Passage]") -> "list[Reading]":
+        assert self._backend is not None
+        with self._engine:
+            return self._backend.read(passages)
 
     def _show_speed(self, batch: int, seconds: float) -> None:
         self._seconds += seconds
@@ -211,6 +246,14 @@ class ESRModelAPI(ModelAPI):
     def close(self) -> None:
         """Let go of the weights."""
         self._backend = None
+
+
+def _check_receipt(result: "Generated | Reading") -> None:
+    if result.edited_positions != result.expected_positions:
+        raise RuntimeError(
+            f"{result.edited_positions} positions were edited where "
+            f"{result.expected_positions} were due: this sample was not steered as asked."
+        )
 
 
 def _row(

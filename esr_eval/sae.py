@@ -86,6 +86,23 @@ class SparseSAE:
 
         return encode
 
+    def whole_encoder(self, device: torch.device | str = "cpu") -> EncodeFn:
+        """Activations of every latent; loads the whole encoder once, through sae-lens.
+
+        Args:
+            device: Where to compute.
+
+        Returns:
+            Function from residuals (..., d_model) to activations (..., d_sae).
+        """
+        sae = self._whole(device)
+
+        def encode(x: Tensor) -> Tensor:
+            activations: Tensor = sae.encode(x)
+            return activations
+
+        return encode
+
     @property
     def output_scale(self) -> EncodeFn | None:
         """c(x) that undoes the input normalisation, (..., 1); None where it is 1 everywhere."""
@@ -111,12 +128,15 @@ class SparseSAE:
         return x
 
     def _full_encoder(self, latents: Sequence[int], device: torch.device | str) -> EncodeFn:
+        sae, index = self._whole(device), torch.tensor(list(latents), device=device)
+        return lambda x: sae.encode(x)[..., index]
+
+    def _whole(self, device: torch.device | str) -> Any:
         if self._full is None:
             from sae_lens import SAE
 
             self._full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
-        sae, index = self._full, torch.tensor(list(latents), device=device)
-        return lambda x: sae.encode(x)[..., index]
+        return self._full
 
     def _open(self) -> Any:
         return safe_open(self.config.folder / WEIGHTS_FILE, framework="pt")

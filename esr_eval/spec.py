@@ -119,12 +119,15 @@ Edit = Annotated[Boost | Clamp | AddVector, Field(discriminator="kind")]
 
 
 class Readout(Span):
-    """Read latents' activations while generating, after the edits of the same layer."""
+    """Read latents' activations, after the edits of the same layer."""
 
-    latents: tuple[int, ...] = Field(min_length=1)
+    latents: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["all"] = Field(
+        description="Which latents; the whole SAE only over finished answers (`provider.read`)."
+    )
     layer: int = Field(ge=0, description="Decoder layer whose output is read.")
-    reduce: Literal["max", "mean", "tokens"] = Field(
-        default="max", description="Over positions: maximum, mean, or every token's value."
+    reduce: Literal["max", "mean", "rate", "tokens"] = Field(
+        default="max",
+        description="Over positions: maximum, mean, share above 0, or every token's value.",
     )
 
 

@@ -102,7 +102,7 @@ def test_bounds(span, bounds):
 
 
 def test_expected_positions_counts_each_touched_position_once_per_layer():
-    from esr_eval.backends.local import expected_positions
+    from esr_eval.backends.plan import expected_positions
     from esr_eval.sampling import Sampling
 
     spec = Steering(

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esr_eval.sampling import Sampling
 from esr_eval.spec import Steering
 
@@ -26,13 +29,65 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A finished conversation to read activations over, in one forward pass.
+
+    Attributes:
+        prompt: Token ids up to where the answer begins.
+        answer: Token ids of the answer.
+        offsets: Where each token of the answer stands in its text, (len(answer), 2), characters.
+        steering: What to edit during the pass and what to read.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    offsets: NDArray[np.int64]
+    steering: Steering
+
+
+class Reading(NamedTuple):
+    """What was read over a passage.
+
+    Attributes:
+        values: One float32 array per readout of the spec: (latents,) for max, mean and rate,
+            (latents, positions) for tokens. Maxima and means of no position are 0.
+        prompt_tokens: Length of the prompt.
+        answer_tokens: Length of the answer.
+        offsets: As in the passage.
+        edited_positions: Positions at which at least one edit was applied: the receipt.
+        expected_positions: What the receipt must be.
+    """
+
+    values: list[NDArray[np.float32]]
+    prompt_tokens: int
+    answer_tokens: int
+    offsets: NDArray[np.int64]
+    edited_positions: int
+    expected_positions: int
+
+
+class Steered(Protocol):
+    """What a plan needs of a row or passage."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids before the answer."""
+        ...
+
+    @property
+    def steering(self) -> Steering | None:
+        """Edits and readouts."""
+        ...
+
+
+@dataclass(frozen=True)
 class ReadoutResult:
     """Activations of one readout.
 
     Attributes:
         latents: Which latents.
-        values: One value per latent (max, mean), or one list of values per latent over the
-            positions read (tokens).
+        values: One value per latent (max, mean, rate), or one list of values per latent over
+            the positions read (tokens).
         positions: How many positions were read.
     """
 
@@ -86,10 +141,20 @@ class BackendProtocol(Protocol):
         """Number of tokens of a text, without special tokens."""
         ...
 
-    def check(self, row: Row) -> None:
+    def passage(
+        self, messages: Sequence[dict[str, str]], answer: str, steering: Steering
+    ) -> Passage:
+        """A chat with its whole answer, tokenised to be read."""
+        ...
+
+    def check(self, row: Row | Passage) -> None:
         """Raise an `EsrError` when this request cannot be carried out."""
         ...
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once."""
+        ...
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """Read activations over finished conversations, all at once."""
         ...

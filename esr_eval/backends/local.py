@@ -5,20 +5,29 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from nnsight import TransformersModel
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from esr_eval.backends.base import BackendInfo, Generated, Row
+from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model, read_shape
-from esr_eval.backends.plan import BatchPlan, ReadoutRecorder, load_vector, plan_batch
+from esr_eval.backends.plan import (
+    BatchPlan,
+    ReadoutRecorder,
+    ReadPlan,
+    expected_positions,
+    load_vector,
+    plan_batch,
+    reduced,
+)
 from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import AddVector, Readout, Runtime
+from esr_eval.spec import AddVector, Readout, Runtime, Steering
 from esr_eval.subjects import check_layer
 
 SELF_CHECK_SHARE = 0.5
@@ -84,19 +93,31 @@ class LocalBackend:
         """Number of tokens of a text, without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def check(self, row: Row) -> None:
+    def passage(
+        self, messages: Sequence[dict[str, str]], answer: str, steering: Steering
+    ) -> Passage:
+        """A chat with its whole answer, tokenised as it was when the answer was generated."""
+        encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        return Passage(
+            prompt=tuple(self.encode_chat(messages, None)),
+            answer=tuple(encoded["input_ids"]),
+            offsets=np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2),
+            steering=steering,
+        )
+
+    def check(self, row: Row | Passage) -> None:
         """Find what is wrong with one request before it joins a batch.
 
         Raises:
             EsrError: It is too long, or names a layer, latent or vector that is not there.
         """
         longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        asked = len(row.prompt) + row.sampling.max_tokens
-        if longest is not None and asked > longest:
+        made = row.sampling.max_tokens if isinstance(row, Row) else len(row.answer)
+        if longest is not None and len(row.prompt) + made > longest:
+            way_out = "; lower --max-tokens." if isinstance(row, Row) else "."
             raise EsrError(
-                f"A prompt of {len(row.prompt)} tokens and {row.sampling.max_tokens} more to "
-                f"generate exceed the {longest} that {self.runtime.subject} can hold; "
-                "lower --max-tokens."
+                f"A prompt of {len(row.prompt)} tokens and an answer of {made} "
+                f"exceed the {longest} that {self.runtime.subject} can hold{way_out}"
             )
         if row.steering is None:
             return
@@ -110,12 +131,20 @@ class LocalBackend:
                         f"{self.runtime.subject} has width {self._d_model}."
                     )
             elif self.sae is not None:
-                for latent in part.latents if isinstance(part, Readout) else (part.latent,):
-                    self.sae.config.check_latent(latent)
+                wanted = part.latents if isinstance(part, Readout) else (part.latent,)
+                if wanted == "all":
+                    if isinstance(row, Row):
+                        raise EsrError(
+                            "A readout of the whole SAE while generating would fill the log: "
+                            "name its latents, or read over the finished answer."
+                        )
+                    continue
+                for latent in wanted:
+                    self.sae.config.check_latent(int(latent))
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once; a row's tokens do not depend on the others."""
-        ids, mask = _left_pad([row.prompt for row in rows], self._pad, self._model.device)
+        ids, mask = _padded([row.prompt for row in rows], self._pad, self._model.device)
         decoding = Decoding(rows, mask, self._ends)
         plan = plan_batch(rows, self.sae, self._layer_device)
         receipts = torch.zeros(len(rows), dtype=torch.int64)
@@ -138,6 +167,39 @@ class LocalBackend:
                 )
             )
         return results
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """One forward pass over all passages, each with its own edits and readouts."""
+        whole = [(*passage.prompt, *passage.answer) for passage in passages]
+        # Padded on the right: without generation's bookkeeping positions count from the left.
+        ids, mask = _padded(whole, self._pad, self._model.device, left=False)
+        at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
+        plan = plan_batch(passages, self.sae, self._layer_device)
+        receipts = torch.zeros(len(passages), dtype=torch.int64)
+        found: dict[tuple[int, int], Tensor] = {}
+        layers = self._traced_layers
+        with torch.inference_mode():  # noqa: SIM117 - nnsight reads the block from the source
+            with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
+                for layer in plan.layers:
+                    x = _residual(layers[layer].output)
+                    here = at.to(x.device)
+                    if layer in plan.edits:
+                        edits = plan.edits[layer]
+                        x[:] = (x.float() + edits.delta(x, here)).to(x.dtype)
+                        receipts += edits.touched(here).sum(-1).cpu()
+                    for read in plan.reads.get(layer, ()):
+                        found[read.row, read.index] = _read_one(read, x, here)
+        return [
+            Reading(
+                values=[found[b, index].numpy() for index in range(len(passage.steering.readouts))],
+                prompt_tokens=len(passage.prompt),
+                answer_tokens=len(passage.answer),
+                offsets=passage.offsets,
+                edited_positions=int(receipts[b]),
+                expected_positions=expected_positions(passage, len(whole[b])),
+            )
+            for b, passage in enumerate(passages)
+        ]
 
     def _trace(
         self,
@@ -213,37 +275,32 @@ class LocalBackend:
         return f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
 
 
-def expected_positions(row: Row, fed: int) -> int:
-    """How many positions a row's edits must have touched, counted per layer.
-
-    Args:
-        row: The request.
-        fed: Number of tokens that went through the model, prompt included.
-    """
-    if row.steering is None:
-        return 0
-    touched: dict[int, set[int]] = {}
-    for edit in row.steering.edits:
-        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
-        touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
-    return sum(len(positions) for positions in touched.values())
-
-
 def _residual(output: Any) -> Tensor:
     """The residual stream in a decoder layer's output; some architectures return a tuple."""
     x: Tensor = output[0] if isinstance(output, tuple) else output
     return x
 
 
-def _left_pad(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+def _read_one(read: ReadPlan, x: Tensor, positions: Tensor) -> Tensor:
+    """One readout of one row, reduced at once: the whole SAE at every position is large."""
+    at = positions[read.row]
+    wanted = (at >= read.start) & (at < read.stop)
+    activations = read.encode(x[read.row][wanted].float()).float()
+    if len(activations) or read.readout.reduce == "tokens":
+        return reduced(activations, read.readout.reduce).cpu()
+    return activations.new_zeros(activations.shape[-1]).cpu()
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = True
 ) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for b, prompt in enumerate(prompts):
-        ids[b, width - len(prompt) :] = torch.tensor(prompt)
-        mask[b, width - len(prompt) :] = 1
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for b, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        ids[b, start : start + len(row)] = torch.tensor(row)
+        mask[b, start : start + len(row)] = 1
     return ids.to(device), mask.to(device)
 
 

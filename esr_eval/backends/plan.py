@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esr_eval.backends.base import ReadoutResult, Row
+from esr_eval.backends.base import ReadoutResult, Steered
 from esr_eval.digests import file_sha256
 from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
 from esr_eval.errors import EsrError
@@ -52,7 +52,7 @@ class BatchPlan:
 
 
 def plan_batch(
-    rows: Sequence[Row],
+    rows: Sequence[Steered],
     sae: SparseSAE | None,
     device_of: Callable[[int], torch.device],
 ) -> BatchPlan:
@@ -75,7 +75,7 @@ def plan_batch(
                     row=b,
                     index=index,
                     readout=readout,
-                    encode=sae.encoder(readout.latents, device_of(readout.layer)),
+                    encode=_encoder(sae, readout, device_of(readout.layer)),
                     start=start,
                     stop=NO_END if stop is None else stop,
                 )
@@ -83,8 +83,49 @@ def plan_batch(
     return BatchPlan(edits, reads)
 
 
+def _encoder(sae: SparseSAE, readout: Readout, device: torch.device) -> EncodeFn:
+    if readout.latents == "all":
+        return sae.whole_encoder(device)
+    return sae.encoder(readout.latents, device)
+
+
+def expected_positions(row: Steered, fed: int) -> int:
+    """How many positions a row's edits must have touched, counted per layer.
+
+    Args:
+        row: The request.
+        fed: Number of tokens that went through the model, prompt included.
+    """
+    if row.steering is None:
+        return 0
+    touched: dict[int, set[int]] = {}
+    for edit in row.steering.edits:
+        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
+        touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
+    return sum(len(positions) for positions in touched.values())
+
+
+def reduced(series: Tensor, how: str) -> Tensor:
+    """A readout's result from the activations at its positions.
+
+    Args:
+        series: Activations, (position, latent); at least one position.
+        how: `spec.Readout.reduce`.
+
+    Returns:
+        (latent,), or (latent, position) for "tokens".
+    """
+    if how == "max":
+        return series.amax(0)
+    if how == "mean":
+        return series.mean(0)
+    if how == "rate":
+        return (series > 0).float().mean(0)
+    return series.T
+
+
 def _layer_edits(
-    rows: Sequence[Row], layer: int, sae: SparseSAE | None, device: torch.device
+    rows: Sequence[Steered], layer: int, sae: SparseSAE | None, device: torch.device
 ) -> LayerEdits:
     clamped = sorted(
         {
@@ -101,7 +142,7 @@ def _layer_edits(
     return LayerEdits(terms, encode, scale).to(device)
 
 
-def _row_terms(row: Row, layer: int, sae: SparseSAE | None, clamped: list[int]) -> list[Term]:
+def _row_terms(row: Steered, layer: int, sae: SparseSAE | None, clamped: list[int]) -> list[Term]:
     if row.steering is None:
         return []
     # The spec lets a clamp stand twice only when both say the same: holding it once is enough.
@@ -181,13 +222,8 @@ class ReadoutRecorder:
             kept = self._kept.get(key)
             values: list[float] | list[list[float]] = []
             if kept:
-                series = torch.cat(kept)  # (position, latent)
-                if readout.reduce == "max":
-                    values = series.amax(0).tolist()
-                elif readout.reduce == "mean":
-                    values = series.mean(0).tolist()
-                else:
-                    values = series.T.tolist()
+                values = reduced(torch.cat(kept), readout.reduce).tolist()
             count = sum(len(k) for k in kept) if kept else 0
+            assert readout.latents != "all"  # refused by the backend's check
             found.append(ReadoutResult(readout.latents, values, count))
         return found
