@@ -2,6 +2,7 @@
 
 from inspect_ai.model import ModelAPI, modelapi
 
+from esr_eval.hooks import ActivationFiles
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.restarts import restarts
@@ -15,6 +16,7 @@ from esr_eval.tasks import (
 )
 
 __all__ = [
+    "ActivationFiles",
     "attempts",
     "boost_sweep",
     "calibrate",

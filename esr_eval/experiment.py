@@ -1,13 +1,15 @@
 """What every experiment shares: checks before anything loads, planned trials, the task itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from inspect_ai import Task
 from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.scorer import Scorer
 
 from esr_eval.boosts import resolve_strengths
+from esr_eval.catalogue import ExperimentId
 from esr_eval.dataset import (
     Latent,
     Planned,
@@ -23,7 +25,7 @@ from esr_eval.replay import replay_log
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.values import grouped_metrics
-from esr_eval.solvers import provider_of, steered_generate
+from esr_eval.solvers import VectorSource, provider_of, steered_generate
 from esr_eval.viewing import trials_view
 
 MOST_ERRORS = 0.1
@@ -76,6 +78,21 @@ class Plan:
     source: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Ablation:
+    """Latents held at 0 while the model answers.
+
+    Attributes:
+        name: Of the set, for tables.
+        latents: Which.
+        layer: Where they are held.
+    """
+
+    name: str
+    latents: tuple[int, ...]
+    layer: int
+
+
 def plan_trials(
     bench: Bench,
     *,
@@ -120,7 +137,13 @@ def experiment(
     version: int,
     paper: dict[str, Any],
     name: str,
+    experiment_id: ExperimentId,
+    condition: str,
     grouped_by: str | None = None,
+    ablation: Ablation | None = None,
+    vectors: VectorSource | None = None,
+    holistic: bool = False,
+    extra: dict[str, Any] | None = None,
 ) -> Task:
     """The task: trials answered under their boosts and split into graded attempts.
 
@@ -130,14 +153,34 @@ def experiment(
         version: Of the task.
         paper: Which experiment of the paper it is, and how it deviates.
         name: Of the dataset.
+        experiment_id: Which experiment the log belongs to.
+        condition: What tells it from the experiment's other logs, in a few words.
         grouped_by: Field of the trial whose values the metrics are told apart by.
+        ablation: Latents held at 0.
+        vectors: Where the trials' plain vectors come from.
+        holistic: Also score how the response as a whole improves (the second view).
+        extra: Further metadata of the log.
     """
-    subject = bench.provider.subject
-    replayed = {"replay": plan.source} if plan.source else {}
+    subject, runtime = bench.provider.subject, bench.provider.runtime
+    metadata = {
+        **paper,
+        "experiment_id": experiment_id,
+        "condition": condition,
+        "subject": subject.name,
+        "judge": str(bench.judge),
+        "runtime": runtime.model_dump(mode="json", exclude_none=True),
+        **({"replay": plan.source} if plan.source else {}),
+        **({"ablation": asdict(ablation)} if ablation else {}),
+        **(extra or {}),
+    }
     return Task(
         dataset=trials_dataset(plan.planned, name),
-        solver=steered_generate(),
-        scorer=attempts(),
+        solver=steered_generate(
+            ablated=list(ablation.latents) if ablation else [],
+            ablation_layer=ablation.layer if ablation else None,
+            vectors=vectors,
+        ),
+        scorer=[attempts(), _second_view()] if holistic else attempts(),
         metrics=None if grouped_by is None else grouped_metrics(grouped_by),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,
@@ -149,5 +192,11 @@ def experiment(
         fail_on_error=MOST_ERRORS,
         viewer=trials_view(),
         version=version,
-        metadata={**paper, "subject": subject.name, "judge": str(bench.judge), **replayed},
+        metadata=metadata,
     )
+
+
+def _second_view() -> Scorer:
+    from esr_eval.scorers.improvement import improvement
+
+    return improvement()

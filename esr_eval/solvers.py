@@ -1,13 +1,14 @@
 """From a sample's trial to a steered request: the one place that writes extra_body."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from inspect_ai.model import GenerateConfig, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from esr_eval.errors import EsrError
 from esr_eval.provider import ESRModelAPI
-from esr_eval.spec import Boost, Edit, Readout, Runtime, Steering
+from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import Subject
 from esr_eval.trial import Trial
 
@@ -69,29 +70,68 @@ def steering_config(
     )
 
 
-def boost_of(trial: Trial, runtime: Runtime) -> tuple[Boost, ...]:
-    """The trial's boost at the runtime's steering layer; nothing when it is unsteered."""
+class VectorSource(NamedTuple):
+    """Where the plain vectors of a run come from, and where they act."""
+
+    path: str
+    sha256: str
+    layer: int
+
+
+def boost_of(
+    trial: Trial, runtime: Runtime, vectors: VectorSource | None = None
+) -> tuple[Boost | AddVector, ...]:
+    """The trial's boost at the runtime's steering layer; nothing when it is unsteered.
+
+    Raises:
+        EsrError: The model has no steering layer, or the trial's vector comes from nowhere.
+    """
     if trial.condition == "unsteered":
         return ()
+    if trial.vector is not None:
+        if vectors is None:
+            raise EsrError(f"The trial adds the vector '{trial.vector}', but no file holds it.")
+        return (
+            AddVector(
+                path=vectors.path,
+                tensor=trial.vector,
+                sha256=vectors.sha256,
+                strength=trial.strength,
+                layer=vectors.layer,
+            ),
+        )
     if runtime.steering_layer is None:
         raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
     return (Boost(latent=trial.latent, strength=trial.strength, layer=runtime.steering_layer),)
 
 
 @solver
-def steered_generate() -> Solver:
+def steered_generate(
+    ablated: Sequence[int] = (),
+    ablation_layer: int | None = None,
+    vectors: tuple[str, str, int] | None = None,
+) -> Solver:
     """Answer the sample's task with its trial's boost on.
 
     Where the sample's last message is the beginning of an answer, the model goes on from it, and
     the response is both together.
+
+    Args:
+        ablated: Latents held at 0 at every position, from the residual before the boost.
+        ablation_layer: Where they are held.
+        vectors: `VectorSource` of trials that add a plain vector.
     """
+    if ablated and ablation_layer is None:
+        raise EsrError("Latents are ablated at a layer: pass ablation_layer.")
+    source = None if vectors is None else VectorSource(*vectors)
+    clamps = [Clamp(latent=latent, layer=ablation_layer or 0) for latent in ablated]
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
         trial = state.metadata_as(Trial)
         config = steering_config(
             model,
-            edits=boost_of(trial, runtime_of(model)),
+            edits=(*clamps, *boost_of(trial, runtime_of(model), source)),
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
         state.output = await model.generate(state.messages, config=config)

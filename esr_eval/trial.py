@@ -28,3 +28,8 @@ class Trial(BaseModel):
         default=None,
         description="In a sweep, the strength's distance from the calibrated mean, in its SDs.",
     )
+    vector: str | None = Field(
+        default=None,
+        description="Name of the plain vector that is added instead of a latent's; `latent` then "
+        "counts the vectors and `label` names the concept.",
+    )

@@ -26,6 +26,7 @@ def esr(
     steering: bool = True,
     seed: int = 0,
     replay: str | None = None,
+    holistic: bool = False,
 ) -> Task:
     """Endogenous steering resistance: attempts and their scores under a boosted latent.
 
@@ -42,6 +43,7 @@ def esr(
         steering: false for the baseline: the same latents, tasks and seeds with the boost off.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log whose latents, strengths, tasks and seeds are run again, trial by trial.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     bench = Bench.open()
     plan = plan_trials(
@@ -55,5 +57,13 @@ def esr(
         seed=seed,
         replay=replay,
     )
-    name = "esr-steered" if steering else "esr-unsteered"
-    return experiment(bench, plan, version=VERSION, paper=PAPER, name=name)
+    return experiment(
+        bench,
+        plan,
+        version=VERSION,
+        paper=PAPER,
+        name="esr-steered" if steering else "esr-unsteered",
+        experiment_id="main" if steering else "no_steering",
+        condition="main" if steering else "no steering",
+        holistic=holistic,
+    )

@@ -21,6 +21,8 @@ def held_out(
     topics: str | list[str] | None = None,
     steering: bool = True,
     seed: int = 0,
+    replay: str | None = None,
+    holistic: bool = False,
 ) -> Task:
     """The main experiment on 20 questions that no strength was calibrated on.
 
@@ -32,6 +34,8 @@ def held_out(
         topics: Topics to ask about, of the 20. Default: all.
         steering: false for the baseline: the same questions and seeds with the boost off.
         seed: Seed of the draw of latents, questions and sampling seeds.
+        replay: A log of `held_out` whose trials are run again.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     bench = Bench.open()
     plan = plan_trials(
@@ -43,7 +47,16 @@ def held_out(
         topics=topics,
         steering=steering,
         seed=seed,
-        replay=None,
+        replay=replay,
         prompt_set="held_out",
     )
-    return experiment(bench, plan, version=VERSION, paper=PAPER, name="esr-held-out")
+    return experiment(
+        bench,
+        plan,
+        version=VERSION,
+        paper=PAPER,
+        name="esr-held-out",
+        experiment_id="held_out",
+        condition="held-out tasks" + ("" if steering else ", no steering"),
+        holistic=holistic,
+    )

@@ -22,6 +22,7 @@ def prefill_control(
     characters: int = 1100,
     mirror: bool = False,
     strength: str | float = "calibrated",
+    holistic: bool = False,
 ) -> Task:
     """The unsteered model continues steered answers; mirrored, the steered one unsteered answers.
 
@@ -34,6 +35,7 @@ def prefill_control(
         characters: Length of the beginning that is taken from each answer (2026: 1,100).
         mirror: Continue on-topic beginnings with the boost on.
         strength: For the mirror: `calibrated`, a number, or a multiple of the calibrated.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     if characters < 1:
         raise EsrError(f"characters={characters} leaves nothing to continue.")
@@ -51,8 +53,16 @@ def prefill_control(
     )
     planned = [_continued(one, characters, mirror, strengths) for one in responses]
     plan = Plan([one for one in planned if one.prefill], origin)
-    name = "esr-prefill-mirror" if mirror else "esr-prefill"
-    return experiment(bench, plan, version=VERSION, paper=PAPER, name=name)
+    return experiment(
+        bench,
+        plan,
+        version=VERSION,
+        paper=PAPER,
+        name="esr-prefill-mirror" if mirror else "esr-prefill",
+        experiment_id="prefill_mirror" if mirror else "prefill",
+        condition="on-topic prefill, steered" if mirror else "steered prefill, no steering",
+        holistic=holistic,
+    )
 
 
 def _continued(

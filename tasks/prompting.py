@@ -25,6 +25,7 @@ def meta_prompt(
     steering: bool = True,
     seed: int = 0,
     replay: str | None = None,
+    holistic: bool = False,
 ) -> Task:
     """The main experiment with a sentence appended to every task.
 
@@ -38,6 +39,7 @@ def meta_prompt(
         steering: false for the sentence alone, with the boost off.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log of `esr` whose trials are run again with the sentence.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     sentences = meta_prompts()
     if variant not in sentences:
@@ -64,4 +66,7 @@ def meta_prompt(
         version=VERSION,
         paper={**PAPER, "meta_prompt": sentences[variant]},
         name=f"esr-{variant}",
+        experiment_id="meta_prompts",
+        condition=f"meta-prompt: {variant}" + ("" if steering else ", no steering"),
+        holistic=holistic,
     )

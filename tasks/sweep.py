@@ -1,12 +1,14 @@
 """Boost sweep (paper, experiment on boost strength): how attempts depend on the strength."""
 
 import statistics
+from typing import Any
 
 from inspect_ai import Task, task
 
 from esr_eval.dataset import Planned, choose_prompts, draw_trials
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench, Plan, experiment
+from esr_eval.replay import replay_log
 
 VERSION = 1
 PAPER = {"paper": "arXiv:2602.06941", "experiment": "2 (boost sweep)", "deviations": []}
@@ -21,6 +23,8 @@ def boost_sweep(
     trials_per_latent: int = 10,
     topics: str | list[str] | None = None,
     seed: int = 0,
+    replay: str | None = None,
+    holistic: bool = False,
 ) -> Task:
     """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
 
@@ -36,10 +40,16 @@ def boost_sweep(
         trials_per_latent: Trials for each latent at each level.
         topics: Topics to ask about, of the 38. Default: all.
         seed: Seed of the draw of latents, tasks and sampling seeds.
+        replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     if levels < 2:
         raise EsrError(f"A sweep needs two levels or more, not {levels}.")
     bench = Bench.open()
+    if replay is not None:
+        found = replay_log(replay, "steered")
+        bench.provider.check_latents([one.trial.latent for one in found.planned])
+        return _sweep(bench, Plan(found.planned, found.source), {}, holistic)
     chosen = bench.latents(latents, None if latents is not None else n_latents, seed)
     calibrated = list(bench.strengths("calibrated", chosen).values())
     if len(calibrated) < 2:
@@ -61,11 +71,19 @@ def boost_sweep(
             one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
             for one in trials
         ]
+    return _sweep(bench, Plan(planned), {"strength_mean": mean, "strength_sd": sd}, holistic)
+
+
+def _sweep(bench: Bench, plan: Plan, extra: dict[str, Any], holistic: bool) -> Task:
     return experiment(
         bench,
-        Plan(planned),
+        plan,
         version=VERSION,
-        paper={**PAPER, "strength_mean": mean, "strength_sd": sd},
+        paper=PAPER,
         name="esr-sweep",
+        experiment_id="boost_sweep",
+        condition="boost sweep",
         grouped_by="level",
+        holistic=holistic,
+        extra=extra,
     )

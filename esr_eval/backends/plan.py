@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -15,6 +14,7 @@ from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout
+from esr_eval.subjects import embedded_path
 
 
 @dataclass
@@ -180,7 +180,7 @@ def load_vector(edit: AddVector) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _vector_from_file(path: str, name: str, sha256: str | None) -> Tensor:
-    file = Path(path)
+    file = embedded_path(path)
     if not file.is_file():
         raise EsrError(f"The vector file {path} does not exist.")
     if file_sha256(file) != sha256:

@@ -1,0 +1,150 @@
+"""The paper's experiments: number, question, task; the one list that tables and docs go by.
+
+Source: arXiv 2602.06941; experiments 11 to 13 are the authors' later work (2026).
+"""
+
+from typing import Literal, NamedTuple
+
+ExperimentId = Literal[
+    "main",
+    "boost_sweep",
+    "detectors",
+    "ablation",
+    "finetuned",
+    "meta_prompts",
+    "activations",
+    "cross_judge",
+    "no_steering",
+    "random_ablation",
+    "prefill",
+    "prefill_mirror",
+    "held_out",
+    "vectors",
+]
+
+
+class Experiment(NamedTuple):
+    """One experiment, or one half of one.
+
+    Attributes:
+        number: Of the paper's protocol, as in the README; 9 is the statistics of 6.
+        id: What its logs carry as `experiment_id`.
+        title: In a few words.
+        question: What it asks.
+        task: The Inspect task that runs it, with the argument that tells it apart.
+    """
+
+    number: str
+    id: ExperimentId
+    title: str
+    question: str
+    task: str
+
+
+EXPERIMENTS = (
+    Experiment(
+        "1",
+        "main",
+        "Main experiment",
+        "With an unrelated latent boosted, how often does the model notice, start over and "
+        "do better?",
+        "esr",
+    ),
+    Experiment(
+        "2",
+        "boost_sweep",
+        "Boost sweep",
+        "How do first scores and corrections depend on the strength of the boost?",
+        "boost_sweep",
+    ),
+    Experiment(
+        "3a",
+        "detectors",
+        "Off-topic detectors",
+        "Which latents are silent while an answer fits its task and active when it does not?",
+        "detectors",
+    ),
+    Experiment(
+        "3b",
+        "ablation",
+        "Ablation of the detectors",
+        "Does the model correct itself less when these latents are held at 0?",
+        "ablation",
+    ),
+    Experiment(
+        "4",
+        "finetuned",
+        "Fine-tuned subject",
+        "Does training on self-correction make the model correct itself under a boost?",
+        "finetuned",
+    ),
+    Experiment(
+        "5",
+        "meta_prompts",
+        "Meta-prompts",
+        "Does a warning in the prompt make the model correct itself more often?",
+        "meta_prompt",
+    ),
+    Experiment(
+        "6, 9",
+        "activations",
+        "Activations over episodes, and their statistics",
+        "Are detectors more active while the text is off-topic than after the correction, or "
+        "in unsteered answers?",
+        "activations",
+    ),
+    Experiment(
+        "7",
+        "cross_judge",
+        "Cross-judge agreement",
+        "Do other judges find the same attempts, and the same direction of change?",
+        "cross_judge",
+    ),
+    Experiment(
+        "8",
+        "no_steering",
+        "No steering",
+        "How are the same tasks answered with the boost off?",
+        "esr -T steering=false",
+    ),
+    Experiment(
+        "10",
+        "random_ablation",
+        "Random-latent control",
+        "Does holding as many random latents, firing as often, at 0 change anything?",
+        "random_ablation",
+    ),
+    Experiment(
+        "11a",
+        "prefill",
+        "Prefill control",
+        "Does the unsteered model, given the beginning of a steered answer, correct it too?",
+        "prefill_control",
+    ),
+    Experiment(
+        "11b",
+        "prefill_mirror",
+        "Prefill control, mirrored",
+        "Does the steered model, given an on-topic beginning, stay on topic?",
+        "prefill_control -T mirror=true",
+    ),
+    Experiment(
+        "12",
+        "held_out",
+        "Held-out tasks",
+        "Is the effect tied to the 38 tasks, or there for general-knowledge questions too?",
+        "held_out",
+    ),
+    Experiment(
+        "13",
+        "vectors",
+        "Contrastive vectors",
+        "What do plain concept vectors do in place of SAE latents?",
+        "vectors",
+    ),
+)
+
+
+def experiment_of(identifier: str) -> Experiment:
+    """The experiment with this id."""
+    return next(one for one in EXPERIMENTS if one.id == identifier)
