@@ -6,25 +6,34 @@ alone, and says so by `clusters` = 1 beside its bounds.
 """
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
-from inspect_ai.scorer import Metric, SampleScore, Value, ci, ci_wilson, metric
+from inspect_ai.scorer import Metric, SampleScore, Value, ci, metric
 
+Bounds = dict[str, float]
 _NOTHING = {"lower": float("nan"), "upper": float("nan"), "clusters": 0.0}
-
-
-class _Interval(Protocol):
-    def __call__(self, *, cluster: str | None) -> Metric: ...
 
 
 @metric
 def rate_interval(cluster: str = "latent") -> Metric:
-    """95 % Wilson interval of a rate, with the effective sample size of clustered trials.
+    """95 % Wilson interval of a rate, with size and degrees of freedom of clustered trials.
+
+    It is the interval of every table and comparison, `esr_eval.analysis.stats.clustered_wilson`,
+    and not Inspect's `ci_wilson`, which covers less than it says where hits are rare.
 
     Args:
         cluster: Key of the sample metadata that names the cluster.
     """
-    return cast(Metric, _clustered(ci_wilson, cluster))
+
+    def bounds(scores: list[SampleScore], clusters: list[int]) -> Bounds:
+        # Here, for scipy is slow to load and every `inspect` command imports the scorers.
+        from esr_eval.analysis.stats import cluster_counts, clustered_wilson
+
+        values = [score.score.as_float() for score in scores]
+        _, low, high = clustered_wilson(*cluster_counts(values, clusters, shares=True))
+        return {"lower": float(low), "upper": float(high)}
+
+    return cast(Metric, _clustered(bounds, cluster))
 
 
 @metric
@@ -34,18 +43,23 @@ def mean_interval(cluster: str = "latent") -> Metric:
     Args:
         cluster: Key of the sample metadata that names the cluster.
     """
-    return cast(Metric, _clustered(ci, cluster))
+
+    def bounds(scores: list[SampleScore], clusters: list[int]) -> Bounds:
+        found = ci(cluster=cluster if len(set(clusters)) > 1 else None)
+        return cast(Bounds, cast(Callable[[list[SampleScore]], Value], found)(scores))
+
+    return cast(Metric, _clustered(bounds, cluster))
 
 
-def _clustered(interval: _Interval, cluster: str) -> Callable[[list[SampleScore]], Value]:
-    within = cast(Callable[[list[SampleScore]], Value], interval(cluster=None))
-    between = cast(Callable[[list[SampleScore]], Value], interval(cluster=cluster))
-
+def _clustered(
+    bounds: Callable[[list[SampleScore], list[int]], Bounds], cluster: str
+) -> Callable[[list[SampleScore]], Value]:
     def compute(scores: list[SampleScore]) -> Value:
         if not scores:
             return dict(_NOTHING)
-        clusters = len({(score.sample_metadata or {}).get(cluster) for score in scores})
-        bounds = cast(dict[str, float], (between if clusters > 1 else within)(scores))
-        return {**bounds, "clusters": float(clusters)}
+        names = [(score.sample_metadata or {}).get(cluster) for score in scores]
+        number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+        found = bounds(scores, [number[name] for name in names])
+        return {**found, "clusters": float(len(number))}
 
     return compute

@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from clustered import propensities
 from inspect_ai import score
 from inspect_ai.log import read_eval_log
 from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
 from scoring import examples, grader, metrics_of, run, trial, verdict
 
+from esr_eval.analysis.stats import rate
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.metrics import mean_interval, rate_interval
@@ -78,9 +80,10 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
     }
     assert {key: value["mean"] for key, value in found.items()} == pytest.approx(expected_means)
 
-    wilson = ci_wilson(cluster="latent")(quoted([1, 1, 0, 0, 0], [0, 1, 2, 0, 1]))
-    assert found["multi_attempt"]["rate_interval_lower"] == pytest.approx(wilson["lower"])
-    assert found["multi_attempt"]["rate_interval_upper"] == pytest.approx(wilson["upper"])
+    wilson = rate([1, 1, 0, 0, 0], [0, 1, 2, 0, 1]).estimate
+    assert found["multi_attempt"]["rate_interval_lower"] == wilson.low
+    assert found["multi_attempt"]["rate_interval_upper"] == wilson.high
+    assert found["multi_attempt"]["rate_interval_clusters"] == 3
     t = ci(cluster="latent")(quoted([5, 50, 80, 70, 0], [0, 1, 2, 0, 1]))
     assert found["first_score"]["mean_interval_lower"] == pytest.approx(t["lower"])
     assert found["first_score"]["mean_interval_clusters"] == 3
@@ -110,10 +113,10 @@ def test_a_single_latent_still_has_metrics(tmp_path):
         tmp_path,
     )
     assert log.status == "success"
-    rate = metrics_of(log)["multi_attempt"]
+    found = metrics_of(log)["multi_attempt"]
     plain = ci_wilson()(quoted([1, 0], [1, 1]))
-    assert rate["mean"] == 0.5 and rate["rate_interval_clusters"] == 1
-    assert rate["rate_interval_lower"] == pytest.approx(plain["lower"])
+    assert found["mean"] == 0.5 and found["rate_interval_clusters"] == 1
+    assert found["rate_interval_lower"] == pytest.approx(plain["lower"])
 
 
 def test_nothing_scored_is_nan_and_not_zero(tmp_path):
@@ -126,6 +129,31 @@ def test_nothing_scored_is_nan_and_not_zero(tmp_path):
 def test_intervals_of_nothing():
     for made in (rate_interval(), mean_interval()):
         assert made([])["clusters"] == 0 and math.isnan(made([])["lower"])
+
+
+def test_the_logs_interval_of_a_rate_is_that_of_the_tables():
+    rng = np.random.default_rng(3)
+    hits = rng.binomial(10, propensities(rng, 100, 0.01, 0.2))
+    values = [float(i < k) for k in hits for i in range(10)]
+    latents = [int(latent) for latent in np.repeat(np.arange(100), 10)]
+    assert 0 < sum(values) < 30
+    found, expected = rate_interval()(quoted(values, latents)), rate(values, latents)
+    assert found["lower"] == expected.estimate.low
+    assert found["upper"] == expected.estimate.high
+    assert found["clusters"] == expected.clusters == 100
+    # Rare hits are where Inspect's own interval promises too much.
+    inspect = ci_wilson(cluster="latent")(quoted(values, latents))
+    assert found["upper"] > inspect["upper"]
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        rate_interval()(quoted([2.0], [1]))
+
+
+def test_means_over_epochs_count_as_one_trial_each():
+    found = rate_interval()(quoted([0.5, 1.0, 0.0, 0.5], [1, 1, 2, 2]))
+    assert 0 <= found["lower"] < 0.5 < found["upper"] <= 1
+    assert found["clusters"] == 2
+    nameless = rate_interval()(quoted([0.0, 1.0, 1.0], [None, None, 4]))
+    assert nameless["clusters"] == 2
 
 
 def test_epochs_keep_undefined_values_out(tmp_path):

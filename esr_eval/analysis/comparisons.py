@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from esr_eval.analysis.rate_tests import mcnemar_tests, pooled_t_test, sign_flip_test
 from esr_eval.analysis.resampling import RESAMPLES, bootstrap_intervals
-from esr_eval.analysis.runs import Estimate, TrialKey
-from esr_eval.analysis.stats import Floats, Rate, cluster_counts, rate
+from esr_eval.analysis.runs import TrialKey
+from esr_eval.analysis.stats import Estimate, Floats, Rate, cluster_counts, rate
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 from scipy.stats import bootstrap
 
-from esr_eval.analysis.runs import Estimate
-from esr_eval.analysis.stats import Floats
+from esr_eval.analysis.stats import Estimate, Floats
 
 RESAMPLES = 9999
 SEED = 0

@@ -16,20 +16,12 @@ from inspect_ai.log import (
 )
 from inspect_ai.scorer import Score
 
+from esr_eval.analysis.stats import Estimate
 from esr_eval.errors import EsrError
 
 SCORER = re.compile(r"(?:.*/)?attempts\d*")
 """The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
 GRADER_ROLE = "grader"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its 95 % interval, where the log has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Rates of clustered trials: their intervals, how alike trials of a latent are.
 
-Trials of one latent are alike, so the latents are the independent draws, not the trials.
+Trials of one latent are alike, so the latents are the independent draws, not the trials. Nothing
+here reads a log: the scorers' metrics and the tables take their intervals from the same functions.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from esr_eval.analysis.runs import Estimate
-
 Floats: TypeAlias = NDArray[np.float64]
 
 FEWEST_DF = 5.0
 """Degrees of freedom are not taken below this: the fourth moment of one or two latents with hits
 says next to nothing, and without a floor one hit would give a higher upper bound than three."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,26 @@ def rate(
 
 
 def cluster_counts(
-    values: Sequence[float] | Floats, clusters: Sequence[Any] | NDArray[Any]
+    values: Sequence[float] | Floats,
+    clusters: Sequence[Any] | NDArray[Any],
+    shares: bool = False,
 ) -> tuple[Floats, Floats]:
-    """Hits and trials of each cluster, NaN values left out, clusters in sorted order."""
+    """Hits and trials of each cluster, NaN values left out, clusters in sorted order.
+
+    Args:
+        values: 0 or 1 for each trial, or NaN.
+        clusters: The cluster of each.
+        shares: Let values lie between 0 and 1, as the mean over a sample's epochs does. It counts
+            as one trial, which makes an interval rather too wide than too narrow.
+    """
     data, labels = np.asarray(values, dtype=float), np.asarray(clusters)
     if data.shape != labels.shape:
         raise ValueError(f"{data.size} values but {labels.size} cluster labels")
     known = ~np.isnan(data)
     data = data[known]
-    if not np.isin(data, (0.0, 1.0)).all():
+    if shares and not ((data >= 0) & (data <= 1)).all():
+        raise ValueError("a share lies between 0 and 1")
+    if not shares and not np.isin(data, (0.0, 1.0)).all():
         raise ValueError("a rate needs values of 0 and 1")
     names, index = np.unique(labels[known], return_inverse=True)
     count = len(names)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from rich.table import Table
 
 from esr_eval.analysis.pairs import PairedDifference, paired_difference
-from esr_eval.analysis.runs import Estimate, Run
+from esr_eval.analysis.runs import Run
+from esr_eval.analysis.stats import Estimate
 
 
 class Row(NamedTuple):
