@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnsight import TransformersModel
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -273,6 +274,40 @@ class LocalBackend:
                 "silently lost. Please report the model and the versions of nnsight, transformers."
             )
         return f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
+
+    def mean_residuals(
+        self, passages: Sequence[Passage], layer: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The residual stream over answers, unedited, in one forward pass.
+
+        Args:
+            passages: Conversations; only their answers are averaged over, so neither the template
+                nor the attention sinks at the beginning count.
+            layer: Decoder layer whose output is read.
+
+        Returns:
+            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
+            (passages,).
+
+        Raises:
+            EsrError: The model has no such layer, or an answer no tokens.
+        """
+        check_layer(layer, self._n_layers, self.runtime.subject)
+        whole = [(*passage.prompt, *passage.answer) for passage in passages]
+        ids, mask = _padded(whole, self._pad, self._model.device, left=False)
+        answers = torch.zeros_like(mask, dtype=torch.bool)
+        for b, passage in enumerate(passages):
+            if not passage.answer:
+                raise EsrError("An empty text has no activations.")
+            answers[b, len(passage.prompt) : len(whole[b])] = True
+        layers = self._traced_layers
+        with torch.inference_mode():  # noqa: SIM117 - nnsight reads the block from the source
+            with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
+                x = _residual(layers[layer].output).float()
+                share = (answers / answers.sum(-1, keepdim=True)).to(x.device)
+                means = torch.einsum("bp,bpd->bd", share, x).cpu().save()
+                norms = (share * x.norm(dim=-1)).sum(-1).cpu().save()
+        return means.numpy(), norms.numpy()
 
 
 def _residual(output: Any) -> Tensor:

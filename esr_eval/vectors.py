@@ -1,0 +1,205 @@
+"""Files of concept vectors: one tensor per concept, and what they were taken from.
+
+A safetensors file whose tensors are float32 (d_model,), one per concept, named by it. Each has the
+length of the mean residual at the layer it was taken from, so a strength of 1 adds as much as the
+residual stream itself holds there, in every model. Where the vectors come from stands in the
+file's metadata as JSON (`VectorInfo`), so the file is complete by itself.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from esr_eval.dataset import Latent
+from esr_eval.digests import file_sha256
+from esr_eval.errors import EsrError
+from esr_eval.spec import Runtime
+from esr_eval.subjects import Subject, check_layer, embedded_path
+
+METADATA_KEY = "esr_eval"
+"""Key of the safetensors metadata under which `VectorInfo` stands."""
+
+HOW_TO_MAKE = (
+    "make one with `esr-eval vectors extract --model esr/{subject} -o vectors.safetensors`"
+)
+
+Vector = NDArray[np.float32]
+
+
+class Concept(BaseModel):
+    """One vector: what it stands for, how well it does, and how strongly to add it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="Name of the tensor, and label of the trials.")
+    texts: int = Field(ge=1, description="Texts about the concept that it was taken from.")
+    separation: float | None = Field(
+        description="Distance of a held-out text of the concept along the vector of the others, "
+        "in standard deviations of the other concepts' texts; about 0 when it says nothing. "
+        "None: a single text cannot be held out."
+    )
+    strength: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Calibrated: mean first-attempt score 30 of 100.",
+    )
+    achieved_score: float | None = Field(
+        default=None, description="Mean first-attempt score of fresh responses at that strength."
+    )
+
+
+class VectorInfo(BaseModel):
+    """What a file of vectors was taken from, and by what its strengths were found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    model: str
+    revision: str | None
+    adapter: str | None
+    dtype: str
+    layer: int = Field(ge=0, description="Decoder layer whose output was read, and is edited.")
+    d_model: int = Field(ge=1)
+    mean_norm: float = Field(gt=0, description="Mean norm of the residuals read at that layer.")
+    corpus: str = Field(description="Fingerprint of the concepts and their texts.")
+    concepts: tuple[Concept, ...] = Field(min_length=1, description="In the order of the corpus.")
+    calibration: dict[str, str | float | int] | None = Field(
+        default=None, description="Judge, prior and effort of the strengths."
+    )
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        names = [concept.name for concept in self.concepts]
+        if len(set(names)) < len(names):
+            raise ValueError("a concept stands twice")
+        return self
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A file of vectors as it was read: its content is fixed by the digest.
+
+    Attributes:
+        path: As it is named in specs and logs; `embedded:...` for a shipped one.
+        sha256: Digest of the file.
+        info: Its metadata.
+    """
+
+    path: str
+    sha256: str
+    info: VectorInfo
+
+    def latents(self) -> list[Latent]:
+        """The vectors in the form that trials are drawn from: index in the file, and concept."""
+        return [
+            Latent(index=index, label=concept.name)
+            for index, concept in enumerate(self.info.concepts)
+        ]
+
+    def check_fits(self, runtime: Runtime, subject: Subject) -> None:
+        """Compare the file with the model that it is to steer, before any weights load.
+
+        Raises:
+            EsrError: It was taken from another model, or does not fit this one.
+        """
+        info = self.info
+        for name in ("model", "revision"):
+            theirs, ours = getattr(info, name), getattr(runtime, name)
+            if theirs != ours:
+                raise EsrError(
+                    f"The vectors in {self.path} were taken from {name} {theirs}, but {name} "
+                    f"{ours} is to be steered; {HOW_TO_MAKE.format(subject=subject.name)}."
+                )
+        if subject.d_model is not None and info.d_model != subject.d_model:
+            raise EsrError(
+                f"The vectors in {self.path} have {info.d_model} values, but the residual stream "
+                f"of {subject.name} has width {subject.d_model}."
+            )
+        if subject.n_layers is not None:
+            check_layer(
+                info.layer, subject.n_layers, subject.name, f"{self.path}: layer {info.layer}"
+            )
+
+
+def default_vectors(subject: Subject) -> str:
+    """The vectors that are shipped for a subject.
+
+    Raises:
+        EsrError: There are none.
+    """
+    reference = f"embedded:{subject.name}/vectors.safetensors"
+    if not embedded_path(reference).is_file():
+        how = HOW_TO_MAKE.format(subject=subject.name)
+        raise EsrError(
+            f"{subject.name} comes without concept vectors: {how}, then -T vectors=FILE."
+        )
+    return reference
+
+
+def read_vectors(path: str) -> VectorFile:
+    """Read what a file of vectors says of itself, and check that its tensors are as it says.
+
+    Args:
+        path: The file, or `embedded:NAME/FILE` of this package.
+
+    Raises:
+        EsrError: There is no such file, or it is none of these.
+    """
+    file = embedded_path(path)
+    if not file.is_file():
+        raise EsrError(f"There is no vector file {path}.")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            metadata = tensors.metadata() or {}
+            shapes = {
+                name: tuple(tensors.get_slice(name).get_shape())
+                for name in tensors.keys()  # noqa: SIM118 - safe_open is no mapping
+            }
+    except (SafetensorError, OSError) as error:
+        raise EsrError(f"{path} is no safetensors file ({error}).") from error
+    try:
+        info = VectorInfo.model_validate_json(metadata[METADATA_KEY])
+    except KeyError:
+        raise EsrError(
+            f"{path} does not say where its vectors come from: make it with "
+            "`esr-eval vectors extract`."
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise EsrError(f"The metadata of {path} is damaged ({where}: {first['msg']}).") from None
+    for concept in info.concepts:
+        if shapes.get(concept.name) != (info.d_model,):
+            raise EsrError(
+                f"{path} says that it holds '{concept.name}' with {info.d_model} values, "
+                f"but has {shapes.get(concept.name, 'no such tensor')}."
+            )
+    return VectorFile(path, file_sha256(file), info)
+
+
+def write_vectors(path: Path, info: VectorInfo, vectors: Mapping[str, Vector]) -> None:
+    """Write a file of vectors, whole or not at all."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(v, dtype=np.float32) for name, v in vectors.items()}
+    content = save(tensors, metadata={METADATA_KEY: info.model_dump_json()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+        scratch.write(content)
+    Path(scratch.name).chmod(0o644)
+    Path(scratch.name).replace(path)
+
+
+def load_tensors(path: str) -> dict[str, Vector]:
+    """All vectors of a file, by concept."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(embedded_path(path)))
