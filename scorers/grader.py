@@ -1,22 +1,28 @@
-"""Which model grades, and the one request (with one retry) that it gets."""
+"""Which model grades, and its verdict on the attempts of a response."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageUser,
-    GenerateConfig,
-    Model,
-    get_model,
-)
-from inspect_ai.util import LimitExceededError
+from inspect_ai.model import Model, ModelOutput, get_model
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.parsing import Attempt, Reason, Rejected, parse_output
-from esr_eval.scorers.rubric import GRADER_CONFIG, MAX_TOKENS, render
+from esr_eval.scorers.asking import QUOTES_REMINDER, Answered, ask_for
+from esr_eval.scorers.outputs import Reason
+from esr_eval.scorers.parsing import Attempt, parse_output
+from esr_eval.scorers.rubric import GRADER_CONFIG, render
 from esr_eval.subjects import PAPER_GRADER, find_subject
+
+__all__ = [
+    "GRADER_ROLE",
+    "Answered",
+    "Verdict",
+    "ask",
+    "ask_for",
+    "default_grader",
+    "grader_model",
+    "judge_model",
+]
 
 GRADER_ROLE = "grader"
 _OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
@@ -59,8 +65,36 @@ def grader_model(model: str) -> Model:
         EsrError: The grader cannot be built, with the reason and the way out in one sentence.
     """
     name = default_grader(model)
+    return _checked(name, lambda: get_model(role=GRADER_ROLE, default=name))
+
+
+def judge_model(name: str) -> Model:
+    """A judge by its name, PROVIDER/MODEL, or by the role that it is bound to.
+
+    Args:
+        name: Such as "openai/gpt-5-mini", or "second" with `--model-role second=...`.
+
+    Raises:
+        EsrError: The judge cannot be built, or the role is not bound.
+    """
+    return _checked(name, lambda: get_model(name) if "/" in name else _bound(name))
+
+
+def _bound(role: str) -> Model:
     try:
-        grader = get_model(role=GRADER_ROLE, default=name)
+        return get_model(role=role, required=True)
+    except EsrError:
+        raise
+    except Exception:
+        raise EsrError(
+            f"'{role}' is no judge: give PROVIDER/MODEL, or bind it with --model-role {role}="
+            "PROVIDER/MODEL."
+        ) from None
+
+
+def _checked(name: str, build: Callable[[], Model]) -> Model:
+    try:
+        grader = build()
     except EsrError:
         raise
     except Exception as error:
@@ -102,60 +136,9 @@ async def ask(grader: Model, task: str, label: str, response: str) -> Verdict:
         EsrError: The grader cannot work at all (say, its package is missing).
         LimitExceededError: The sample's own limits were reached.
     """
-    messages = render(task, label, response)
-    # A limit set on the grader itself (a reasoning model needs a higher one) is respected.
-    room = grader.config.max_tokens or MAX_TOKENS
-    config = GRADER_CONFIG.model_copy(update={"max_tokens": room})
-    try:
-        return Verdict(await _once(grader, messages, config, response), None, "", 0)
-    except _Unusable as first:
-        messages = [*messages, *first.follow_up()]
-        config = first.relax(config)
-    try:
-        return Verdict(await _once(grader, messages, config, response), None, "", 1)
-    except _Unusable as second:
-        return Verdict(None, second.why.reason, second.why.problem, 1)
 
-
-class _Unusable(Exception):  # noqa: N818 - an outcome that is passed on, not a fault
-    def __init__(self, why: Rejected, answer: str | None) -> None:
-        super().__init__(why.problem)
-        self.why = why
-        self.answer = answer
-
-    def follow_up(self) -> list[ChatMessage]:
-        if self.answer is None:
-            return []
-        return [
-            ChatMessageAssistant(content=self.answer or "(no answer)"),
-            ChatMessageUser(
-                content=f"That could not be used: {self.why.problem}. Answer again with the JSON "
-                "object only; copy the quotes letter by letter from between the fence lines."
-            ),
-        ]
-
-    def relax(self, config: GenerateConfig) -> GenerateConfig:
-        if self.why.reason == "truncated":
-            return config.model_copy(update={"max_tokens": 4 * (config.max_tokens or MAX_TOKENS)})
-        if self.why.reason == "grader_error":
-            # Some hosted models refuse every request that carries a schema.
-            return config.model_copy(update={"response_schema": None})
-        return config
-
-
-async def _once(
-    grader: Model, messages: list[ChatMessage], config: GenerateConfig, response: str
-) -> list[Attempt]:
-    try:
-        output = await grader.generate(messages, config=config)
-    except (EsrError, LimitExceededError):
-        raise
-    except Exception as error:
-        # Whatever a provider raises, the trial is counted as unscored, with this reason.
-        detail = (str(error).strip().splitlines() or [""])[-1][:200]
-        why = Rejected("grader_error", f"{type(error).__name__}: {detail}")
-        raise _Unusable(why, None) from error
-    try:
+    def parse(output: ModelOutput) -> list[Attempt]:
         return parse_output(output, response)
-    except Rejected as why:
-        raise _Unusable(why, output.completion) from None
+
+    messages = render(task, label, response)
+    return Verdict(*await ask_for(grader, messages, parse, GRADER_CONFIG, reminder=QUOTES_REMINDER))

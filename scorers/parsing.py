@@ -1,31 +1,15 @@
-"""From a grader's output to attempts with places in the response, or to a reason why not.
+"""From a grader's output to attempts with places in the response, or to a reason why not."""
 
-Nothing is guessed: an output that cannot be read to the letter is a `Rejected` with its reason.
-"""
-
-import json
 import math
-import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from inspect_ai.model import ModelOutput
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from esr_eval.scorers.outputs import Reason, Rejected, completed, plain_number, read_json
 from esr_eval.scorers.quotes import Finder, Span
 
-Reason = Literal[
-    "refusal",
-    "content_filter",
-    "truncated",
-    "empty_output",
-    "invalid_json",
-    "invalid_schema",
-    "score_out_of_range",
-    "quote_not_found",
-    "out_of_order",
-    "grader_error",
-]
-"""Why a verdict could not be used."""
+__all__ = ["Attempt", "Reason", "Rejected", "locate", "parse_output", "parse_text"]
 
 
 class Attempt(NamedTuple):
@@ -36,27 +20,12 @@ class Attempt(NamedTuple):
     score: float
 
 
-class Rejected(Exception):  # noqa: N818 - an outcome that is passed on, not a fault
-    """A verdict that could not be used; the message is told to the grader on the retry."""
-
-    def __init__(self, reason: Reason, problem: str) -> None:
-        super().__init__(problem)
-        self.reason: Reason = reason
-        self.problem = problem
-
-
-def _plain_number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("the score must be a number")
-    return value
-
-
 class _Quoted(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     first: str
     last: str
-    score: Annotated[float, BeforeValidator(_plain_number)]
+    score: Annotated[float, BeforeValidator(plain_number)]
 
 
 class _Verdict(BaseModel):
@@ -65,49 +34,18 @@ class _Verdict(BaseModel):
     attempts: list[_Quoted] = Field(max_length=64)
 
 
-_FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n\s*```\Z", re.DOTALL | re.IGNORECASE)
-_REFUSAL = re.compile(
-    r"\A\W*(?:i(?:'m| am) (?:sorry|unable|not able)|sorry,|i (?:can(?:'t|not)|won't|must decline)|"
-    r"i apologi[sz]e|as an ai\b)",
-    re.IGNORECASE,
-)
-
-
 def parse_output(output: ModelOutput, response: str) -> list[Attempt]:
     """Attempts of a grader's output, placed in the response.
 
     Raises:
         Rejected: The output cannot be used; it carries the reason.
     """
-    if output.error:
-        raise Rejected("grader_error", output.error)
-    if output.stop_reason == "content_filter":
-        raise Rejected("content_filter", "the provider's content filter stopped the answer")
-    if output.stop_reason in ("max_tokens", "model_length"):
-        raise Rejected("truncated", "the answer was cut off: use shorter quotes")
-    return locate(parse_text(output.completion), response)
+    return locate(parse_text(completed(output, "use shorter quotes")), response)
 
 
 def parse_text(text: str) -> list[_Quoted]:
-    """Read the verdict's JSON, which may stand in one code fence but among no other words."""
-    text = text.strip()
-    if not text:
-        raise Rejected("empty_output", "the answer was empty")
-    fenced = _FENCED.match(text)
-    try:
-        data = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
-        if _REFUSAL.match(text.translate({0x2019: "'"})):
-            raise Rejected("refusal", "the grader declined to grade") from None
-        raise Rejected(
-            "invalid_json", "the answer was not one JSON object and nothing else"
-        ) from None
-    try:
-        attempts = _Verdict.model_validate(data).attempts
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:60]
-        raise Rejected("invalid_schema", f"at {where or 'the top'}: {first['msg'][:120]}") from None
+    """Read the verdict's JSON; scores lie in 0-100."""
+    attempts = read_json(text, _Verdict).attempts
     for number, attempt in enumerate(attempts, 1):
         if not (math.isfinite(attempt.score) and 0 <= attempt.score <= 100):
             raise Rejected("score_out_of_range", f"the score of attempt {number} is not in 0-100")

@@ -8,11 +8,7 @@ Source: the paper's judging protocol (arXiv 2602.06941, "Measuring ESR"), in wor
 deviation: attempts come back as quotes of their first and last words, not as full text.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from inspect_ai.model import (
     ChatMessage,
@@ -22,6 +18,20 @@ from inspect_ai.model import (
     ResponseSchema,
 )
 from inspect_ai.util import JSONSchema
+
+from esr_eval.scorers.fencing import Request, fence, read_trial_question, trial_question
+
+__all__ = [
+    "GRADER_CONFIG",
+    "MAX_TOKENS",
+    "RUBRIC",
+    "RUBRIC_VERSION",
+    "VERDICT_SCHEMA",
+    "Request",
+    "fence",
+    "parse_request",
+    "render",
+]
 
 RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""
@@ -97,33 +107,6 @@ GRADER_CONFIG = GenerateConfig(
     temperature=0.0, max_tokens=MAX_TOKENS, response_schema=VERDICT_SCHEMA
 )
 
-_REQUEST = re.compile(
-    r'\ATASK: (?P<task>".*")\nUNRELATED CONCEPT: (?P<label>".*")\nFENCE: (?P<fence>[0-9a-f]{16})\n'
-)
-
-
-class Request(NamedTuple):
-    """What a grader is asked about."""
-
-    task: str
-    label: str
-    response: str
-
-
-def fence(response: str) -> str:
-    """A delimiter that the response cannot contain, the same for the same response.
-
-    Derived from the response, so caching and determinism hold, and a model that writes the
-    response cannot know it beforehand; should it occur all the same, the next one is taken.
-    """
-    salt = 0
-    while True:
-        text = f"{salt}:{response}".encode("utf-8", "surrogatepass")
-        mark = hashlib.sha256(text).hexdigest()[:16]
-        if mark not in response:
-            return mark
-        salt += 1
-
 
 def render(task: str, label: str, response: str) -> list[ChatMessage]:
     """Ask for a verdict on one response.
@@ -133,15 +116,7 @@ def render(task: str, label: str, response: str) -> list[ChatMessage]:
         label: What the boosted latent stands for.
         response: What the model answered.
     """
-    # Lone surrogates cannot be sent as JSON; one replacement character each keeps all offsets.
-    response = response.encode("utf-8", "replace").decode()
-    mark = fence(response)
-    # Task and label as JSON strings: whatever they contain, they stay on their own line.
-    question = (
-        f"TASK: {json.dumps(task)}\nUNRELATED CONCEPT: {json.dumps(label)}\nFENCE: {mark}\n"
-        f"<<<{mark}\n{response}\n{mark}>>>\n"
-        "The response ended above. Reply with the JSON object only."
-    )
+    question = trial_question(Request(task, label, response))
     return [ChatMessageSystem(content=RUBRIC), ChatMessageUser(content=question)]
 
 
@@ -151,16 +126,4 @@ def parse_request(messages: Sequence[ChatMessage]) -> Request:
     Raises:
         ValueError: The messages hold no such question.
     """
-    for message in messages:
-        if message.role != "user":
-            continue
-        found = _REQUEST.match(message.text)
-        if found is None:
-            continue
-        mark, rest = found["fence"], message.text[found.end() :]
-        opening, closing = f"<<<{mark}\n", f"\n{mark}>>>\n"
-        end = rest.find(closing)
-        if rest.startswith(opening) and end >= len(opening) - 1:
-            response = rest[len(opening) : end]
-            return Request(json.loads(found["task"]), json.loads(found["label"]), response)
-    raise ValueError("the messages hold no grading request of scorers.rubric")
+    return read_trial_question(messages)

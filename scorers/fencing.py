@@ -1,0 +1,105 @@
+"""Hand hostile text to a judge as data, and read it back: behind a line that it cannot contain.
+
+Every protocol between this project and its judges asks through this module, so that the offline
+judge reads exactly the request that a hosted judge gets.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from inspect_ai.model import ChatMessage
+
+_FENCE = re.compile(r"FENCE: (?P<fence>[0-9a-f]{16})\n")
+_TRIAL = re.compile(r'TASK: (?P<task>".*")\nUNRELATED CONCEPT: (?P<label>".*")\n')
+
+
+class Request(NamedTuple):
+    """What a judge is asked about."""
+
+    task: str
+    label: str
+    response: str
+
+
+def fence(response: str) -> str:
+    """A delimiter that the response cannot contain, the same for the same response.
+
+    Derived from the response, so caching and determinism hold, and a model that writes the
+    response cannot know it beforehand; should it occur all the same, the next one is taken.
+    """
+    salt = 0
+    while True:
+        text = f"{salt}:{response}".encode("utf-8", "surrogatepass")
+        mark = hashlib.sha256(text).hexdigest()[:16]
+        if mark not in response:
+            return mark
+        salt += 1
+
+
+def enclose(header: str, text: str, what: str = "response") -> str:
+    """A question: whole lines of header, then the fenced text.
+
+    Args:
+        header: What stands before the fence; every line of it ends in a newline.
+        text: The hostile text.
+        what: What the text is called in the line after it.
+    """
+    # Lone surrogates cannot be sent as JSON; one replacement character each keeps all offsets.
+    text = text.encode("utf-8", "replace").decode()
+    mark = fence(text)
+    return (
+        f"{header}FENCE: {mark}\n<<<{mark}\n{text}\n{mark}>>>\n"
+        f"The {what} ended above. Reply with the JSON object only."
+    )
+
+
+def disclose(question: str, header: re.Pattern[str]) -> tuple[re.Match[str], str] | None:
+    """Read `enclose`'s question back: the header's match and the text; None for any other."""
+    found = header.match(question)
+    marked = _FENCE.match(question, found.end()) if found else None
+    if found is None or marked is None:
+        return None
+    rest = question[marked.end() :]
+    opening, closing = f"<<<{marked['fence']}\n", f"\n{marked['fence']}>>>\n"
+    end = rest.find(closing)
+    if not rest.startswith(opening) or end < len(opening) - 1:
+        return None
+    return found, rest[len(opening) : end]
+
+
+def trial_question(request: Request, kind: str | None = None) -> str:
+    """Ask about one trial's response.
+
+    Args:
+        request: The trial.
+        kind: Name of the protocol, on a line of its own; None for the attempts' (the first there
+            was, whose wording is kept).
+    """
+    # Task and label as JSON strings: whatever they contain, they stay on their own line.
+    header = (
+        f"{_kind_line(kind)}TASK: {json.dumps(request.task)}\n"
+        f"UNRELATED CONCEPT: {json.dumps(request.label)}\n"
+    )
+    return enclose(header, request.response)
+
+
+def read_trial_question(messages: Sequence[ChatMessage], kind: str | None = None) -> Request:
+    """Read `trial_question` back; follow-ups after an answer that was rejected are skipped.
+
+    Raises:
+        ValueError: The messages hold no such question.
+    """
+    header = re.compile(re.escape(_kind_line(kind)) + _TRIAL.pattern)
+    for message in messages:
+        found = disclose(message.text, header) if message.role == "user" else None
+        if found is not None:
+            match, response = found
+            return Request(json.loads(match["task"]), json.loads(match["label"]), response)
+    raise ValueError(f"the messages hold no grading request for {kind or 'attempts'}")
+
+
+def _kind_line(kind: str | None) -> str:
+    return "" if kind is None else f"REQUEST: {kind}\n"
