@@ -70,7 +70,7 @@ def local_digests(runtime: Runtime) -> dict[str, str]:
         inner = release / (runtime.sae.sae_id or "")
         folders["sae"] = inner if inner.is_dir() else release
     if runtime.adapter is not None:
-        folders["adapter"] = Path(runtime.adapter)
+        folders["adapter"] = embedded_path(runtime.adapter)
     return {name: folder_digest(folder) for name, folder in folders.items() if folder.is_dir()}
 
 

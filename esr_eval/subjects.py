@@ -44,6 +44,10 @@ class Subject(BaseModel):
     d_model: int | None = None
     n_parameters: int | None = None
     dtype: Dtype = "float32"
+    adapter: str | None = Field(default=None, description="PEFT adapter that belongs to it.")
+    tuned: str | None = Field(
+        default=None, description="Name of the subject that is this one, fine-tuned."
+    )
     sae: SAERef | None = None
     n_latents: int | None = None
     steering_layer: int | None = Field(default=None, description="Where boosts and clamps act.")
@@ -65,13 +69,13 @@ class Subject(BaseModel):
             return None
         return self.n_parameters * BYTES_PER_PARAMETER[self.dtype] / 2**30
 
-    def runtime(self, adapter: str | None = None) -> Runtime:
+    def runtime(self) -> Runtime:
         """The part of a steering spec that this subject decides."""
         return Runtime(
             subject=self.name,
             model=self.model,
             revision=self.revision,
-            adapter=adapter,
+            adapter=self.adapter,
             dtype=self.dtype,
             sae=self.sae,
             steering_layer=self.steering_layer,

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, fingerprint
+from esr_eval.subjects import embedded_path
 from esr_eval.weights import PACKAGE_PREFIX, package_file
 
 
@@ -59,7 +60,7 @@ def load_model(runtime: Runtime, device: str | None) -> tuple[Any, Any]:
             source, dtype=getattr(torch, runtime.dtype), device_map=pick_device(device), **extra
         )
         if runtime.adapter is not None:
-            model.load_adapter(runtime.adapter)
+            model.load_adapter(str(embedded_path(runtime.adapter)))
     if tokenizer.chat_template is None:
         raise EsrError(
             f"{runtime.model} has no chat template: ESR needs an instruction-tuned model."

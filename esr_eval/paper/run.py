@@ -1,0 +1,201 @@
+"""Run the steps as one Inspect eval set, one after another, and make the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import eval_set
+from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from rich.console import Console
+
+from esr_eval.dataset import load_latents, pick_latents, prompts
+from esr_eval.errors import EsrError
+from esr_eval.model_args import ModelArgs
+from esr_eval.paper.scales import SCALES
+from esr_eval.paper.steps import Choices, Step, plan_steps
+from esr_eval.scorers.grader import GRADER_ROLE
+from esr_eval.strengths import calibrated_strengths
+from esr_eval.subjects import CalibrationPrior, Subject, find_subject
+from esr_eval.vectors import default_vectors, read_vectors
+
+STEP = "paper_step"
+"""Key of a log's metadata that names the step it belongs to."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A whole-paper run as the user asked for it.
+
+    Attributes:
+        subject: Who answers.
+        model_args: Arguments of the provider.
+        adapter: Adapter of the fine-tuned subject; None takes the subject's tuned twin, if any.
+        grader: Judge; None takes the subject's.
+        folder: Where logs lie.
+        max_tokens: Longest response; None leaves it to the subject.
+    """
+
+    subject: Subject
+    model_args: dict[str, Any]
+    adapter: str | None
+    grader: str | None
+    folder: Path
+    max_tokens: int | None = None
+
+    @property
+    def judge(self) -> str:
+        """The judge's name."""
+        return self.grader or self.subject.grader
+
+    def model(self, tuned: bool) -> tuple[str, dict[str, Any]]:
+        """Name and arguments of the model that runs a step."""
+        if not tuned:
+            return f"esr/{self.subject.name}", self.model_args
+        if self.adapter is not None:
+            return f"esr/{self.subject.name}", {**self.model_args, "adapter": self.adapter}
+        assert self.subject.tuned is not None
+        return f"esr/{self.subject.tuned}", self.model_args
+
+    @property
+    def has_tuned(self) -> bool:
+        """Whether there is a fine-tuned subject."""
+        return self.adapter is not None or self.subject.tuned is not None
+
+
+def choose(
+    paper: Paper,
+    *,
+    scale: str,
+    seed: int,
+    latents: str | None,
+    detectors: str | None,
+    vectors: str | None,
+    graders: Sequence[str],
+) -> Choices:
+    """Check what the user asked for and find what each step will take; loads nothing.
+
+    Raises:
+        EsrError: The scale is unknown, or there are no latents, or too few.
+    """
+    if scale not in SCALES:
+        raise EsrError(f"There is no scale '{scale}'; there are {', '.join(SCALES)}.")
+    sizes = SCALES[scale]
+    available = load_latents(paper.subject, latents)
+    if sizes.latents > len(available):
+        raise EsrError(
+            f"The scale {scale} takes {sizes.latents} latents, but {paper.subject.name} has "
+            f"{len(available)} with a label: pass more of them (--latents FILE) or a smaller scale."
+        )
+    uncalibrated = {
+        "calibrate": _uncalibrated(paper, False, latents, sizes.latents, seed),
+        "calibrate_sweep": _uncalibrated(paper, False, latents, sizes.sweep[1], seed),
+    }
+    if paper.has_tuned:
+        uncalibrated["calibrate_tuned"] = _uncalibrated(paper, True, latents, sizes.latents, seed)
+    return Choices(
+        scale=sizes,
+        seed=seed,
+        latents=latents,
+        detectors=detectors,
+        vectors=vectors,
+        n_vectors=_count_vectors(paper.subject, vectors),
+        graders=tuple(graders),
+        tuned=paper.has_tuned,
+        uncalibrated=uncalibrated,
+    )
+
+
+def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
+    """Run all steps that have not ended; the logs of those that have are kept.
+
+    Args:
+        paper: The subject and where logs lie.
+        choices: The sizes.
+        console: Told of every step.
+
+    Returns:
+        The logs, in order.
+
+    Raises:
+        EsrError: A step did not end well; the same command goes on from there.
+    """
+    steps = plan_steps(choices)
+    logs = finished(paper.folder)
+    for number, step in enumerate(steps, 1):
+        if step.key in logs:
+            continue
+        console.rule(f"{number} of {len(steps)}: {step.key}")
+        logs[step.key] = _run(paper, step, logs)
+    return [logs[step.key] for step in steps]
+
+
+def finished(folder: Path) -> dict[str, str]:
+    """Logs of the steps that have ended well, by step."""
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for info in list_eval_logs(str(folder), recursive=False, descending=False):
+        log = read_eval_log(info, header_only=True)
+        step = (log.eval.metadata or {}).get(STEP)
+        if step and log.status == "success":
+            found[str(step)] = str(folder / Path(info.name).name)
+    return found
+
+
+def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
+    model, model_args = paper.model(step.tuned)
+    success, made = eval_set(
+        f"esr_eval/{step.task}",
+        task_args=step.args(logs),
+        model=model,
+        model_args=model_args,
+        model_roles={GRADER_ROLE: paper.grader} if paper.grader else None,
+        metadata={STEP: step.key},
+        log_dir=str(paper.folder),
+        # Earlier steps of the same set lie there, too.
+        log_dir_allow_dirty=True,
+        retry_attempts=0,
+        **({} if paper.max_tokens is None else {"max_tokens": paper.max_tokens}),
+    )
+    log: EvalLog = made[0]
+    if not success or log.status != "success":
+        why = f" ({log.error.message})" if log.error else ""
+        raise EsrError(
+            f"The step {step.key} ended early{why}: what is done is kept in {paper.folder}, and "
+            "the same command goes on from there."
+        )
+    return str(paper.folder / Path(log.location).name)
+
+
+def _count_vectors(subject: Subject, vectors: str | None) -> int:
+    """How many vectors the run adds; 0 where the user names none and none are shipped."""
+    if vectors is None:
+        try:
+            vectors = default_vectors(subject)
+        except EsrError:
+            return 0
+    return len(read_vectors(vectors).info.concepts)
+
+
+def _uncalibrated(paper: Paper, tuned: bool, latents: str | None, count: int, seed: int) -> int:
+    """Responses that calibrating the run's latents still takes."""
+    name, args = paper.model(tuned)
+    subject = find_subject(name)
+    prior: CalibrationPrior | None = subject.calibration
+    if prior is None:
+        raise EsrError(
+            f"{subject.name} has no calibration prior, so its strengths cannot be found: run the "
+            "tasks one by one with -T strength=NUMBER."
+        )
+    chosen = pick_latents(subject, latents, count, seed)
+    _, missing = calibrated_strengths(
+        ModelArgs.parse(args).runtime(subject),
+        chosen,
+        prior,
+        paper.judge,
+        prompts=[prompt.text for prompt in prompts()],
+        temperature=subject.temperature,
+        bundle=subject.strengths,
+    )
+    return len(missing) * prior.rounds * prior.samples_per_round

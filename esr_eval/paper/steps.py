@@ -1,0 +1,271 @@
+"""The steps of a whole-paper run: which task, with which arguments, after which others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from esr_eval.dataset import meta_prompts, prompts
+from esr_eval.paper.scales import Scale
+
+Logs = Mapping[str, str]
+"""Steps that have ended, and where their logs lie."""
+Args = dict[str, Any]
+ArgsOf = Callable[[Logs], Args]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task of the run.
+
+    Attributes:
+        key: Name of the step.
+        task: Its Inspect task.
+        args: The task's arguments, given the logs of the steps it needs.
+        needs: Steps that must have ended before.
+        tuned: Whether the fine-tuned subject runs it.
+        generations: Responses that the subject writes.
+        readings: Forward passes over finished answers.
+        verdicts: Questions to a judge.
+    """
+
+    key: str
+    task: str
+    args: ArgsOf
+    needs: tuple[str, ...] = ()
+    tuned: bool = False
+    generations: int = 0
+    readings: int = 0
+    verdicts: int = 0
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What decides the run beside the subject.
+
+    Attributes:
+        scale: Sizes.
+        seed: Of all draws.
+        latents: File of labelled latents; None takes the subject's.
+        detectors: Detector set to ablate; None takes the run's own discovery.
+        vectors: File of concept vectors; None takes the subject's.
+        n_vectors: How many vectors there are; 0 leaves the experiment out.
+        graders: Further judges for the cross-judge experiment; none leaves it out.
+        tuned: Whether there is a fine-tuned subject; without one its experiment is left out.
+        uncalibrated: Responses that the calibration still takes, by step.
+    """
+
+    scale: Scale
+    seed: int = 0
+    latents: str | None = None
+    detectors: str | None = None
+    vectors: str | None = None
+    n_vectors: int = 0
+    graders: tuple[str, ...] = ()
+    tuned: bool = False
+    uncalibrated: Mapping[str, int] | None = None
+
+
+def plan_steps(choices: Choices) -> list[Step]:
+    """All steps, each after those that it needs."""
+    steps = [*_originals(choices), *_replays(choices), *_prefills(choices)]
+    if choices.n_vectors:
+        steps.append(_vectors(choices))
+    if choices.tuned:
+        steps += _tuned(choices)
+    steps.append(_activations(choices))
+    if choices.graders:
+        steps.append(_cross_judge(choices))
+    return steps
+
+
+def left_out(choices: Choices) -> list[str]:
+    """Experiments that this run does not do, each with the way to have it."""
+    reasons = []
+    if not choices.tuned:
+        reasons.append("4 (fine-tuning): there is no tuned subject; name its adapter (--adapter).")
+    if not choices.n_vectors:
+        reasons.append(
+            "13 (vectors): there are no concept vectors; make them with `esr-eval vectors extract` "
+            "and name the file (--vectors)."
+        )
+    if not choices.graders:
+        reasons.append("7 (cross-judge): there is no further judge; name some (--graders).")
+    return reasons
+
+
+def _originals(choices: Choices) -> list[Step]:
+    scale = choices.scale
+    shared = _given(latents=choices.latents, seed=choices.seed)
+    drawn = {**shared, "n_latents": scale.latents}
+    main = {**drawn, "trials_per_latent": scale.trials, "holistic": True}
+    levels, sweep_latents, sweep_trials = scale.sweep
+    few = {**shared, "n_latents": sweep_latents}
+    sweep = {**few, "levels": levels, "trials_per_latent": sweep_trials}
+    answers = len(prompts("detector_discovery")) * scale.answers
+    discovery = {"answers_per_task": scale.answers, "seed": choices.seed}
+    trials, held_out = scale.latents * scale.trials, scale.latents * scale.held_out
+    return [
+        _calibration("calibrate", drawn, choices),
+        # Another draw than the main run's; what both share is calibrated once.
+        _calibration("calibrate_sweep", few, choices),
+        _answered("main", "esr", _always(main), trials, views=2),
+        _answered("no_steering", "esr", _always({**main, "steering": False}), trials, views=2),
+        _answered(
+            "boost_sweep", "boost_sweep", _always(sweep), levels * sweep_latents * sweep_trials
+        ),
+        Step(
+            "detectors",
+            "detectors",
+            _always(discovery),
+            generations=answers,
+            readings=2 * answers,
+        ),
+        _answered(
+            "held_out",
+            "held_out",
+            _always({**drawn, "trials_per_latent": scale.held_out}),
+            held_out,
+        ),
+    ]
+
+
+def _replays(choices: Choices) -> list[Step]:
+    trials = choices.scale.latents * choices.scale.trials
+
+    def ablation(logs: Logs) -> Args:
+        return {"detectors": _detectors(choices, logs), "replay": logs["main"], "holistic": True}
+
+    def random_set(draw: int) -> ArgsOf:
+        return lambda logs: {
+            "detectors": _detectors(choices, logs),
+            "discovery": logs["detectors"],
+            "replay": logs["main"],
+            "draw": draw,
+        }
+
+    def meta(variant: str) -> ArgsOf:
+        return lambda logs: {"variant": variant, "replay": logs["main"]}
+
+    both = ("main", "detectors")
+    return [
+        _answered("ablation", "ablation", ablation, trials, both, views=2),
+        *(
+            _answered(
+                f"random_ablation_{draw + 1}", "random_ablation", random_set(draw), trials, both
+            )
+            for draw in range(choices.scale.random_sets)
+        ),
+        *(
+            _answered(f"meta_{variant}", "meta_prompt", meta(variant), trials, ("main",))
+            for variant in meta_prompts()
+        ),
+    ]
+
+
+def _prefills(choices: Choices) -> list[Step]:
+    trials = choices.scale.latents * choices.scale.trials
+
+    def prefill(source: str, mirror: bool) -> ArgsOf:
+        beginning = {"characters": choices.scale.prefill, "mirror": mirror}
+        return lambda logs: {"source": logs[source], **beginning}
+
+    return [
+        _answered("prefill", "prefill_control", prefill("main", False), trials, ("main",)),
+        _answered(
+            "prefill_mirror",
+            "prefill_control",
+            prefill("no_steering", True),
+            trials,
+            ("no_steering",),
+        ),
+    ]
+
+
+def _vectors(choices: Choices) -> Step:
+    per_vector = choices.scale.vectors
+    args = _given(vectors=choices.vectors, trials_per_vector=per_vector, seed=choices.seed)
+    return _answered("vectors", "vectors", _always(args), choices.n_vectors * per_vector)
+
+
+def _tuned(choices: Choices) -> list[Step]:
+    scale = choices.scale
+    trials = scale.latents * scale.trials
+    drawn = _given(latents=choices.latents, seed=choices.seed, n_latents=scale.latents)
+
+    def run(steering: bool) -> ArgsOf:
+        return lambda logs: {"replay": logs["main"], "steering": steering, "holistic": True}
+
+    steps = [
+        _calibration("calibrate_tuned", drawn, choices),
+        _answered("finetuned", "finetuned", run(True), trials, ("main",), views=2),
+        _answered("finetuned_no_steering", "finetuned", run(False), trials, ("main",), views=2),
+    ]
+    return [_on_tuned(step) for step in steps]
+
+
+def _activations(choices: Choices) -> Step:
+    """Episodes of whichever subject is expected to correct itself."""
+    source, baseline = _episodes(choices)
+
+    def args(logs: Logs) -> Args:
+        return {
+            "source": logs[source],
+            "baseline": logs[baseline],
+            "detectors": _detectors(choices, logs),
+            "which": "auto",
+            "episodes": choices.scale.episodes,
+            "seed": choices.seed,
+        }
+
+    passes = 2 * choices.scale.episodes
+    needs = (source, baseline, "detectors")
+    step = Step("activations", "activations", args, needs, readings=passes, verdicts=passes)
+    return _on_tuned(step) if choices.tuned else step
+
+
+def _cross_judge(choices: Choices) -> Step:
+    sources = tuple(dict.fromkeys(("main", _episodes(choices)[0])))
+
+    def args(logs: Logs) -> Args:
+        return {
+            "source": ",".join(logs[key] for key in sources),
+            "graders": ",".join(choices.graders),
+            "n": choices.scale.cross_judge,
+            "seed": choices.seed,
+        }
+
+    verdicts = len(choices.graders) * choices.scale.cross_judge
+    return Step("cross_judge", "cross_judge", args, sources, verdicts=verdicts)
+
+
+def _episodes(choices: Choices) -> tuple[str, str]:
+    if choices.tuned:
+        return "finetuned", "finetuned_no_steering"
+    return "main", "no_steering"
+
+
+def _answered(
+    key: str, task: str, args: ArgsOf, trials: int, needs: tuple[str, ...] = (), views: int = 1
+) -> Step:
+    return Step(key, task, args, needs, generations=trials, verdicts=views * trials)
+
+
+def _calibration(key: str, args: Args, choices: Choices) -> Step:
+    responses = (choices.uncalibrated or {}).get(key, 0)
+    return _answered(key, "calibrate", _always(args), responses)
+
+
+def _on_tuned(step: Step) -> Step:
+    return replace(step, tuned=True)
+
+
+def _detectors(choices: Choices, logs: Logs) -> str:
+    return choices.detectors or logs["detectors"]
+
+
+def _always(args: Args) -> ArgsOf:
+    return lambda logs: args
+
+
+def _given(**args: Any) -> Args:
+    return {name: value for name, value in args.items() if value is not None}

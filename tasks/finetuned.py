@@ -1,0 +1,89 @@
+"""Fine-tuned subject (paper, experiment on fine-tuning): the main run on a trained model."""
+
+from inspect_ai import Task, task
+
+from esr_eval.dataset import Latent, Planned
+from esr_eval.errors import EsrError
+from esr_eval.experiment import Bench, Plan, experiment, plan_trials
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "experiment": "4 (fine-tuning)",
+    "deviations": ["How the adapter was trained is told by its model card."],
+}
+
+
+@task
+def finetuned(
+    replay: str | None = None,
+    latents: str | int | list[int] | None = None,
+    n_latents: int | None = None,
+    trials_per_latent: int = 5,
+    strength: str | float = "calibrated",
+    topics: str | list[str] | None = None,
+    steering: bool = True,
+    seed: int = 0,
+    holistic: bool = False,
+) -> Task:
+    """The main experiment on a subject with an adapter, at strengths of its own.
+
+    Name the adapter with `-M adapter=PATH` (or run a subject that has one), and calibrate it first:
+    `esr-eval calibrate NAME -M adapter=PATH`. Training moves the strength at which a latent derails
+    the model, so a replay takes latents, tasks and seeds from the base model's log, and the
+    strengths from the calibration of the tuned model.
+
+    Args:
+        replay: A log of the base model whose latents, tasks and seeds are run.
+        latents: Indices or a file of labels, as in `esr`.
+        n_latents: How many latents to draw at random. Default: all.
+        trials_per_latent: Trials for each latent.
+        strength: `calibrated` (on the tuned model), a number, a multiple of the calibrated
+            (`1.5x`), or `replay` for the base model's strengths.
+        topics: Topics to ask about, of the 38. Default: all.
+        steering: false for the tuned model's own baseline.
+        seed: Seed of the draw of latents, tasks and sampling seeds.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
+    """
+    bench = Bench.open()
+    adapter = bench.provider.runtime.adapter
+    if adapter is None:
+        raise EsrError(
+            f"{bench.provider.subject.name} has no adapter: pass one as -M adapter=PATH."
+        )
+    if strength == "replay" and replay is None:
+        raise EsrError("strength=replay takes the strengths of a log: pass it as replay=LOG.")
+    plan = plan_trials(
+        bench,
+        latents=latents,
+        n_latents=n_latents,
+        trials_per_latent=trials_per_latent,
+        strength=strength,
+        topics=topics,
+        steering=steering,
+        seed=seed,
+        replay=replay,
+    )
+    if replay is not None and steering and strength != "replay":
+        plan = Plan(_recalibrated(bench, plan.planned, strength), plan.source)
+    return experiment(
+        bench,
+        plan,
+        version=VERSION,
+        paper=PAPER,
+        name="esr-finetuned",
+        experiment_id="finetuned",
+        condition="fine-tuned" + ("" if steering else ", no steering"),
+        holistic=holistic,
+    )
+
+
+def _recalibrated(bench: Bench, planned: list[Planned], strength: str | float) -> list[Planned]:
+    labels = {one.trial.latent: one.trial.label for one in planned}
+    strengths = bench.strengths(
+        strength, [Latent(index=index, label=label) for index, label in labels.items()]
+    )
+    return [
+        one._replace(trial=one.trial.model_copy(update={"strength": strengths[one.trial.latent]}))
+        for one in planned
+    ]
