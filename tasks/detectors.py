@@ -1,0 +1,120 @@
+"""Discovery of off-topic detectors (paper, appendix on detectors): tasks with others' answers."""
+
+from typing import Literal, get_args
+
+from inspect_ai import Task, task
+from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.solver import TaskState
+from inspect_ai.viewer import ViewerConfig
+
+from esr_eval.dataset import PromptSet, choose_prompts
+from esr_eval.discover import COUNTS, MISMATCHED_ANSWER, read_pairs
+from esr_eval.errors import EsrError
+from esr_eval.experiment import MOST_ERRORS
+from esr_eval.pairing import Pairing, paired_dataset
+from esr_eval.scorers.metrics import mean_interval
+from esr_eval.scorers.trials import plain
+from esr_eval.solvers import provider_of
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "experiment": "3 (off-topic detectors: discovery)",
+    "deviations": [
+        "The number of answers to each task is a parameter, each with a derangement of its own.",
+        "The first positions that the subject never edits are not read either (skip_first).",
+    ],
+}
+
+
+@task
+def detectors(
+    prompts: PromptSet = "detector_discovery",
+    topics: str | list[str] | None = None,
+    answers_per_task: int = 5,
+    positions: Literal["all", "generated"] = "all",
+    seed: int = 0,
+) -> Task:
+    """Which latents are silent when an answer fits its task and active when it does not?
+
+    Every task is answered unsteered; the whole SAE is read at the feature layer over the task with
+    its own answer (matched) and with another task's (mismatched). The detectors are written beside
+    the log when it ends (LOG.detectors.json), and by `esr-eval detectors LOG` otherwise chosen.
+
+    Args:
+        prompts: Set of tasks: detector_discovery (20), main (38) or held_out (20).
+        topics: Topics of that set to ask about. Default: all.
+        answers_per_task: Answers to each task, each with a seed of its own.
+        positions: `all` reads task and answer, as the paper does; `generated` the answer alone.
+        seed: Seed of the answers and of their pairing.
+    """
+    if positions not in ("all", "generated"):
+        raise EsrError(f"positions={positions} is neither all nor generated.")
+    if prompts not in get_args(PromptSet):
+        raise EsrError(f"prompts={prompts} is none of {', '.join(get_args(PromptSet))}.")
+    provider = provider_of(get_model())
+    provider.preflight()
+    subject, runtime = provider.subject, provider.runtime
+    if runtime.feature_layer is None:
+        raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
+    asked = choose_prompts(topics, prompts)
+    return Task(
+        dataset=paired_dataset(asked, answers_per_task, seed, "esr-detectors"),
+        solver=read_pairs(runtime.feature_layer, positions),
+        scorer=activity(),
+        config=GenerateConfig(
+            max_tokens=subject.max_tokens,
+            temperature=subject.temperature,
+            max_connections=provider.max_connections(),
+        ),
+        fail_on_error=MOST_ERRORS,
+        viewer=ViewerConfig(trust_content=False),
+        version=VERSION,
+        metadata={
+            **PAPER,
+            "experiment_id": "detectors",
+            "condition": f"{prompts}, {positions} positions",
+            "subject": subject.name,
+            "runtime": runtime.model_dump(mode="json", exclude_none=True),
+            "layer": runtime.feature_layer,
+            "positions": positions,
+        },
+    )
+
+
+@scorer(
+    metrics={
+        "active_matched": [mean(), mean_interval(cluster="topic")],
+        "active_mismatched": [mean(), mean_interval(cluster="topic")],
+        "only_matched": [mean(), mean_interval(cluster="topic")],
+        "only_mismatched": [mean(), mean_interval(cluster="topic")],
+        "matched_tokens": [mean()],
+        "mismatched_tokens": [mean()],
+    }
+)
+def activity() -> Scorer:
+    """How many latents fire on the task with its own answer, with the other's, with only one.
+
+    No judge is asked. Which latents they are lies beside the log, see `esr-eval detectors`.
+    """
+
+    async def score(state: TaskState, target: Target) -> Score:
+        counts = state.store.get(COUNTS)
+        if counts is None:
+            return Score.unscored(
+                reason="scoring_failed", explanation="The pair of this sample was never read."
+            )
+        pairing = state.metadata_as(Pairing)
+        other = plain(str(state.store.get(MISMATCHED_ANSWER)), 400)
+        return Score(
+            value=counts,
+            answer=f"{counts['only_mismatched']} only with the other answer",
+            explanation=(
+                f"{counts['active_matched']} latents fire with the task's own answer, "
+                f"{counts['active_mismatched']} with an answer about "
+                f"“{plain(pairing.partner_topic)}”:\n\n{other}"
+            ),
+        )
+
+    return score
