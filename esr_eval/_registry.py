@@ -7,27 +7,37 @@ from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.restarts import restarts
 from esr_eval.tasks import (
+    ablation,
     boost_sweep,
     calibrate,
+    calibrate_vectors,
+    detectors,
     esr,
     held_out,
     meta_prompt,
     prefill_control,
+    random_ablation,
+    vectors,
 )
 
 __all__ = [
     "ActivationFiles",
+    "ablation",
     "attempts",
     "boost_sweep",
     "calibrate",
+    "calibrate_vectors",
     "degradation",
+    "detectors",
     "esr",
     "esr_judge",
     "esr_provider",
     "held_out",
     "meta_prompt",
     "prefill_control",
+    "random_ablation",
     "restarts",
+    "vectors",
 ]
 
 

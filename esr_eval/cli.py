@@ -24,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+vectors_app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=True)
+app.add_typer(vectors_app, name="vectors")
 
 
 def _plainly(command: Callable[P, R]) -> Callable[P, R]:
@@ -124,6 +126,73 @@ def summary(
 
 @app.command()
 @_plainly
+def paper(
+    model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
+    scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
+    logs: Annotated[Path, typer.Option(help="Where logs lie; the run is resumed from there.")] = (
+        Path("logs/paper")
+    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The report. Default: LOGS/report.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    graders: Annotated[
+        list[str] | None, typer.Option(help="A further judge for the cross-judge experiment.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter of the fine-tuned subject: path or hub id.")
+    ] = None,
+    latents: Annotated[str | None, typer.Option(help="File of labelled latents.")] = None,
+    detectors: Annotated[
+        str | None, typer.Option(help="Set to ablate: file or published name. Default: found.")
+    ] = None,
+    vectors: Annotated[str | None, typer.Option(help="File of concept vectors.")] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="The subject's speed, for the estimate.")
+    ] = None,
+    judge_price: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
+) -> None:
+    """Run every experiment of the paper as one resumable eval set, and make the report.
+
+    The estimate comes first. Interrupted, the same command goes on where it stopped.
+    """
+    from esr_eval.paper import command
+
+    command.run(
+        model,
+        scale=scale,
+        logs=logs,
+        output=output,
+        seed=seed,
+        grader=grader,
+        graders=graders or [],
+        adapter=adapter,
+        latents=latents,
+        detectors=detectors,
+        vectors=vectors,
+        model_args=_pairs(model_args, "-M"),
+        speed=tokens_per_second,
+        price=judge_price,
+        max_tokens=max_tokens,
+        dry_run=dry_run,
+        yes=yes,
+    )
+
+
+@app.command()
+@_plainly
 def power(
     base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
     reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
@@ -181,6 +250,69 @@ def power(
         console.print(
             f"{name.replace('_', ' ')} of the log{'s' if len(log or []) > 1 else ''}: {value:.3f}"
         )
+
+
+@vectors_app.command("extract")
+@_plainly
+def extract_vectors(
+    model: Annotated[str, typer.Option(help="Subject, Hugging Face id, or path.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, .safetensors.")],
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="JSON, concept -> list of texts. Default: the one that ships."),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Decoder layer. Default: the subject's steering layer.")
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrate", help="Find the vectors' strengths, too.")
+    ] = False,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Take concept vectors: mean activation on a concept's texts minus that on the others'."""
+    from esr_eval.vectors_run import run_extraction, run_vector_calibration
+
+    args = _pairs(model_args, "-M")
+    run_extraction(model, out, corpus=corpus, layer=layer, model_args=args)
+    if calibrated:
+        run_vector_calibration(
+            model, out, model_args=args, grader=grader, task_args={}, log_dir=log_dir
+        )
+
+
+@vectors_app.command("calibrate")
+@_plainly
+def calibrate_vectors(
+    file: Annotated[Path, typer.Argument(help="File made by `esr-eval vectors extract`.")],
+    model: Annotated[str, typer.Option(help="The model that they were taken from.")],
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    task_args: Annotated[
+        list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Find each vector's strength (first attempts score 30 of 100) and write it into the file."""
+    from esr_eval.vectors_run import run_vector_calibration
+
+    run_vector_calibration(
+        model,
+        file,
+        model_args=_pairs(model_args, "-M"),
+        grader=grader,
+        task_args=_pairs(task_args, "-T"),
+        log_dir=log_dir,
+    )
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:

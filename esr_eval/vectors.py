@@ -39,10 +39,9 @@ class Concept(BaseModel):
 
     name: str = Field(min_length=1, description="Name of the tensor, and label of the trials.")
     texts: int = Field(ge=1, description="Texts about the concept that it was taken from.")
-    separation: float | None = Field(
+    separation: float = Field(
         description="Distance of a held-out text of the concept along the vector of the others, "
-        "in standard deviations of the other concepts' texts; about 0 when it says nothing. "
-        "None: a single text cannot be held out."
+        "in standard deviations of the other concepts' texts; about 0 when it says nothing."
     )
     strength: float | None = Field(
         default=None,

@@ -1,10 +1,26 @@
 """Inspect tasks, one module per experiment."""
 
+from esr_eval.tasks.ablation import ablation, random_ablation
 from esr_eval.tasks.calibrate import calibrate
+from esr_eval.tasks.calibrate_vectors import calibrate_vectors
+from esr_eval.tasks.detectors import detectors
 from esr_eval.tasks.esr import esr
 from esr_eval.tasks.held_out import held_out
 from esr_eval.tasks.prefill import prefill_control
 from esr_eval.tasks.prompting import meta_prompt
 from esr_eval.tasks.sweep import boost_sweep
+from esr_eval.tasks.vectors import vectors
 
-__all__ = ["boost_sweep", "calibrate", "esr", "held_out", "meta_prompt", "prefill_control"]
+__all__ = [
+    "ablation",
+    "boost_sweep",
+    "calibrate",
+    "calibrate_vectors",
+    "detectors",
+    "esr",
+    "held_out",
+    "meta_prompt",
+    "prefill_control",
+    "random_ablation",
+    "vectors",
+]

@@ -1,0 +1,54 @@
+"""Which strength each concept vector is added with: calibrated, a multiple of that, or a number."""
+
+from collections.abc import Sequence
+
+from esr_eval.dataset import Latent
+from esr_eval.errors import EsrError
+from esr_eval.vectors import VectorFile
+
+
+def vector_strengths(
+    strength: str | float, file: VectorFile, chosen: Sequence[Latent], grader: str
+) -> dict[int, float]:
+    """The strength of every vector by its index, in units of the mean residual norm.
+
+    Args:
+        strength: `calibrated`, a number, or a multiple of the calibrated strength (`1.5x`).
+        file: Holds the calibrated strengths.
+        chosen: Which vectors.
+        grader: The judge of this run; strengths found by another judge's scores are not its.
+
+    Raises:
+        EsrError: The strength is none of these, or was not calibrated by this judge.
+    """
+    factor, fixed = _parse(strength)
+    if fixed is not None:
+        return {vector.index: fixed for vector in chosen}
+    calibration = file.info.calibration or {}
+    again = "`esr-eval vectors calibrate FILE`, or pass -T strength=NUMBER (0.4, say)"
+    if calibration and calibration.get("grader") != grader:
+        raise EsrError(
+            f"The strengths in {file.path} were found with the judge {calibration.get('grader')}, "
+            f"but {grader} judges this run: calibrate with it ({again})."
+        )
+    found = {vector.index: file.info.concepts[vector.index].strength for vector in chosen}
+    missing = [vector.label for vector in chosen if found[vector.index] is None]
+    if missing:
+        raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: {again}.")
+    return {index: factor * value for index, value in found.items() if value is not None}
+
+
+def _parse(strength: str | float) -> tuple[float, float | None]:
+    """The multiple of the calibrated strength, or else the number for all."""
+    text = str(strength).strip().lower()
+    try:
+        if text == "calibrated":
+            return 1.0, None
+        if text.endswith("x"):
+            return float(text[:-1]), None
+        return 1.0, float(text)
+    except ValueError:
+        raise EsrError(
+            f"strength={strength} is neither 'calibrated', nor a number (0.4), nor a multiple of "
+            "the calibrated strength (1.5x)."
+        ) from None

@@ -1,0 +1,98 @@
+"""Strength per concept vector: bisect to a first score of 30, as for latents."""
+
+import math
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
+from inspect_ai.solver import TaskState
+
+from esr_eval.scorers.grader import grader_model
+from esr_eval.solvers import VectorSource, provider_of
+from esr_eval.vector_search import FOUND, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors import default_vectors, read_vectors
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "section": "appendix on boost calibration (probabilistic bisection), for concept vectors",
+    "deviations": ["One prior for every model, in units of the mean residual norm."],
+}
+
+
+@task
+def calibrate_vectors(
+    vectors: str | None = None, check_samples: int = 4, rounds: int | None = None, seed: int = 0
+) -> Task:
+    """Find every vector's strength: where first attempts score 30 of 100.
+
+    Run it as `esr-eval vectors calibrate FILE`, which writes the strengths into the file.
+
+    Args:
+        vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.
+        check_samples: Fresh responses at the final strength; no part of the search.
+        rounds: Rounds of the search. Default: the subject's, or 10.
+        seed: Seed of the rounds' tasks and samplers.
+    """
+    model = get_model()
+    provider = provider_of(model)
+    provider.preflight(edits_needed=False)
+    subject = provider.subject
+    file = read_vectors(vectors or default_vectors(subject))
+    file.check_fits(provider.runtime, subject)
+    grader = grader_model(str(model))
+    prior = vector_prior(subject, rounds)
+    samples = [
+        Sample(
+            id=concept.name,
+            input=f"Find the strength of the vector '{concept.name}'.",
+            metadata={"vector_index": index, "concept": concept.name},
+        )
+        for index, concept in enumerate(file.info.concepts)
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name="esr-vector-strengths"),
+        solver=bisect_vector(
+            VectorSource(file.path, file.sha256, file.info.layer),
+            prior,
+            subject.temperature,
+            check_samples,
+            seed,
+        ),
+        scorer=vector_strength(),
+        config=GenerateConfig(max_connections=provider.max_connections()),
+        version=VERSION,
+        metadata={
+            **PAPER,
+            "subject": subject.name,
+            "judge": str(grader),
+            "prior": prior.model_dump(mode="json"),
+            "temperature": subject.temperature,
+            "vectors": {"path": file.path, "sha256": file.sha256},
+        },
+    )
+
+
+@scorer(metrics={"strength": [mean(), std()], "achieved_score": [mean(), std()]})
+def vector_strength() -> Scorer:
+    """The vector's strength, and the score that it achieves."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        data = state.store.get(FOUND)
+        if data is None:
+            return Score.unscored(
+                reason="grader_failed",
+                explanation="Too many rounds stayed without a single judged response.",
+            )
+        found = VectorStrength.model_validate(data)
+        achieved = found.achieved_score
+        return Score(
+            value={
+                "strength": found.strength,
+                "achieved_score": math.nan if achieved is None else achieved,
+            },
+            answer=f"{found.strength:.4g}",
+        )
+
+    return score

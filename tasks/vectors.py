@@ -1,0 +1,131 @@
+"""Contrastive vectors (2026): the main run with plain concept vectors instead of SAE latents."""
+
+import random
+from collections.abc import Sequence
+
+from inspect_ai import Task, task
+from inspect_ai.model import get_model
+
+from esr_eval.dataset import choose_prompts, draw_trials
+from esr_eval.errors import EsrError
+from esr_eval.experiment import Bench, Plan, experiment
+from esr_eval.replay import replay_log
+from esr_eval.scorers.grader import grader_model
+from esr_eval.solvers import VectorSource, provider_of
+from esr_eval.vector_strengths import vector_strengths
+from esr_eval.vectors import VectorFile, default_vectors, read_vectors
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "experiment": "13 (contrastive vectors)",
+    "deviations": [
+        "The corpus of texts is this project's own, and so are its concepts.",
+        "Vectors have the length of the mean residual at their layer.",
+    ],
+}
+
+
+@task
+def vectors(
+    vectors: str | None = None,
+    n_vectors: int | None = None,
+    trials_per_vector: int = 5,
+    strength: str | float = "calibrated",
+    topics: str | list[str] | None = None,
+    steering: bool = True,
+    seed: int = 0,
+    replay: str | None = None,
+    holistic: bool = False,
+) -> Task:
+    """The main experiment with a concept's vector added instead of a latent boosted.
+
+    No SAE is involved. In the trials `latent` counts the vectors and `label` names the concept.
+
+    Args:
+        vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.
+        n_vectors: How many of its vectors to draw at random. Default: all.
+        trials_per_vector: Trials for each vector, each with another task and seed.
+        strength: `calibrated` (per vector), a number in units of the mean residual norm at the
+            vectors' layer, or a multiple of the calibrated (`1.5x`).
+        topics: Topics to ask about, of the 38. Default: all.
+        steering: false for the baseline: the same vectors, tasks and seeds, nothing added.
+        seed: Seed of the draw of vectors, tasks and sampling seeds.
+        replay: A log of this task whose trials are run again.
+        holistic: Also score how the response as a whole improves, 0-10 (the second view).
+    """
+    model = get_model()
+    provider = provider_of(model)
+    provider.preflight(edits_needed=False)
+    file = read_vectors(vectors or default_vectors(provider.subject))
+    file.check_fits(provider.runtime, provider.subject)
+    bench = Bench(provider, grader_model(str(model)))
+    if replay is not None:
+        beside = {"n_vectors": n_vectors, "topics": topics}
+        if given := [name for name, value in beside.items() if value is not None]:
+            raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
+        plan = _replayed(replay, file, steering)
+    else:
+        plan = _drawn(bench, file, n_vectors, trials_per_vector, strength, topics, steering, seed)
+    return experiment(
+        bench,
+        plan,
+        version=VERSION,
+        paper=PAPER,
+        name="esr-vectors",
+        experiment_id="vectors",
+        condition="concept vectors" if steering else "concept vectors, no steering",
+        vectors=VectorSource(file.path, file.sha256, file.info.layer),
+        holistic=holistic,
+        extra={
+            "vectors": {
+                "path": file.path,
+                "sha256": file.sha256,
+                **file.info.model_dump(mode="json", include={"layer", "mean_norm", "corpus"}),
+            }
+        },
+    )
+
+
+def _drawn(
+    bench: Bench,
+    file: VectorFile,
+    count: int | None,
+    per_vector: int,
+    strength: str | float,
+    topics: str | Sequence[str] | None,
+    steering: bool,
+    seed: int,
+) -> Plan:
+    chosen = file.latents()
+    if count is not None:
+        if not 1 <= count <= len(chosen):
+            raise EsrError(f"n_vectors={count}, but {file.path} holds {len(chosen)} vectors.")
+        chosen = random.Random(f"vectors-{seed}").sample(chosen, count)  # noqa: S311
+    strengths = vector_strengths(strength, file, chosen, str(bench.judge)) if steering else {}
+    planned = draw_trials(
+        chosen,
+        strengths,
+        choose_prompts(topics),
+        per_vector,
+        seed,
+        "steered" if steering else "unsteered",
+    )
+    return Plan(
+        [
+            one._replace(trial=one.trial.model_copy(update={"vector": one.trial.label}))
+            for one in planned
+        ]
+    )
+
+
+def _replayed(log: str, file: VectorFile, steering: bool) -> Plan:
+    found = replay_log(log, None if steering else "unsteered")
+    known = {concept.name for concept in file.info.concepts}
+    for one in found.planned:
+        if one.trial.vector not in known:
+            raise EsrError(
+                f"The log {log} adds {one.trial.vector or 'no vectors'}, which {file.path} does "
+                "not hold: replay a log of esr_eval/vectors with the same file."
+            )
+    return Plan(found.planned, found.source)
