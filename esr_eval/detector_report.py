@@ -13,6 +13,18 @@ Rule = Literal["silent", "separability"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
+def check_rule(rule: str) -> Rule:
+    """The rule of this name.
+
+    Raises:
+        EsrError: There is none.
+    """
+    for known in RULES:
+        if rule == known:
+            return known
+    raise EsrError(f"rule={rule} is neither silent nor separability.")
+
+
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

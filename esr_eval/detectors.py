@@ -8,7 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from esr_eval.detector_report import RULES, Detector, DetectorReport, Found, read_detector_file
+from esr_eval.detector_report import (
+    Detector,
+    DetectorReport,
+    Found,
+    Rule,
+    check_rule,
+    read_detector_file,
+)
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, SAERef
 
@@ -56,8 +63,7 @@ def load_detectors(
     Raises:
         EsrError: There is no such set, it is of another SAE, or it is empty.
     """
-    if rule not in RULES:
-        raise EsrError(f"rule={rule} is neither silent nor separability.")
+    wanted = check_rule(rule)
     if isinstance(source, str) and source in published_sets():
         return _published_set(source, runtime)
     given = _indices(source)
@@ -69,7 +75,7 @@ def load_detectors(
             f"There is no detector file, log or published set '{source}'; published for "
             f"{_published()['subject']} are {', '.join(published_sets())}."
         )
-    return _from_report(_report(path, str(source)), runtime, rule, str(source))
+    return _from_report(_report(path, str(source)), runtime, wanted, str(source))
 
 
 def _published_set(name: str, runtime: Runtime) -> DetectorSet:
@@ -117,13 +123,13 @@ def _is_json_log(path: Path) -> bool:
         return False
 
 
-def _from_report(report: DetectorReport, runtime: Runtime, rule: str, source: str) -> DetectorSet:
+def _from_report(report: DetectorReport, runtime: Runtime, rule: Rule, source: str) -> DetectorSet:
     if report.runtime.sae != runtime.sae:
         raise EsrError(
             f"The detectors in {source} are latents of {_sae_name(report.runtime)}, but the model "
             f"under test has {_sae_name(runtime)}: find its own with esr_eval/detectors."
         )
-    found = next((found for name, found in report.sets.items() if name == rule), None)
+    found = report.sets.get(rule)
     if found is None or not found.detectors:
         raise EsrError(f"{source} holds no {rule} detectors{_way_out(report, rule, found)}")
     detectors = tuple(sorted(found.detectors, key=lambda one: one.latent))
@@ -142,7 +148,7 @@ def _from_report(report: DetectorReport, runtime: Runtime, rule: str, source: st
     )
 
 
-def _way_out(report: DetectorReport, rule: str, found: Found | None) -> str:
+def _way_out(report: DetectorReport, rule: Rule, found: Found | None) -> str:
     said = "."
     if found is not None and found.nearest:
         best = found.nearest[0]
