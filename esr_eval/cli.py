@@ -193,6 +193,37 @@ def paper(
 
 @app.command()
 @_plainly
+def detectors(
+    log: Annotated[Path, typer.Argument(help="Log of the task detectors.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the detector file here.")
+    ] = None,
+    rule: Annotated[str, typer.Option(help="Which to print: silent or separability.")] = "silent",
+    min_mismatched: Annotated[
+        float, typer.Option(help="silent: least share of mismatched pairs it is active on.")
+    ] = 0.8,
+    max_matched: Annotated[
+        float, typer.Option(help="silent: greatest share of matched pairs it is active on.")
+    ] = 0.0,
+    top: Annotated[int, typer.Option(help="separability: how many of greatest AUC.")] = 25,
+) -> None:
+    """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
+    from rich.console import Console
+
+    from esr_eval.analysis.detector_table import detector_table
+    from esr_eval.analysis.detectors import find_detectors
+    from esr_eval.detector_report import check_rule, write_detector_file
+
+    wanted = check_rule(rule)
+    report = find_detectors(log, min_mismatched, max_matched, top)
+    Console().print(detector_table(report, wanted))
+    if output is not None:
+        write_detector_file(report, output)
+        typer.echo(f"Both sets are in {output}: pass it as -T detectors={output}.")
+
+
+@app.command()
+@_plainly
 def power(
     base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
     reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
