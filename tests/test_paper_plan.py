@@ -1,0 +1,95 @@
+"""The whole-paper run on paper: its steps, what each needs, and what all of it takes."""
+
+import pytest
+
+from esr_eval.catalogue import EXPERIMENTS
+from esr_eval.dataset import meta_prompts
+from esr_eval.errors import EsrError
+from esr_eval.paper.estimate import estimate
+from esr_eval.paper.run import Paper, choose
+from esr_eval.paper.scales import SCALES
+from esr_eval.paper.steps import Choices, Step, left_out, plan_steps
+from esr_eval.subjects import PAPER_GRADER, find_subject
+
+FULL = Choices(SCALES["full"], n_vectors=12, graders=("a/b", "c/d"), tuned=True)
+
+
+class AnyLog(dict):
+    def __missing__(self, key):
+        return f"{key}.eval"
+
+
+def test_every_step_comes_after_what_it_needs():
+    known = set()
+    for step in plan_steps(FULL):
+        assert known >= set(step.needs), step.key
+        assert step.key not in known
+        known.add(step.key)
+
+
+def test_a_step_reads_only_the_logs_it_needs():
+    for step in plan_steps(FULL):
+        step.args({key: f"{key}.eval" for key in step.needs})  # KeyError otherwise
+
+
+def test_the_steps_cover_every_experiment_of_the_catalogue():
+    tasks = {step.task for step in plan_steps(FULL)}
+    assert tasks == {one.task.split()[0] for one in EXPERIMENTS} | {"calibrate"}
+
+
+def test_full_scale_is_the_papers():
+    steps = {step.key: step for step in plan_steps(FULL)}
+    assert steps["main"].generations == steps["ablation"].generations == 500 * 5
+    assert steps["boost_sweep"].generations == 8 * 25 * 10
+    assert sum(key.startswith("random_ablation") for key in steps) == 3
+    assert sum(key.startswith("meta_") for key in steps) == len(meta_prompts()) == 4
+    assert steps["cross_judge"].verdicts == 2 * 1000
+
+
+def test_what_cannot_be_run_is_told_with_the_way_to_have_it():
+    bare = Choices(SCALES["tiny"])
+    assert [reason.split()[0] for reason in left_out(bare)] == ["4", "13", "7"]
+    keys = {step.key for step in plan_steps(bare)}
+    assert not keys & {"finetuned", "vectors", "cross_judge"}
+    assert not left_out(FULL)
+
+
+def test_the_estimate_adds_up():
+    subject = find_subject("llama-70b")
+    steps = [
+        Step("a", "esr", lambda logs: {}, generations=100, verdicts=200),
+        Step("b", "calibrate", lambda logs: {}, generations=10, verdicts=10),
+        Step("c", "activations", lambda logs: {}, readings=5),
+    ]
+    found = estimate(steps, subject, PAPER_GRADER, speed=100.0)
+    assert found.generations == 110 and found.verdicts == 210
+    assert found.generated == 100 * 512 + 10 * 256
+    assert found.hours == pytest.approx(found.generated / 100 / 3600)
+    assert found.dollars == pytest.approx(
+        (found.judge_read * 1.0 + found.judge_written * 5.0) / 1e6
+    )
+    unknown = estimate(steps, subject, "openai/some-model")
+    assert unknown.hours is None and unknown.dollars is None
+    assert estimate(steps, subject, "esr-judge/offline").dollars == 0
+    assert estimate(steps, subject, "x/y", price=(2.0, 0.0)).dollars == pytest.approx(
+        2 * found.judge_read / 1e6
+    )
+
+
+def test_choosing_checks_the_scale_and_the_latents(tmp_path):
+    paper = Paper(find_subject("smollm2-135m"), {}, None, None, tmp_path)
+    chosen = choose(
+        paper, scale="tiny", seed=0, latents=None, detectors=None, vectors=None, graders=[]
+    )
+    # The embedded subject ships its strengths: nothing is left to calibrate.
+    assert set(chosen.uncalibrated.values()) == {0}
+    arguments = {"seed": 0, "detectors": None, "vectors": None, "graders": []}
+    with pytest.raises(EsrError, match="there are tiny, small, full"):
+        choose(paper, scale="huge", latents=None, **arguments)
+    with pytest.raises(EsrError, match="takes 500 latents"):
+        choose(paper, scale="full", latents=None, **arguments)
+    other = Paper(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
+    # Under another judge none of the shipped strengths holds.
+    left = choose(other, scale="tiny", latents=None, **arguments).uncalibrated["calibrate"]
+    prior = find_subject("smollm2-135m").calibration
+    assert left == SCALES["tiny"].latents * prior.rounds * prior.samples_per_round
