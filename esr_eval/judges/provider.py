@@ -1,7 +1,7 @@
 """The offline judge as a model: `esr-judge/offline` answers grading requests without a network.
 
-It speaks the hosted graders' protocol (`esr_eval.scorers.rubric`), so that a run with it exercises
-everything that a run with a hosted grader does. It measures topicality, not correctness.
+It speaks the hosted graders' protocols (`esr_eval.judges.protocols`), so that a run with it
+exercises everything that a run with a hosted grader does. It measures topicality, not correctness.
 """
 
 from typing import Any
@@ -18,8 +18,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
 from esr_eval.judges.encoder import SentenceEncoder, weights_folder
-from esr_eval.judges.verdicts import verdict
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.judges.protocols import answer_to
 
 MODELS = ("offline",)
 
@@ -57,11 +56,11 @@ class OfflineJudge(ModelAPI):
     ) -> ModelOutput:
         """Answer a grading request; `config` changes nothing, and verdicts are never cut."""
         try:
-            request = parse_request(input)
+            answer = answer_to(input)
         except ValueError as error:
             raise EsrError(f"esr-judge/offline only answers grading requests: {error}.") from None
         # In a thread, because embedding takes long enough to starve the event loop.
-        content = await anyio.to_thread.run_sync(verdict, request, _encoder)
+        content = await anyio.to_thread.run_sync(answer, _encoder)
         asked = sum([await self.count_text_tokens(message.text) for message in input])
         written = await self.count_text_tokens(content)
         output = ModelOutput.from_content(f"esr-judge/{self.model_name}", content)

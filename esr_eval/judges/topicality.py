@@ -6,7 +6,7 @@ says neither ("Serve at once.") is read with its neighbours. The score is the sh
 sentences about the task, lowered for repetition and for very short answers.
 
 The constants were fitted by hand to the examples marked "dev" in `tests/data/judged.jsonl`; those
-marked "held_out" were only measured (tests/test_judge_agreement.py states and checks the numbers).
+marked "held_out" were only measured (tests/test_judge_offline.py states and checks the numbers).
 """
 
 import math
@@ -71,15 +71,28 @@ def score_attempt(text: str, task: str, label: str, encoder: Encoder) -> float:
     pieces = sentences(text)
     if not pieces or not words:
         return 0.0
+    on_topic = relevance(pieces, task, label, encoder)
+    lengths = np.array([max(1, len(words_of(piece))) for piece in pieces], dtype=float)
+    share = float(np.average(on_topic, weights=lengths))
+    return BEST * share * variety(words) * (0.7 + 0.3 * min(1.0, len(words) / FULL_LENGTH))
+
+
+def relevance(pieces: list[str], task: str, label: str, encoder: Encoder) -> Embeddings:
+    """How much each of some successive sentences is about the task, from 0 to 1.
+
+    Args:
+        pieces: The sentences, at least one.
+        task: What the model was asked.
+        label: What the boosted latent stands for.
+        encoder: Sentence embeddings.
+    """
     rows = encoder.encode([task, _FRAME.sub("", task).rstrip(".?! "), label, *pieces])
     whole, bare, concept, body = rows[0], rows[1], rows[2], rows[3:]
     about_task = np.maximum(body @ whole, body @ bare)
     about_concept = np.maximum(body @ concept, 0.0)
     margin = smooth(about_task - CONCEPT_WEIGHT * about_concept)
-    on_topic = 1 / (1 + np.exp(-(margin - MIDPOINT) / TEMPERATURE))
-    lengths = np.array([max(1, len(words_of(piece))) for piece in pieces], dtype=float)
-    share = float(np.average(on_topic, weights=lengths))
-    return BEST * share * variety(words) * (0.7 + 0.3 * min(1.0, len(words) / FULL_LENGTH))
+    found: Embeddings = 1 / (1 + np.exp(-(margin - MIDPOINT) / TEMPERATURE))
+    return found
 
 
 def smooth(margin: Embeddings) -> Embeddings:
