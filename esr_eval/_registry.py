@@ -8,6 +8,7 @@ from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.restarts import restarts
 from esr_eval.tasks import (
     ablation,
+    activations,
     boost_sweep,
     calibrate,
     calibrate_vectors,
@@ -17,12 +18,15 @@ from esr_eval.tasks import (
     meta_prompt,
     prefill_control,
     random_ablation,
+    select_latents,
     vectors,
 )
+from esr_eval.tasks.selection import selection
 
 __all__ = [
     "ActivationFiles",
     "ablation",
+    "activations",
     "attempts",
     "boost_sweep",
     "calibrate",
@@ -37,6 +41,8 @@ __all__ = [
     "prefill_control",
     "random_ablation",
     "restarts",
+    "select_latents",
+    "selection",
     "vectors",
 ]
 

@@ -24,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+latents_app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
+app.add_typer(latents_app, name="latents")
 vectors_app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=True)
 app.add_typer(vectors_app, name="vectors")
 
@@ -224,6 +226,65 @@ def detectors(
 
 @app.command()
 @_plainly
+def compare(
+    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
+    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
+    level: Annotated[
+        float, typer.Option(help="Of the intervals; false alarms are at most 1 - level.")
+    ] = 0.95,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=SIZE: smaller changes are no regression (rates 0.01, first_score 2, "
+            "improvement 0.2; completed, the share of trials that may be missing, 0.02)."
+        ),
+    ] = None,
+    worse: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=up, down, either or neither: the direction that is a regression (down "
+            "for multi_attempt, esr, first_score, improvement, up for the others); all=either "
+            "for code that should change nothing."
+        ),
+    ] = None,
+    allow_differences: Annotated[
+        bool, typer.Option("--allow-differences", help="Compare other judges and settings too.")
+    ] = False,
+) -> None:
+    """Tell whether a new log is worse than a stored one, beyond what noise explains.
+
+    Trials pair by latent, task, seed and epoch where most do. Logs of two folders are matched by
+    subject, experiment and condition. A run that failed, or lacks trials, is a regression whatever
+    its numbers.
+
+    Exit status: 0, nothing is worse; 1, regression; 2, no verdict: a log cannot be read, or the
+    two do not measure the same thing.
+    """
+    from rich.console import Console
+
+    from esr_eval.analysis.regression import compare_logs, read_logs
+    from esr_eval.analysis.regression_table import change_table, read_metrics
+
+    metrics, completed = read_metrics(worse or [], margin or [])
+    found = compare_logs(
+        read_logs(base),
+        read_logs(new),
+        metrics=metrics,
+        level=level,
+        completed_margin=completed,
+        allow_differences=allow_differences,
+    )
+    Console().print(change_table(found, metrics, level))
+    for note in found.notes:
+        typer.echo(f"Note: {note}", err=True)
+    for problem in found.problems:
+        typer.echo(f"REGRESSION: {problem}")
+    if found.regressed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_plainly
 def power(
     base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
     reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
@@ -281,6 +342,51 @@ def power(
         console.print(
             f"{name.replace('_', ' ')} of the log{'s' if len(log or []) > 1 else ''}: {value:.3f}"
         )
+
+
+@latents_app.command("select")
+@_plainly
+def select_latents(
+    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label.")],
+    latents: Annotated[
+        str | None,
+        typer.Option(help="Labels: CSV, or a Neuronpedia export. Default: the subject's own."),
+    ] = None,
+    wanted: Annotated[
+        int | None, typer.Option(help="How many are needed. Default: all that pass.")
+    ] = None,
+    factor: Annotated[float, typer.Option(help="Candidates drawn for each one wanted.")] = 3,
+    min_concreteness: Annotated[
+        float, typer.Option(help="Lowest concreteness of a label, 0-100 by the judge.")
+    ] = 65,
+    rule: Annotated[
+        str, typer.Option(help="zero: silent on all task prompts; top100: never among the top 100.")
+    ] = "zero",
+    seed: Annotated[int, typer.Option(help="Seed of the draw of candidates.")] = 0,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Choose latents to boost: concrete labels, and irrelevant to the tasks.
+
+    Interrupted, the same command asks the judge only for what it has not rated yet.
+    """
+    from esr_eval.selection_run import run_selection
+
+    task_args = {"latents": latents, "wanted": wanted, "factor": factor, "rule": rule}
+    run_selection(
+        subject,
+        out,
+        task_args={**task_args, "min_concreteness": min_concreteness, "seed": seed},
+        model_args=_pairs(model_args, "-M"),
+        grader=grader,
+        log_dir=log_dir,
+    )
 
 
 @vectors_app.command("extract")
@@ -344,6 +450,18 @@ def calibrate_vectors(
         task_args=_pairs(task_args, "-T"),
         log_dir=log_dir,
     )
+
+
+@app.command()
+@_plainly
+def activations(
+    log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print activations by region of the answers: means, contrasts, latents by effect."""
+    from esr_eval.analysis.region_tables import report_activations
+
+    report_activations(str(log), csv)
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, Any]:

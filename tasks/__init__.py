@@ -1,6 +1,7 @@
 """Inspect tasks, one module per experiment."""
 
 from esr_eval.tasks.ablation import ablation, random_ablation
+from esr_eval.tasks.activations import activations
 from esr_eval.tasks.calibrate import calibrate
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
 from esr_eval.tasks.detectors import detectors
@@ -8,11 +9,13 @@ from esr_eval.tasks.esr import esr
 from esr_eval.tasks.held_out import held_out
 from esr_eval.tasks.prefill import prefill_control
 from esr_eval.tasks.prompting import meta_prompt
+from esr_eval.tasks.selection import select_latents
 from esr_eval.tasks.sweep import boost_sweep
 from esr_eval.tasks.vectors import vectors
 
 __all__ = [
     "ablation",
+    "activations",
     "boost_sweep",
     "calibrate",
     "calibrate_vectors",
@@ -22,5 +25,6 @@ __all__ = [
     "meta_prompt",
     "prefill_control",
     "random_ablation",
+    "select_latents",
     "vectors",
 ]

@@ -300,14 +300,14 @@ class LocalBackend:
             if not passage.answer:
                 raise EsrError("An empty text has no activations.")
             answers[b, len(passage.prompt) : len(whole[b])] = True
-        layers = self._traced_layers
+        layers, found = self._traced_layers, {}
         with torch.inference_mode():  # noqa: SIM117 - nnsight reads the block from the source
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 x = _residual(layers[layer].output).float()
                 share = (answers / answers.sum(-1, keepdim=True)).to(x.device)
-                means = torch.einsum("bp,bpd->bd", share, x).cpu().save()
-                norms = (share * x.norm(dim=-1)).sum(-1).cpu().save()
-        return means.numpy(), norms.numpy()
+                found["means"] = torch.einsum("bp,bpd->bd", share, x).cpu()
+                found["norms"] = (share * x.norm(dim=-1)).sum(-1).cpu()
+        return found["means"].numpy(), found["norms"].numpy()
 
 
 def _residual(output: Any) -> Tensor:

@@ -1,0 +1,131 @@
+"""Choice of latents (paper, experimental setup): concrete labels, irrelevant to the tasks."""
+
+import math
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.solver import TaskState
+
+from esr_eval.dataset import load_latents
+from esr_eval.errors import EsrError
+from esr_eval.experiment import Bench
+from esr_eval.selection import REASONS, Finding, check_rule, draw_candidates
+from esr_eval.survey import FINDING, survey_candidates
+
+VERSION = 1
+PAPER = {
+    "paper": "arXiv:2602.06941",
+    "section": "choice of latents",
+    "deviations": [
+        "The judge's instructions are in this project's own words.",
+        "The rule `zero` is stricter than the paper's `top100`.",
+    ],
+}
+
+
+@task
+def select_latents(
+    latents: str | None = None,
+    wanted: int | None = None,
+    factor: float = 3,
+    min_concreteness: float = 65,
+    rule: str = "zero",
+    seed: int = 0,
+) -> Task:
+    """Test labelled latents: one sample is one candidate, kept or rejected with its reason.
+
+    Run it as `esr-eval latents select NAME`, which writes the latents that are kept. Positions
+    before the runtime's `skip_first` are left out; `-M skip_first=1` leaves out the
+    begin-of-text token, at which thousands of latents fire and mean nothing.
+
+    Args:
+        latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export). Default: the
+            subject's own.
+        wanted: How many latents the run needs. Default: every candidate that passes.
+        factor: Candidates drawn at random for each one wanted (paper: 3).
+        min_concreteness: Lowest concreteness of a label, 0-100 by the judge (paper: 65).
+        rule: Irrelevant is what is silent on every task prompt (`zero`), or not among the 100
+            most active latents of any (`top100`).
+        seed: Seed of the draw of candidates.
+    """
+    chosen_rule = check_rule(rule)
+    if not 0 <= min_concreteness <= 100:
+        raise EsrError(f"min_concreteness={min_concreteness} is no concreteness from 0 to 100.")
+    bench = Bench.open()
+    subject = bench.provider.subject
+    if bench.provider.runtime.feature_layer is None:
+        raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
+    labelled = load_latents(subject, latents)
+    bench.provider.check_latents([latent.index for latent in labelled])
+    candidates = draw_candidates(labelled, wanted, factor, seed)
+    samples = [
+        Sample(
+            id=f"latent-{latent.index}",
+            input=f"Is latent {latent.index} ({latent.label}) fit to be boosted?",
+            metadata={"latent": latent.index, "label": latent.label},
+        )
+        for latent in candidates
+    ]
+    return Task(
+        dataset=MemoryDataset(samples, name="esr-candidates"),
+        solver=survey_candidates(
+            [latent.index for latent in candidates], [latent.label for latent in candidates]
+        ),
+        scorer=selection(chosen_rule, min_concreteness),
+        config=GenerateConfig(max_connections=bench.provider.max_connections()),
+        version=VERSION,
+        metadata={
+            **PAPER,
+            "subject": subject.name,
+            "judge": str(bench.judge),
+            "skip_first": bench.provider.runtime.skip_first,
+            "rule": chosen_rule,
+            "min_concreteness": min_concreteness,
+            "labelled": len(labelled),
+            "wanted": wanted,
+        },
+    )
+
+
+@scorer(
+    metrics={
+        "kept": [mean()],
+        "concreteness": [mean()],
+        "concrete": [mean()],
+        "relevant": [mean()],
+        "max_activation": [mean()],
+        "unscored": [mean()],
+    }
+)
+def selection(rule: str = "zero", min_concreteness: float = 65) -> Scorer:
+    """Whether a candidate is kept; needs no model, so other thresholds cost nothing.
+
+    Args:
+        rule: `zero` or `top100`, as in `select_latents`.
+        min_concreteness: Lowest concreteness of a label.
+    """
+    chosen_rule = check_rule(rule)
+
+    async def score(state: TaskState, target: Target) -> Score:
+        finding = Finding.model_validate(state.store.get(FINDING))
+        rejection = finding.rejection(chosen_rule, min_concreteness)
+        unrated = finding.concreteness is None
+        concreteness = math.nan if finding.concreteness is None else finding.concreteness
+        return Score(
+            value={
+                "kept": int(rejection is None),
+                "concreteness": concreteness,
+                "concrete": math.nan if unrated else int(concreteness >= min_concreteness),
+                "relevant": int(finding.relevant(chosen_rule)),
+                "max_activation": finding.activity.max_activation,
+                "unscored": int(unrated),
+            },
+            answer="kept" if rejection is None else f"rejected: {rejection}",
+            explanation=f"{'Kept' if rejection is None else REASONS[rejection].capitalize()}. "
+            f"{state.output.completion}",
+            metadata={"rejection": rejection, **finding.activity.model_dump(mode="json")},
+        )
+
+    return score
