@@ -1,0 +1,44 @@
+"""The report's parts in order: read, compare, make the sections, write."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from esr_eval.analysis.report import experiments, gallery, page
+from esr_eval.analysis.report.comparisons import compare_with_main
+from esr_eval.analysis.report.conditions import conditions_of
+from esr_eval.analysis.report.logs import read_logs
+from esr_eval.analysis.report.section import Evidence, Section
+from esr_eval.analysis.report.sections import SECTIONS
+from esr_eval.analysis.report.text import count, one_line
+
+
+def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> Path:
+    """See `esr_eval.analysis.report.write_report`."""
+    notes: list[str] = []
+
+    def remember(text: str) -> None:
+        notes.append(one_line(text, 400))
+        note(text)
+
+    logs = read_logs(paths, remember)
+    conditions = conditions_of(logs)
+    evidence = Evidence(logs, conditions, compare_with_main(conditions))
+    for log in logs:
+        if log.experiment is None:
+            remember(f"{log.file} ({log.header.eval.task}) belongs to no experiment.")
+    found = [one for make in SECTIONS if (one := make(evidence)) is not None]
+    sections = [experiments.section(evidence, found), *found]
+    episodes = gallery.section(evidence)
+    sections += [episodes] if episodes else []
+    return page.write(folder, sections, _lead(evidence, sections), notes)
+
+
+def _lead(evidence: Evidence, sections: Sequence[Section]) -> str:
+    subjects = dict.fromkeys(log.subject for log in evidence.logs if log.experiment)
+    judges = dict.fromkeys(one.judge for one in evidence.conditions)
+    present = {log.experiment.id for log in evidence.logs if log.experiment}
+    return (
+        f"{count(len(evidence.logs), 'log')} of {count(len(present), 'experiment')} on "
+        f"{', '.join(map(one_line, subjects)) or 'no subject'}, judged by "
+        f"{', '.join(map(one_line, judges)) or 'nobody yet'}."
+    )

@@ -1,0 +1,221 @@
+"""Conditions: a log as one judge scored it, with one row per trial and its measured numbers."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+from inspect_ai.log import EvalSampleSummary
+from inspect_ai.scorer import Score
+
+from esr_eval.analysis.pairs import clustered_mean
+from esr_eval.analysis.report.logs import StoredLog
+from esr_eval.analysis.runs import GRADER_ROLE, SCORER, TrialKey
+from esr_eval.analysis.stats import rate
+from esr_eval.catalogue import Experiment
+from esr_eval.scorers.values import MEANS, RATES
+
+HOLISTIC = "holistic_"
+"""Put before the keys of the second view, so that they stand beside the first view's."""
+_HOLISTIC_SCORER = re.compile(r"(?:.*/)?improvement\d*")
+HOLISTIC_RATES = ("improving", "explicit", "gradual", "no_change", "unscored")
+HOLISTIC_MEANS = ("improvement",)
+
+SHARES = (*RATES, *(HOLISTIC + key for key in HOLISTIC_RATES))
+"""Numbers of 0 or 1 per trial."""
+SCORES = (*MEANS, *(HOLISTIC + key for key in HOLISTIC_MEANS))
+"""Other numbers per trial."""
+_ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
+
+
+class Measured(NamedTuple):
+    """A rate or a mean with its interval.
+
+    Attributes:
+        value: A share between 0 and 1, or a mean score.
+        low: Lower bound of the 95 % interval clustered by latent; None where there is none.
+        high: Upper bound.
+        n: Trials that it was taken over.
+        clusters: Latents that these belong to.
+        hits: Of a rate, the trials counted; None of a mean.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
+    hits: int | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One log as one judge scored it.
+
+    Attributes:
+        log: The log.
+        scorer: Name of the scores in it.
+        judge: Who gave them.
+        name: Tells this condition from all others of the report.
+        trials: A row per sample: id, epoch, error, trial, and every value (NaN: not defined).
+        second_judge: Who judged the responses as a whole, where the log has that view.
+    """
+
+    log: StoredLog
+    scorer: str
+    judge: str
+    name: str
+    trials: pd.DataFrame
+    second_judge: str | None
+
+    @property
+    def experiment(self) -> Experiment | None:
+        """The experiment that it belongs to."""
+        return self.log.experiment
+
+    @property
+    def subject(self) -> str:
+        """The model under test."""
+        return self.log.subject
+
+    @property
+    def runtime(self) -> Mapping[str, Any]:
+        """Model, SAE and layers, as far as the log's header tells."""
+        found = self.log.metadata.get("runtime")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def failed(self) -> pd.Series:
+        """Which trials failed before there was a response."""
+        return self.trials["error"] | (self.trials["errored"] == 1)
+
+    @cached_property
+    def measures(self) -> dict[str, Measured]:
+        """Every rate and mean that is defined for at least one trial."""
+        return measure(self.trials)
+
+    def by_trial(self, key: str) -> dict[TrialKey, float]:
+        """A value of every trial, by what pairs trials across logs."""
+        table = self.trials[["latent", "topic", "seed", "epoch", key]]
+        return {
+            TrialKey(int(latent), str(topic), int(seed), int(epoch)): float(value)
+            for latent, topic, seed, epoch, value in table.itertuples(index=False, name=None)
+        }
+
+
+def measure(trials: pd.DataFrame) -> dict[str, Measured]:
+    """Rates and means of some trials, with intervals that respect the clustering by latent."""
+    found: dict[str, Measured] = {}
+    for key in (*SHARES, *SCORES):
+        if key not in trials:
+            continue
+        known = trials.loc[trials[key].notna(), ["latent", key]]
+        if known.empty:
+            continue
+        values, latents = known[key].to_numpy(float), known["latent"].to_numpy()
+        clusters = int(known["latent"].nunique())
+        if key in SCORES:
+            mean, low, high = clustered_mean(values.tolist(), latents.tolist())
+            found[key] = Measured(mean, low, high, len(values), clusters)
+        elif (share := rate(values, latents)) is not None:
+            point = share.estimate
+            found[key] = Measured(
+                point.value, point.low, point.high, share.trials, share.clusters, share.hits
+            )
+    return found
+
+
+def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
+    """Every log that holds trials, once for each judge that scored them."""
+    found: list[Condition] = []
+    seen: set[tuple[str, str, str]] = set()
+    for log in logs:
+        if not log.samples or any("latent" not in sample.metadata for sample in log.samples):
+            continue
+        names = dict.fromkeys(name for sample in log.samples for name in sample.scores or {})
+        second = next((name for name in names if _HOLISTIC_SCORER.fullmatch(name)), None)
+        for scorer in (name for name in names if SCORER.fullmatch(name)):
+            judge = _judge(log, scorer)
+            identity = (log.header.eval.eval_id, scorer, judge)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            found.append(
+                Condition(
+                    log=log,
+                    scorer=scorer,
+                    judge=judge,
+                    name="",
+                    trials=_trials(log.samples, scorer, second),
+                    second_judge=_judge(log, second) if second else None,
+                )
+            )
+    return _named(found)
+
+
+def _named(found: list[Condition]) -> list[Condition]:
+    """Give names as short as tells them apart: condition, then subject, judge, and a number."""
+    several_subjects = len({one.subject for one in found}) > 1
+    several_judges = len({one.judge for one in found}) > 1
+    names = []
+    for one in found:
+        parts = [one.log.condition]
+        parts += [one.subject] if several_subjects else []
+        parts += [one.judge] if several_judges else []
+        names.append(", ".join(parts))
+    numbered = [
+        f"{name} ({names[: at + 1].count(name)})" if names.count(name) > 1 else name
+        for at, name in enumerate(names)
+    ]
+    return [
+        Condition(one.log, one.scorer, one.judge, name, one.trials, one.second_judge)
+        for one, name in zip(found, numbered, strict=True)
+    ]
+
+
+def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -> pd.DataFrame:
+    rows = []
+    for sample in samples:
+        row: dict[str, Any] = {"id": str(sample.id), "epoch": sample.epoch}
+        row["error"] = sample.error is not None or not sample.completed
+        row |= {name: sample.metadata.get(name) for name in _ABOUT}
+        row |= _numbers(sample, scorer, (*RATES, *MEANS))
+        if second is not None:
+            keys = (*HOLISTIC_RATES, *HOLISTIC_MEANS)
+            values = _numbers(sample, second, keys)
+            row |= {HOLISTIC + key: values[key] for key in keys}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    for name in ("strength", "level"):
+        frame[name] = pd.to_numeric(frame[name], errors="coerce")
+    return frame
+
+
+def _numbers(sample: EvalSampleSummary, scorer: str, keys: Iterable[str]) -> dict[str, float]:
+    score = _score(sample, scorer)
+    values = score.value if score is not None and isinstance(score.value, dict) else {}
+    return {key: _number(values.get(key)) for key in keys}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _score(sample: EvalSampleSummary, scorer: str) -> Score | None:
+    return (sample.scores or {}).get(scorer)
+
+
+def _judge(log: StoredLog, scorer: str) -> str:
+    """The judge that scored: what the scores say, for a log may have been scored again."""
+    scores = (_score(sample, scorer) for sample in log.samples)
+    details = (score.metadata or {} for score in scores if score is not None)
+    found = {str(detail["judge"]) for detail in details if "judge" in detail}
+    if found:
+        return ", ".join(sorted(found))
+    role = (log.header.eval.model_roles or {}).get(GRADER_ROLE)
+    if role is not None and not isinstance(role, list):
+        return role.model
+    return str(log.metadata.get("judge", "?"))

@@ -1,0 +1,29 @@
+"""The report's sections: each a function from the evidence to a section, or None without data.
+
+A new one goes into `SECTIONS`, in the order of the page.
+"""
+
+from collections.abc import Callable
+
+from esr_eval.analysis.report.section import Evidence, Section
+from esr_eval.analysis.report.sections import (
+    detectors,
+    distributions,
+    latents,
+    overview,
+    paired,
+    published,
+    second_view,
+    sweep,
+)
+
+SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
+    overview.section,
+    second_view.section,
+    paired.section,
+    published.section,
+    distributions.section,
+    sweep.section,
+    latents.section,
+    detectors.section,
+)
