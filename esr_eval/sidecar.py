@@ -115,6 +115,7 @@ def put_beside(ref: SidecarRef, log: str | Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
         scratch.write(staged.read_bytes())
+    Path(scratch.name).chmod(0o644)
     Path(scratch.name).replace(target)
     staged.unlink(missing_ok=True)
 

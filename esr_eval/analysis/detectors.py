@@ -98,14 +98,15 @@ def on_detectors_done(log: str | Path) -> Path:
     """Write a finished discovery's detectors beside its log, by the paper's settings.
 
     Returns:
-        The file: the log's name with the ending `.detectors.json`.
+        The file: `detectors_` and the log's name. With the name first, Inspect would take it for
+        a log.
 
     Raises:
         EsrError: See `find_detectors`.
     """
     report = find_detectors(log)
     path = Path(str(log).removeprefix("file://"))
-    target = path.with_name(f"{path.stem}.detectors.json")
+    target = path.with_name(f"detectors_{path.stem}.json")
     write_detector_file(report, target)
     return target
 

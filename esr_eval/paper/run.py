@@ -156,6 +156,7 @@ def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
         # Earlier steps of the same set lie there, too.
         log_dir_allow_dirty=True,
         retry_attempts=0,
+        retry_immediate=False,
         **({} if paper.max_tokens is None else {"max_tokens": paper.max_tokens}),
     )
     log: EvalLog = made[0]
