@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from esr_eval.dataset import meta_prompts, prompts
+from esr_eval.errors import EsrError
 from esr_eval.paper.scales import Scale
 
 Logs = Mapping[str, str]
@@ -133,11 +134,11 @@ def _replays(choices: Choices) -> list[Step]:
     trials = choices.scale.latents * choices.scale.trials
 
     def ablation(logs: Logs) -> Args:
-        return {"detectors": _detectors(choices, logs), "replay": logs["main"], "holistic": True}
+        return {**_detectors(choices, logs), "replay": logs["main"], "holistic": True}
 
     def random_set(draw: int) -> ArgsOf:
         return lambda logs: {
-            "detectors": _detectors(choices, logs),
+            **_detectors(choices, logs),
             "discovery": logs["detectors"],
             "replay": logs["main"],
             "draw": draw,
@@ -211,7 +212,7 @@ def _activations(choices: Choices) -> Step:
         return {
             "source": logs[source],
             "baseline": logs[baseline],
-            "detectors": _detectors(choices, logs),
+            **_detectors(choices, logs),
             "which": "auto",
             "episodes": choices.scale.episodes,
             "seed": choices.seed,
@@ -259,8 +260,21 @@ def _on_tuned(step: Step) -> Step:
     return replace(step, tuned=True)
 
 
-def _detectors(choices: Choices, logs: Logs) -> str:
-    return choices.detectors or logs["detectors"]
+def _detectors(choices: Choices, logs: Logs) -> Args:
+    """The set to ablate; where the paper's rule finds none, the most separable latents."""
+    if choices.detectors is not None:
+        return {"detectors": choices.detectors}
+    return {"detectors": logs["detectors"], "rule": rule_for(logs["detectors"])}
+
+
+def rule_for(log: str) -> str:
+    """The paper's rule where it finds a detector in this discovery, else the one by AUC."""
+    from esr_eval.analysis.detectors import find_detectors
+
+    try:
+        return "silent" if find_detectors(log).sets["silent"].detectors else "separability"
+    except EsrError:
+        return "silent"  # the task that is given the log tells what is wrong with it
 
 
 def _always(args: Args) -> ArgsOf:
