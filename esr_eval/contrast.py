@@ -89,13 +89,18 @@ def contrasts(means: NDArray[np.float32], concepts: Sequence[str]) -> dict[str, 
 
 def _contrast(own: NDArray[np.float64], others: NDArray[np.float64]) -> Contrast:
     centre, spread = others.mean(0), others - others.mean(0)
-    total = own.sum(0)
-    held_out = []
+    # Each text is compared with means that it is no part of, on both sides: (x - y) along
+    # (mean of own without x) - (mean of others without y), averaged over all pairs. With a mean
+    # that holds the text, noise alone would look like a distance.
+    rest = (others.sum(0) - others) / (len(others) - 1)
+    base = float((others * rest).sum(1).mean())
+    distances = []
     for text in own:
-        line = (total - text) / (len(own) - 1) - centre
-        deviation = (spread @ line).std(ddof=1)
-        held_out.append(float((text - centre) @ line / deviation) if deviation > 0 else 0.0)
-    return Contrast((own.mean(0) - centre).astype(np.float32), float(np.mean(held_out)))
+        without = (own.sum(0) - text) / (len(own) - 1)
+        deviation = float((spread @ (without - centre)).std(ddof=1))
+        distance = float(text @ without - text @ centre - centre @ without) + base
+        distances.append(distance / deviation if deviation > 0 else 0.0)
+    return Contrast((own.mean(0) - centre).astype(np.float32), float(np.mean(distances)))
 
 
 def scaled(difference: Vector, norm: float) -> Vector:

@@ -3,6 +3,9 @@
 Strengths are in units of the mean residual norm, so one prior serves every model.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from inspect_ai.model import ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, span
@@ -14,6 +17,7 @@ from esr_eval.scorers.grader import ask, grader_model
 from esr_eval.solvers import VectorSource, steering_config
 from esr_eval.spec import AddVector
 from esr_eval.strength_search import round_plan
+from esr_eval.strengths import calibration_prior
 from esr_eval.subjects import CalibrationPrior, Subject
 
 FOUND = "vector_strength"
@@ -34,21 +38,17 @@ class VectorStrength(BaseModel):
     check: Round | None
 
 
-def vector_prior(subject: Subject, rounds: int | None = None) -> CalibrationPrior:
+def vector_prior(subject: Subject, changes: Mapping[str, Any] | None = None) -> CalibrationPrior:
     """The prior over strengths, with the effort that the subject's latents are calibrated with.
 
     Args:
         subject: Whose effort.
-        rounds: Instead of the subject's.
+        changes: Fields of the prior that are to be others.
+
+    Raises:
+        EsrError: A changed field has no valid value.
     """
-    usual = subject.calibration or CalibrationPrior(**PRIOR)
-    return CalibrationPrior(
-        **PRIOR,
-        rounds=usual.rounds if rounds is None else rounds,
-        samples_per_round=usual.samples_per_round,
-        target=usual.target,
-        max_tokens=usual.max_tokens,
-    )
+    return calibration_prior(subject, {**PRIOR, **(changes or {})})
 
 
 @solver

@@ -1,6 +1,7 @@
 """Strength per concept vector: bisect to a first score of 30, as for latents."""
 
 import math
+from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -23,7 +24,10 @@ PAPER = {
 
 @task
 def calibrate_vectors(
-    vectors: str | None = None, check_samples: int = 4, rounds: int | None = None, seed: int = 0
+    vectors: str | None = None,
+    prior: dict[str, Any] | None = None,
+    check_samples: int = 4,
+    seed: int = 0,
 ) -> Task:
     """Find every vector's strength: where first attempts score 30 of 100.
 
@@ -31,8 +35,9 @@ def calibrate_vectors(
 
     Args:
         vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.
+        prior: Changes to the prior and effort, e.g. {"samples_per_round": 5}; its strengths are in
+            units of the mean residual norm.
         check_samples: Fresh responses at the final strength; no part of the search.
-        rounds: Rounds of the search. Default: the subject's, or 10.
         seed: Seed of the rounds' tasks and samplers.
     """
     model = get_model()
@@ -42,7 +47,7 @@ def calibrate_vectors(
     file = read_vectors(vectors or default_vectors(subject))
     file.check_fits(provider.runtime, subject)
     grader = grader_model(str(model))
-    prior = vector_prior(subject, rounds)
+    whole = vector_prior(subject, prior)
     samples = [
         Sample(
             id=concept.name,
@@ -55,7 +60,7 @@ def calibrate_vectors(
         dataset=MemoryDataset(samples, name="esr-vector-strengths"),
         solver=bisect_vector(
             VectorSource(file.path, file.sha256, file.info.layer),
-            prior,
+            whole,
             subject.temperature,
             check_samples,
             seed,
@@ -67,7 +72,7 @@ def calibrate_vectors(
             **PAPER,
             "subject": subject.name,
             "judge": str(grader),
-            "prior": prior.model_dump(mode="json"),
+            "prior": whole.model_dump(mode="json"),
             "temperature": subject.temperature,
             "vectors": {"path": file.path, "sha256": file.sha256},
         },
