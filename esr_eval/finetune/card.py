@@ -1,0 +1,143 @@
+"""The card beside an adapter: data, mix, settings, loss, seed, versions."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from esr_eval.finetune.data import Example
+from esr_eval.finetune.presets import Preset
+from esr_eval.spec import Runtime, fingerprint
+
+
+class Facts(BaseModel):
+    """What is known of a training run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base_model: str
+    revision: str | None
+    examples: dict[str, int]
+    validation_examples: int
+    percent_correction: float
+    topics: int
+    writers: list[str]
+    boosted_examples: int
+    boosted_latents: int
+    strengths: tuple[float, float] | None
+    layer: int | None
+    data_digest: str
+    trained_tokens: int
+    preset: Preset
+    steps: int
+    seconds: float
+    train_loss: float
+    val_loss: float | None
+    device: str
+    versions: dict[str, str]
+    note: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        runtime: Runtime,
+        boosted: bool,
+        trained_tokens: int,
+        preset: Preset,
+        steps: int,
+        seconds: float,
+        train_loss: float,
+        val_loss: float | None,
+        device: str,
+        versions: dict[str, str],
+        note: str,
+    ) -> "Facts":
+        """Count what went into the run."""
+        kinds = Counter(example.kind for example in training)
+        pushes = [e.boost for e in training if e.boost is not None] if boosted else []
+        strengths = [push.strength for push in pushes]
+        everything = [e.model_dump(mode="json") for e in (*training, *validation)]
+        return cls(
+            base_model=runtime.model,
+            revision=runtime.revision,
+            examples=dict(sorted(kinds.items())),
+            validation_examples=len(validation),
+            percent_correction=100 * kinds["correction"] / len(training),
+            topics=len({example.topic for example in training}),
+            writers=sorted({example.writer for example in training}),
+            boosted_examples=len(pushes),
+            boosted_latents=len({push.latent for push in pushes}),
+            strengths=(min(strengths), max(strengths)) if strengths else None,
+            layer=runtime.steering_layer if pushes else None,
+            data_digest=fingerprint({"examples": everything}),
+            trained_tokens=trained_tokens,
+            preset=preset,
+            steps=steps,
+            seconds=seconds,
+            train_loss=train_loss,
+            val_loss=val_loss,
+            device=device,
+            versions=versions,
+            note=note,
+        )
+
+
+def model_card(facts: Facts) -> str:
+    """The card as Markdown, with the metadata block that model hubs read."""
+    preset = facts.preset
+    data = ", ".join(f"{count} {kind}" for kind, count in facts.examples.items())
+    rows = [
+        ("base model", f"`{facts.base_model}`"),
+        ("examples", f"{data}; {facts.validation_examples} more held out for validation"),
+        ("self-correction in the mix", f"{facts.percent_correction:.0f} %"),
+        ("topics", str(facts.topics)),
+        ("written by", ", ".join(facts.writers)),
+        ("digest of the data", f"`{facts.data_digest}`"),
+        ("boost during training", _boost(facts)),
+        ("loss on", f"correction and answer alone: {facts.trained_tokens:,} tokens an epoch"),
+        (
+            "LoRA",
+            f"r {preset.lora_r}, alpha {preset.lora_alpha}, dropout {preset.lora_dropout:g}"
+            + (", layers above the steered one" if preset.above_steering_layer else ""),
+        ),
+        (
+            "optimiser",
+            f"AdamW, learning rate {preset.learning_rate:g}, {preset.scheduler}, "
+            f"{preset.warmup_steps} warm-up steps, batch "
+            f"{preset.micro_batch} x {preset.grad_accumulation}",
+        ),
+        ("steps", f"{facts.steps} ({preset.epochs:g} epochs planned)"),
+        ("loss", f"{facts.train_loss:.3f} training (last steps), {_loss(facts.val_loss)}"),
+        ("seed", str(preset.seed)),
+        ("took", f"{facts.seconds / 60:.0f} minutes on {facts.device}"),
+        ("settings", preset.source),
+        ("versions", ", ".join(f"{name} {v}" for name, v in facts.versions.items())),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    note = f"\n{facts.note}\n" if facts.note else ""
+    return (
+        "---\nlibrary_name: peft\ntags: [lora, self-correction, esr]\n---\n"
+        "# Self-correction adapter\n\n"
+        "A LoRA adapter trained to notice that an answer has gone off-topic, to say so and to "
+        f"start again (esr-eval).\n{note}\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Train it again on `examples.jsonl`, which lies beside it, or write new examples: "
+        "`esr-eval finetune --help`.\n"
+    )
+
+
+def _boost(facts: Facts) -> str:
+    if facts.strengths is None:
+        return "none"
+    low, high = facts.strengths
+    return (
+        f"on in {facts.boosted_examples} examples: {facts.boosted_latents} latents, strengths "
+        f"{low:g} to {high:g}, layer {facts.layer}"
+    )
+
+
+def _loss(value: float | None) -> str:
+    return "not validated" if value is None else f"{value:.3f} validation"

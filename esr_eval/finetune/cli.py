@@ -1,0 +1,160 @@
+"""`esr-eval finetune data` and `esr-eval finetune train`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+from esr_eval.errors import EsrError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    help="Self-correction training: write examples, train an adapter on a mix of them.",
+    no_args_is_help=True,
+)
+
+
+def _plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """Tell an `EsrError` as its one sentence."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except EsrError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+    return run
+
+
+@app.command()
+@_plainly
+def data(
+    folder: Annotated[Path, typer.Argument(help="Where examples.jsonl and the journal go.")],
+    writer: Annotated[
+        str,
+        typer.Option(help="`offline`, or any Inspect model, e.g. anthropic/claude-haiku-4-5."),
+    ] = "offline",
+    subject: Annotated[
+        str, typer.Option(help="Offline: whose own answers, steered and unsteered, are taken.")
+    ] = "smollm2-135m",
+    corrections: Annotated[
+        int, typer.Option(help="Self-correction examples to try for; some are refused.")
+    ] = 420,
+    plain: Annotated[int, typer.Option(help="Normal answers, with a hosted writer.")] = 400,
+    concurrency: Annotated[int, typer.Option(help="Requests to a hosted writer at a time.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of tasks, subjects, latents and samplers.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Offline: transformers device map.")] = None,
+) -> None:
+    """Write self-correction examples and normal answers, and check each of them.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from esr_eval.finetune.checks import Checker
+    from esr_eval.finetune.data import write_examples
+
+    def progress(done: int, of: int) -> None:
+        typer.echo(f"{done} of {of} answers", err=True)
+
+    if writer == "offline":
+        from esr_eval.finetune.offline import (
+            OfflineSettings,
+            journal_of,
+            make_examples,
+            write_answers,
+        )
+        from esr_eval.subjects import find_subject
+
+        settings = OfflineSettings(steered=corrections, seed=seed)
+        answers = write_answers(
+            find_subject(subject), settings, journal_of(folder), device=device, progress=progress
+        )
+        examples, rejects = make_examples(answers, Checker(), seed)
+    else:
+        import anyio
+
+        from esr_eval.finetune.hosted import orders, write_hosted
+
+        examples, rejects = anyio.run(
+            functools.partial(
+                write_hosted,
+                writer,
+                orders(corrections, plain, seed),
+                folder,
+                checker=Checker(),
+                concurrency=concurrency,
+                progress=progress,
+            )
+        )
+    if not examples:
+        raise EsrError(f"Not one example can be used: {rejects.told()}.")
+    write_examples(folder / "examples.jsonl", examples)
+    typer.echo(f"{folder / 'examples.jsonl'}: {rejects.told()}.")
+
+
+@app.command()
+@_plainly
+def train(
+    examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
+    folder: Annotated[Path, typer.Argument(help="Where the adapter and its card go.")],
+    subject: Annotated[
+        str, typer.Option(help="Subject, Hugging Face id, or path of the model to adapt.")
+    ] = "smollm2-135m",
+    preset: Annotated[
+        str | None, typer.Option(help="`embedded` or `paper-8b`. Default: the subject's.")
+    ] = None,
+    percent: Annotated[
+        float | None, typer.Option("--mix", help="Percent self-correction, 0 to 100.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Size of the training set.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Override the preset's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Override the preset's.")] = None,
+    boost: Annotated[
+        bool | None, typer.Option("--boost/--no-boost", help="Boosts on during training.")
+    ] = None,
+    max_steps: Annotated[int, typer.Option(help="Stop early; -1 for all epochs.")] = -1,
+    seed: Annotated[int, typer.Option(help="Seed of the mix and of the training.")] = 0,
+    device: Annotated[str | None, typer.Option(help="transformers device map.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from a checkpoint.")] = False,
+    note: Annotated[str, typer.Option(help="A sentence for the card.")] = "",
+) -> None:
+    """Train a LoRA adapter; use it with `-M adapter=FOLDER`."""
+    from esr_eval.finetune.data import read_examples
+    from esr_eval.finetune.mixes import mix
+    from esr_eval.finetune.presets import find_preset
+    from esr_eval.finetune.train import train as run
+    from esr_eval.subjects import find_subject
+
+    found = find_subject(subject)
+    embedded = found.model.startswith("package:")
+    chosen = find_preset(preset or ("embedded" if embedded else "paper-8b"))
+    changes = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "mix_percent": percent,
+        "boosted": boost,
+        "seed": seed,
+    }
+    chosen = chosen.model_validate(
+        chosen.model_dump() | {k: v for k, v in changes.items() if v is not None}
+    )
+    drawn = mix(read_examples(examples), chosen.mix_percent, count, seed)
+    trained = run(
+        drawn,
+        found.runtime(),
+        chosen,
+        folder,
+        device=device,
+        resume=resume,
+        max_steps=max_steps,
+        note=note,
+    )
+    typer.echo(
+        f"{folder}: {trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}. "
+        f"Evaluate it: inspect eval esr_eval/esr --model esr/{subject} -M adapter={folder}"
+    )

@@ -1,0 +1,245 @@
+"""LoRA training with peft and trl: any subject or model path, resumable, with a card beside it."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from esr_eval.errors import EsrError
+from esr_eval.finetune.boosting import boosted, make_collator
+from esr_eval.finetune.card import Facts, model_card
+from esr_eval.finetune.data import Example, write_examples
+from esr_eval.finetune.encoding import IGNORED, Encoded, encode
+from esr_eval.finetune.presets import MODULES, Preset
+from esr_eval.spec import Runtime
+
+INSTALL = "pip install 'esr-eval[finetune]'"
+PACKAGES = ("peft", "trl", "torch", "transformers")
+SET_FILE = "examples.jsonl"
+STATE_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run was and gave.
+
+    Attributes:
+        folder: Holds the adapter and its card.
+        facts: Everything that the card says.
+    """
+
+    folder: Path
+    facts: Facts
+
+
+def check_installed() -> None:
+    """Raise an `EsrError` when peft or trl is missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("peft", "trl") if find_spec(name) is None]
+    if missing:
+        raise EsrError(f"Training needs {' and '.join(missing)}: {INSTALL}")
+
+
+def split(
+    examples: Sequence[Example], val_fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Hold a share of the examples out for validation, whole topics at a time.
+
+    Topics, because one answer serves several examples of its topic.
+    """
+    topics = sorted({example.topic for example in examples})
+    held = set(random.Random(f"val-{seed}").sample(topics, round(len(topics) * val_fraction)))  # noqa: S311
+    return [e for e in examples if e.topic not in held], [e for e in examples if e.topic in held]
+
+
+def train(
+    examples: Sequence[Example],
+    runtime: Runtime,
+    preset: Preset,
+    folder: Path,
+    *,
+    device: str | None = None,
+    resume: bool = False,
+    max_steps: int = -1,
+    note: str = "",
+) -> Trained:
+    """Train an adapter and write it with its card.
+
+    Args:
+        examples: The training set; see `mixes.mix`.
+        runtime: The model to adapt and, where examples are boosted, its SAE and layer.
+        preset: Settings.
+        folder: Where adapter, card, training set and checkpoints go.
+        device: transformers device map; None picks one.
+        resume: Go on from the folder's last checkpoint.
+        max_steps: Stop after so many steps; -1 takes the preset's epochs.
+        note: A sentence for the card.
+
+    Raises:
+        EsrError: A package is missing, the boosts cannot be made, or the folder is taken.
+    """
+    check_installed()
+    from transformers import set_seed
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import SFTTrainer
+
+    from esr_eval.backends.layout import decoder_layers_path, descend
+    from esr_eval.backends.loading import load_model
+    from esr_eval.sae import open_sae
+
+    checkpoint = _checkpoint(folder, resume, get_last_checkpoint)
+    boosts = preset.boosted and any(example.boost is not None for example in examples)
+    if boosts and (runtime.sae is None or runtime.steering_layer is None):
+        raise EsrError(
+            "The examples are boosted, but the model has no SAE and steering layer: name them, or "
+            "take a preset without boosts."
+        )
+    write_examples(folder / SET_FILE, examples)
+    training, validation = split(examples, preset.val_fraction, preset.seed)
+    set_seed(preset.seed)
+    model, tokenizer = load_model(runtime, device)
+    layers = descend(model, decoder_layers_path(model))
+    sae = open_sae(runtime.sae) if boosts and runtime.sae is not None else None
+    collate = make_collator(
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        runtime,
+        sae.decoder_row if sae is not None else None,
+        int(model.config.get_text_config().hidden_size),
+    )
+    encoded = [encode(example, tokenizer, preset.sequence_len) for example in training]
+    held = [encode(example, tokenizer, preset.sequence_len) for example in validation]
+    trainer = SFTTrainer(
+        model=model,
+        args=_arguments(preset, folder, len(encoded), bool(held), max_steps),
+        train_dataset=_dataset(encoded),
+        eval_dataset=_dataset(held) if held else None,
+        data_collator=collate,
+        processing_class=tokenizer,
+        peft_config=_lora(preset, runtime, len(layers)),
+    )
+    steered = runtime.steering_layer
+    layer = layers[steered if steered is not None else len(layers) // 2]
+    with boosted(trainer.model, layer, runtime.skip_first):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        losses = trainer.evaluate() if held else {}
+    facts = Facts.of(
+        training=training,
+        validation=validation,
+        trained_tokens=sum(label != IGNORED for one in encoded for label in one.labels),
+        runtime=runtime,
+        preset=preset,
+        boosted=boosts,
+        steps=int(result.global_step),
+        seconds=float(result.metrics["train_runtime"]),
+        train_loss=_last_loss(trainer.state.log_history, float(result.training_loss)),
+        val_loss=losses.get("eval_loss"),
+        device=str(trainer.args.device),
+        versions={name: version(name) for name in PACKAGES},
+        note=note,
+    )
+    _save(trainer.model, runtime, folder, facts)
+    return Trained(folder, facts)
+
+
+def _lora(preset: Preset, runtime: Runtime, n_layers: int) -> Any:
+    from peft import LoraConfig
+
+    first = 0
+    if preset.above_steering_layer:
+        if runtime.steering_layer is None:
+            raise EsrError("Adapting only the layers above the steered one needs a steering layer.")
+        first = runtime.steering_layer + 1
+    return LoraConfig(
+        r=preset.lora_r,
+        lora_alpha=preset.lora_alpha,
+        lora_dropout=preset.lora_dropout,
+        target_modules=list(MODULES),
+        layers_to_transform=list(range(first, n_layers)) if first else None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(preset: Preset, folder: Path, count: int, validated: bool, max_steps: int) -> Any:
+    from trl import SFTConfig
+
+    per_epoch = -(-count // (preset.micro_batch * preset.grad_accumulation))
+    return SFTConfig(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=preset.micro_batch,
+        per_device_eval_batch_size=preset.micro_batch,
+        gradient_accumulation_steps=preset.grad_accumulation,
+        learning_rate=preset.learning_rate,
+        lr_scheduler_type=preset.scheduler,
+        warmup_steps=preset.warmup_steps,
+        num_train_epochs=preset.epochs,
+        max_steps=max_steps,
+        logging_steps=5,
+        eval_strategy="epoch" if validated else "no",
+        save_strategy="steps",
+        save_steps=max(10, per_epoch // 2),
+        save_total_limit=1,
+        seed=preset.seed,
+        report_to=[],
+        max_length=preset.sequence_len,
+        remove_unused_columns=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=False,
+    )
+
+
+def _dataset(encoded: Sequence[Encoded]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": one.input_ids,
+                "labels": one.labels,
+                "boost": one.boost.model_dump() if one.boost else None,
+            }
+            for one in encoded
+        ]
+    )
+
+
+def _checkpoint(folder: Path, resume: bool, last: Any) -> str | None:
+    checkpoints = folder / "checkpoints"
+    found: str | None = last(str(checkpoints)) if checkpoints.is_dir() else None
+    if resume:
+        if found is None:
+            raise EsrError(f"{folder} holds no checkpoint to go on from: leave out --resume.")
+        return found
+    if found is not None or (folder / "adapter_config.json").is_file():
+        raise EsrError(f"{folder} holds an adapter already: name another folder, or --resume.")
+    return None
+
+
+def _last_loss(history: Sequence[dict[str, Any]], mean: float) -> float:
+    """Mean of the last logged losses: the mean over the whole run says little."""
+    losses = [entry["loss"] for entry in history if "loss" in entry][-3:]
+    return sum(losses) / len(losses) if losses else mean
+
+
+def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
+    """Write the adapter in half precision, naming the model by its own id."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(model)
+    half = {name: w.detach().to("cpu", torch.float16).contiguous() for name, w in weights.items()}
+    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = runtime.model
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    (folder / STATE_FILE).write_text(
+        json.dumps(facts.model_dump(mode="json"), indent=1) + "\n", "utf-8"
+    )
+    (folder / "README.md").write_text(model_card(facts), "utf-8")
