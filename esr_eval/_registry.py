@@ -5,6 +5,8 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.hooks import ActivationFiles
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
+from esr_eval.scorers.improvement import improvement
+from esr_eval.scorers.regions import regions
 from esr_eval.scorers.restarts import restarts
 from esr_eval.tasks import (
     ablation,
@@ -12,6 +14,7 @@ from esr_eval.tasks import (
     boost_sweep,
     calibrate,
     calibrate_vectors,
+    cross_judge,
     detectors,
     esr,
     held_out,
@@ -31,15 +34,18 @@ __all__ = [
     "boost_sweep",
     "calibrate",
     "calibrate_vectors",
+    "cross_judge",
     "degradation",
     "detectors",
     "esr",
     "esr_judge",
     "esr_provider",
     "held_out",
+    "improvement",
     "meta_prompt",
     "prefill_control",
     "random_ablation",
+    "regions",
     "restarts",
     "select_latents",
     "selection",

@@ -285,6 +285,29 @@ def compare(
 
 @app.command()
 @_plainly
+def agreement(
+    logs: Annotated[
+        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
+    ],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print how far judges of the same responses agree, pair by pair."""
+    from rich.console import Console
+
+    from esr_eval.analysis.agreement import agreement_of, write_csv
+    from esr_eval.analysis.agreement_table import judge_table, pair_table
+
+    reports = [agreement_of(path) for path in logs]
+    console = Console()
+    for report in reports:
+        console.print(judge_table(report))
+        console.print(pair_table(report))
+    if csv is not None:
+        write_csv(csv, reports)
+
+
+@app.command()
+@_plainly
 def power(
     base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
     reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,

@@ -2,6 +2,7 @@
 
 from esr_eval.tasks.ablation import ablation, random_ablation
 from esr_eval.tasks.activations import activations
+from esr_eval.tasks.agreement import cross_judge
 from esr_eval.tasks.calibrate import calibrate
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
 from esr_eval.tasks.detectors import detectors
@@ -19,6 +20,7 @@ __all__ = [
     "boost_sweep",
     "calibrate",
     "calibrate_vectors",
+    "cross_judge",
     "detectors",
     "esr",
     "held_out",
