@@ -1,0 +1,339 @@
+"""Stored answers read token by token: the task, its arrays, its tables and its figure."""
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from inspect_ai import eval as inspect_eval
+from inspect_ai.log import read_eval_log, write_eval_log
+from test_region_statistics import trace as made_trace
+from typer.testing import CliRunner
+
+from esr_eval.analysis.activations import read_traces
+from esr_eval.analysis.region_tokens import Region
+from esr_eval.analysis.trace_plot import trace_figure
+from esr_eval.analysis.traces import Trace
+from esr_eval.cli import app
+from esr_eval.episodes import read_episodes
+from esr_eval.errors import EsrError
+from esr_eval.spec import Steering
+from esr_eval.subjects import find_subject
+
+RUNTIME = find_subject("smollm2-135m").runtime()
+DETECTORS = [5, 77, 1200]
+
+
+def run(task, log_dir, **task_args):
+    [log] = inspect_eval(
+        f"esr_eval/{task}",
+        model="esr/smollm2-135m",
+        model_args={"device": "cpu"},
+        task_args=task_args,
+        max_tokens=24,
+        log_dir=str(log_dir),
+        display="none",
+    )
+    return log
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    args = {"n_latents": 2, "trials_per_latent": 2, "seed": 4}
+    steered = run("esr", folder, **args)
+    unsteered = run("esr", folder, **args, steering=False)
+    read = run(
+        "activations",
+        folder,
+        source=steered.location,
+        baseline=unsteered.location,
+        which="all",
+        detectors=DETECTORS,
+        backtracking="9,10",
+    )
+    return steered, unsteered, read
+
+
+# --- the task ---
+
+
+@pytest.mark.model
+def test_every_answer_is_read_token_by_token(logs):
+    steered, unsteered, read = logs
+    assert read.status == "success"
+    log = read_traces(read.location)
+    assert (log.errored, log.missing, log.layer, log.which) == (0, 0, 14, "all")
+    assert log.sets["detectors"].latents == tuple(DETECTORS)
+    before = {sample.id: sample for sample in steered.samples}
+    before |= {f"{sample.id}-unsteered": sample for sample in unsteered.samples}
+    assert {trace.sample_id for trace in log.traces} == set(before)
+    for trace in log.traces:
+        assert trace.response == before[trace.sample_id].output.completion
+        tokens = len(trace.offsets)
+        shapes = {name: values.shape for name, values in trace.activations.items()}
+        assert shapes == {
+            "detectors": (3, tokens),
+            "backtracking": (2, tokens),
+            "boosted": (1, tokens),
+        }
+        # The tokens' characters lie in order and leave nothing of the answer out.
+        covered = "".join(trace.response[a:b] for a, b in trace.offsets.tolist())
+        assert "".join(covered.split()) == "".join(trace.response.split())
+        assert trace.regions is not None
+        assert len(trace.kinds) == tokens and (trace.kinds != "").all()
+
+
+@pytest.mark.model
+def test_the_boost_is_on_while_steered_answers_are_read(logs):
+    _, _, read = logs
+    samples = {sample.id: sample for sample in read.samples}
+    log = read_traces(read.location)
+    for trace in log.traces:
+        sample = samples[trace.sample_id]
+        spec = Steering.model_validate(sample.output.metadata["steering"])
+        tokens = sample.store["activation_means"]["tokens"]
+        if trace.steered:
+            [boost] = spec.edits
+            assert (boost.latent, boost.strength) == (trace.trial.latent, trace.trial.strength)
+            assert sample.output.metadata["edited_positions"] > tokens
+        else:
+            assert spec.edits == () and sample.output.metadata["edited_positions"] == 0
+    lifted = {trace.steered: [] for trace in log.traces}
+    for trace in log.traces:
+        lifted[trace.steered].append(trace.activations["boosted"].mean())
+    assert min(lifted[True]) > max(lifted[False])
+    strength = min(trace.trial.strength for trace in log.traces if trace.steered)
+    assert min(lifted[True]) > 0.5 * strength
+
+
+@pytest.mark.model
+def test_arrays_stay_out_of_the_log_and_numbers_are_in_it(logs):
+    _, _, read = logs
+    for sample in read.samples:
+        ref = sample.store["activations"]
+        assert ref["path"].startswith("activations/")
+        value = sample.scores["answer_activity"].value
+        assert value["tokens"] == ref["shapes"]["offsets"][0]
+        assert value["detectors"] == pytest.approx(
+            next(
+                trace.activations["detectors"].mean()
+                for trace in read_traces(read.location).traces
+                if trace.sample_id == sample.id
+            )
+        )
+        # Nothing was generated, so no model but the judge was asked.
+        asked = {event.model for event in sample.events if event.event == "model"}
+        assert not [model for model in asked if model.startswith("esr/")]
+    means = {
+        metric.name: metric.value
+        for score in read.results.scores
+        if score.name == "boosted"
+        for metric in score.metrics.values()
+    }
+    assert set(means) == {"steered", "unsteered"} and means["steered"] > means["unsteered"]
+    assert read.eval.metadata["condition"] == "4 steered answers, 4 unsteered"
+    assert set(read.eval.metadata["replay"]) == {"source", "baseline"}
+
+
+@pytest.mark.model
+def test_reading_again_gives_the_same_numbers(logs, tmp_path):
+    steered, _, read = logs
+    again = run(
+        "activations",
+        tmp_path,
+        source=steered.location,
+        which="auto",
+        episodes=2,
+        detectors=DETECTORS,
+    )
+    first = {trace.sample_id: trace for trace in read_traces(read.location).traces}
+    traces = read_traces(again.location).traces
+    assert len(traces) == 2
+    for trace in traces:
+        same = first[trace.sample_id].activations["detectors"]
+        np.testing.assert_allclose(trace.activations["detectors"], same, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.model
+def test_without_self_correction_the_way_out_is_told(logs, tmp_path):
+    steered, unsteered, _ = logs
+    with pytest.raises(EsrError, match=r"None of the 4 responses .* which=all"):
+        run("activations", tmp_path, source=steered.location)
+    with pytest.raises(EsrError, match="not steered"):
+        run("activations", tmp_path, source=unsteered.location, which="all")
+    with pytest.raises(EsrError, match="not unsteered"):
+        run(
+            "activations", tmp_path, source=steered.location, baseline=steered.location, which="all"
+        )
+    with pytest.raises(EsrError, match="which=some"):
+        run("activations", tmp_path, source=steered.location, which="some")
+    with pytest.raises(EsrError, match="out of range"):
+        run("activations", tmp_path, source=steered.location, which="all", detectors="99999")
+    with pytest.raises(EsrError, match="llama-70b"):
+        run("activations", tmp_path, source=steered.location, which="all", detectors="paper_26")
+
+
+# --- choosing episodes ---
+
+
+@pytest.fixture
+def rewritten(logs, tmp_path):
+    """The steered log with responses and scores of one's own."""
+
+    def write(*changes, metadata=None):
+        log = read_eval_log(logs[0].location)
+        log.samples.sort(key=lambda sample: log.eval.dataset.sample_ids.index(sample.id))
+        for sample, (response, multi) in zip(log.samples, changes, strict=False):
+            sample.output.completion = response
+            sample.scores["attempts"].value["multi_attempt"] = multi
+        log.eval.metadata |= metadata or {}
+        path = str(tmp_path / "rewritten.eval")
+        write_eval_log(log, path)
+        return path
+
+    return write
+
+
+@pytest.mark.model
+def test_judge_or_phrases_make_an_episode(rewritten):
+    restart = "The sea is wide. Wait, that's not right. Let me start over. Add the numerators."
+    path = rewritten(("Fish.", 0.0), ("Fish. Fractions.", 1.0), (restart, 0.0), (restart, math.nan))
+    found = read_episodes(path, RUNTIME, "steered", "multi_attempt")
+    assert (found.responses, found.multi_attempt, found.which) == (4, 3, "multi_attempt")
+    assert [one.response for one in found.chosen] == ["Fish. Fractions.", restart, restart]
+    assert [one.multi_attempt for one in read_episodes(path, RUNTIME, "steered").chosen] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert len(read_episodes(path, RUNTIME, "steered", "auto").chosen) == 3
+    two = read_episodes(path, RUNTIME, "steered", "multi_attempt", count=2, seed=1)
+    assert two.chosen == read_episodes(path, RUNTIME, "steered", "auto", count=2, seed=1).chosen
+    draws = {
+        tuple(one.id for one in read_episodes(path, RUNTIME, "steered", "all", 2, seed).chosen)
+        for seed in range(12)
+    }
+    assert len(draws) > 2
+    with pytest.raises(EsrError, match="episodes=0"):
+        read_episodes(path, RUNTIME, "steered", count=0)
+
+
+@pytest.mark.model
+def test_another_models_answers_are_refused(rewritten):
+    other = RUNTIME.model_copy(update={"adapter": "tuned"})
+    path = rewritten(metadata={"runtime": other.model_dump(mode="json", exclude_none=True)})
+    with pytest.raises(EsrError, match="adapter tuned instead of None"):
+        read_episodes(path, RUNTIME, "steered")
+
+
+# --- reading and showing ---
+
+
+@pytest.mark.model
+def test_the_command_prints_every_set_and_writes_the_numbers(logs, tmp_path):
+    _, _, read = logs
+    csv = tmp_path / "regions.csv"
+    done = CliRunner().invoke(
+        app, ["activations", read.location, "--csv", str(csv)], env={"COLUMNS": "250"}
+    )
+    assert done.exit_code == 0, done.output
+    for said in ("detectors", "boosted latent", "unsteered answers", "4 steered and 4 unsteered"):
+        assert said in done.output
+    frame = pd.read_csv(csv)
+    assert set(frame["row"]) == {"mean", "contrast", "latent"}
+    assert sorted(frame[frame.row == "latent"].latent.dropna()) == [5, 9, 10, 77, 1200]
+    boosted = frame[(frame.row == "mean") & (frame.latents == "boosted")].set_index("region")
+    values = [
+        trace.activations["boosted"].mean()
+        for trace in read_traces(read.location).traces
+        if not trace.steered
+    ]
+    assert boosted.loc["unsteered", "mean"] == pytest.approx(np.mean(values))
+    assert boosted.loc["unsteered", "episodes"] == 4
+
+
+@pytest.mark.model
+def test_missing_arrays_and_other_logs_are_told(logs, tmp_path):
+    steered, _, read = logs
+    with pytest.raises(EsrError, match="no log of esr_eval/activations"):
+        read_traces(steered.location)
+    alone = tmp_path / "alone.eval"
+    write_eval_log(read_eval_log(read.location), str(alone))
+    with pytest.raises(EsrError, match="activations/ beside it"):
+        read_traces(str(alone))
+    with pytest.raises(EsrError, match="There is no log"):
+        read_traces(str(tmp_path / "none.eval"))
+
+
+@pytest.mark.model
+def test_a_verdict_that_cannot_be_used_leaves_the_activations(logs, tmp_path):
+    _, _, read = logs
+    log = read_eval_log(read.location)
+    log.samples[0].scores["regions"].metadata |= {"regions": [], "unscored_because": "refused"}
+    path = tmp_path / "unjudged.eval"
+    write_eval_log(log, str(path))
+    (tmp_path / "activations").symlink_to(
+        (tmp_path.parent / read.location.removeprefix("file://")).parent / "activations"
+    )
+    traces = {trace.sample_id: trace for trace in read_traces(str(path)).traces}
+    unjudged = traces[log.samples[0].id]
+    assert unjudged.regions is None and (unjudged.kinds == "").all()
+    assert sum(trace.regions is None for trace in traces.values()) == 1
+
+
+# --- the figure ---
+
+
+def drawn(trace):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = trace_figure(trace)
+        figure.canvas.draw()
+    return figure
+
+
+def test_the_figure_shades_regions_with_hatches_and_draws_each_set():
+    values = np.arange(40.0).reshape(2, 20)
+    figure = drawn(made_trace(values, boosted=np.ones((1, 20), dtype=np.float32)))
+    top, bottom = figure.axes
+    [line] = top.get_lines()
+    np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+    spans = [(p.get_x(), p.get_width(), p.get_hatch()) for p in top.patches]
+    assert [(x, width) for x, width, _ in spans] == [(-0.5, 8), (7.5, 4), (11.5, 8)]
+    assert len({hatch for *_, hatch in spans}) == 3
+    assert top.get_lines()[0].get_linestyle() != bottom.get_lines()[0].get_linestyle()
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "off-topic",
+        "correction",
+        "on-topic, after the drift",
+    ]
+    ticks = [label.get_text() for label in bottom.get_xticklabels()]
+    assert ticks == list("a" * 8 + "b" * 4 + "c" * 8)
+
+
+def test_hostile_tokens_are_drawn_as_text():
+    pieces = ["$\\frac{", "<b>", "\u202e", "火", "🔥", "\x00", "$x^", " wait"]
+    text = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    offsets = np.stack([ends - [len(piece) for piece in pieces], ends], axis=1)
+    base = made_trace(np.ones((1, 20)))
+    arrays = {"detectors": np.ones((1, len(pieces)), dtype=np.float32)}
+    trial = base.trial.model_copy(update={"label": "$\\undefined{ <script>", "topic": "x" * 500})
+    trace = Trace("1", trial, text, arrays, offsets, [Region("off_topic", 0, len(text))], True)
+    figure = drawn(trace)
+    assert "<" not in "".join(label.get_text() for label in figure.axes[0].get_xticklabels())
+
+
+def test_a_long_answer_writes_out_some_of_its_tokens():
+    base = made_trace(np.ones((1, 20)))
+    count = 512
+    offsets = np.array([(i, i + 1) for i in range(count)])
+    arrays = {"detectors": np.random.default_rng(1).random((26, count)).astype(np.float32)}
+    trace = Trace("1", base.trial, "w" * count, arrays, offsets, None, False)
+    figure = drawn(trace)
+    assert len(figure.axes[0].get_xticklabels()) <= 48
+    assert not figure.legends
