@@ -83,7 +83,8 @@ def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     said = (
         f"{name}: of {count(multi.n, 'trial')} with an attempt "
         f"({count(multi.clusters, 'latent')}), {multi.hits:,} held several, {percent(multi)}, "
-        f"and {esr.hits:,} ended better than they began, {percent(esr)}; first attempts scored {mean(first)} of 100."
+        f"and {esr.hits:,} ended better than they began, {percent(esr)}; first attempts scored "
+        f"{mean(first)} of 100."
     )
     against = [
         one

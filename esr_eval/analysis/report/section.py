@@ -48,11 +48,15 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure: an SVG as data, and what it shows for those who do not see it."""
+    """A figure: an SVG as data, and what it shows for those who do not see it.
+
+    Wide ones take the page's width, and scroll in a box of their own where that is too narrow.
+    """
 
     source: str
     alt: str
     caption: str
+    wide: bool = False
 
 
 class Pictures(NamedTuple):

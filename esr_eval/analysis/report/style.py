@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -87,9 +88,12 @@ def draw(
         return embed(figure, alt=alt, caption=caption)
 
 
-def embed(figure: "Figure", *, alt: str, caption: str) -> Picture:
+def embed(figure: "Figure", *, alt: str, caption: str, wide: bool = False) -> Picture:
     """A finished figure as data: inside an image element nothing of it can act on the page."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Names in scripts that the font does not have are drawn as boxes; the alt text has them.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(f"data:image/svg+xml;base64,{data}", alt, caption)
+    return Picture(f"data:image/svg+xml;base64,{data}", alt, caption, wide)

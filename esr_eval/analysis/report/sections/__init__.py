@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from esr_eval.analysis.report.section import Evidence, Section
 from esr_eval.analysis.report.sections import (
+    activations,
+    agreement,
     detectors,
     distributions,
     latents,
@@ -26,4 +28,6 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     sweep.section,
     latents.section,
     detectors.section,
+    activations.section,
+    agreement.section,
 )
