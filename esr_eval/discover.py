@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 import anyio
 import numpy as np
 from anyio.lowlevel import RunVar
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, Model, ModelOutput, get_model
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    Model,
+    ModelOutput,
+    get_model,
+)
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from numpy.typing import NDArray
 
@@ -72,7 +79,10 @@ def read_pairs(layer: int, positions: Positions) -> Solver:
     )
 
     async def read(model: Model, task: str, answer: str) -> tuple[Floats32, Floats32, int]:
-        messages = [ChatMessageUser(content=task), ChatMessageAssistant(content=answer)]
+        messages: list[ChatMessage] = [
+            ChatMessageUser(content=task),
+            ChatMessageAssistant(content=answer),
+        ]
         steering = Steering(runtime=runtime_of(model), readouts=readouts)
         reading = await provider_of(model).read(messages, steering)
         maxima, rates = reading.values

@@ -40,7 +40,7 @@ def detectors(
 
     Every task is answered unsteered; the whole SAE is read at the feature layer over the task with
     its own answer (matched) and with another task's (mismatched). The detectors are written beside
-    the log when it ends (LOG.detectors.json), and by `esr-eval detectors LOG` otherwise chosen.
+    the log when it ends (detectors_LOG.json), and by `esr-eval detectors LOG` otherwise chosen.
 
     Args:
         prompts: Set of tasks: detector_discovery (20), main (38) or held_out (20).

@@ -28,6 +28,7 @@ class PlantedSubject:
         self.clamped: list[frozenset[int]] = []
         self.planted: tuple[int, ...] = DETECTORS
         self.fail_after: int | None = None
+        self.read_as: list[Steering] = []
 
     def generate(self, messages: Any, config: GenerateConfig) -> ModelOutput:
         spec = Steering.from_extra_body(config.extra_body)
@@ -47,6 +48,7 @@ class PlantedSubject:
         return _output("sim", f"latent {boost.latent} boost {boost.strength!r} seed {seed}{again}")
 
     def read(self, messages: Any, steering: Steering) -> Reading:
+        self.read_as.append(steering)
         task, answer = messages[0].text, messages[-1].text
         random = np.random.default_rng(int(fingerprint({"task": task, "answer": answer}), 16))
         active = random.random(N_LATENTS) < np.minimum(1, 8 * RATES)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from detection import DETECTORS, MODEL, install
+from inspect_ai import Task, eval_retry
 from inspect_ai import eval as inspect_eval
-from inspect_ai import eval_retry
 from scipy.stats import mannwhitneyu
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from esr_eval.cli import app
 from esr_eval.dataset import prompts
 from esr_eval.detector_report import read_detector_file, write_detector_file
 from esr_eval.detectors import load_detectors, published_sets
+from esr_eval.discover import read_pairs
 from esr_eval.errors import EsrError
 from esr_eval.pairing import derangement, paired_dataset
 from esr_eval.sidecar import STORE_KEY, load
@@ -162,7 +163,7 @@ def test_the_task_finds_planted_detectors_and_writes_them_beside_the_log(tmp_pat
     log = discover(tmp_path)
     assert log.status == "success"
     assert len(subject.asked) == len(set(subject.asked)) == 16, "every answer is made once"
-    [path] = (tmp_path / "logs").glob("*.detectors.json")
+    [path] = (tmp_path / "logs").glob("detectors_*.json")
     report = read_detector_file(path)
     assert report == find_detectors(log.location)
     assert report.source["eval_id"] == log.eval.eval_id
@@ -209,6 +210,36 @@ def test_a_run_that_failed_and_was_retried_has_the_same_arrays(tmp_path, monkeyp
     ]:
         # The order in which samples ended may differ.
         assert sorted(row.tobytes() for row in mine) == sorted(row.tobytes() for row in theirs)
+
+
+def test_an_answer_whose_maker_failed_is_made_by_the_next_sample_that_needs_it(
+    tmp_path, monkeypatch
+):
+    subject = install(monkeypatch)
+    subject.fail_after = 0
+    generate = subject.generate
+
+    def fail_once(messages, config):
+        try:
+            return generate(messages, config)
+        finally:
+            subject.fail_after = None
+
+    monkeypatch.setattr(subject, "generate", fail_once)
+    asked = prompts("detector_discovery")[:5]
+    task = Task(
+        dataset=paired_dataset(asked, 1, 0, "pairs"),
+        solver=read_pairs(layer=7, positions="generated"),
+        fail_on_error=False,
+    )
+    [log] = inspect_eval(task, model=MODEL, log_dir=str(tmp_path), display="none")
+    assert sum(sample.error is not None for sample in log.samples) == 1
+    assert len(subject.asked) == len(set(subject.asked)) == 5
+    for steering in subject.read_as:
+        assert not steering.edits and steering.runtime == RUNTIME
+        read = {(r.latents, r.layer, r.positions, r.reduce) for r in steering.readouts}
+        assert read == {("all", 7, "generated", reduce) for reduce in ("max", "rate")}
+    assert len(subject.read_as) == 2 * 4
 
 
 def test_without_detectors_the_report_says_what_came_closest(tmp_path, monkeypatch):
@@ -343,4 +374,4 @@ def test_discovery_on_the_embedded_subject(tmp_path):
     answers = {s.metadata["topic"]: s.output.completion for s in log.samples}
     for sample in log.samples:
         assert sample.store["mismatched_answer"] == answers[sample.metadata["partner_topic"]]
-    assert list(tmp_path.glob("*.detectors.json"))
+    assert list(tmp_path.glob("detectors_*.json"))
