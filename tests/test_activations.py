@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -157,6 +158,38 @@ def test_reading_again_gives_the_same_numbers(logs, tmp_path):
 
 
 @pytest.mark.model
+def test_epochs_read_an_answer_once_more_but_count_it_once(logs, tmp_path):
+    steered, _, _ = logs
+    [log] = inspect_eval(
+        "esr_eval/activations",
+        model="esr/smollm2-135m",
+        model_args={"device": "cpu"},
+        task_args={"source": steered.location, "which": "all", "episodes": 2},
+        epochs=2,
+        log_dir=str(tmp_path),
+        display="none",
+    )
+    assert len(log.samples) == 4
+    found = read_traces(log.location)
+    assert (len(found.traces), found.errored, found.missing) == (2, 0, 0)
+    assert {name for trace in found.traces for name in trace.activations} == {"boosted"}
+
+
+@pytest.mark.model
+def test_samples_that_failed_are_counted(logs, tmp_path):
+    _, _, read = logs
+    log = read_eval_log(read.location)
+    log.samples[0].store.pop("activations")
+    del log.samples[1]
+    path = tmp_path / "failed.eval"
+    write_eval_log(log, str(path))
+    folder = Path(read.location.removeprefix("file://")).parent
+    (tmp_path / "activations").symlink_to(folder / "activations")
+    found = read_traces(str(path))
+    assert (len(found.traces), found.errored, found.missing) == (6, 2, 0)
+
+
+@pytest.mark.model
 def test_without_self_correction_the_way_out_is_told(logs, tmp_path):
     steered, unsteered, _ = logs
     with pytest.raises(EsrError, match=r"None of the 4 responses .* which=all"):
@@ -275,9 +308,8 @@ def test_a_verdict_that_cannot_be_used_leaves_the_activations(logs, tmp_path):
     log.samples[0].scores["regions"].metadata |= {"regions": [], "unscored_because": "refused"}
     path = tmp_path / "unjudged.eval"
     write_eval_log(log, str(path))
-    (tmp_path / "activations").symlink_to(
-        (tmp_path.parent / read.location.removeprefix("file://")).parent / "activations"
-    )
+    folder = Path(read.location.removeprefix("file://")).parent
+    (tmp_path / "activations").symlink_to(folder / "activations")
     traces = {trace.sample_id: trace for trace in read_traces(str(path)).traces}
     unjudged = traces[log.samples[0].id]
     assert unjudged.regions is None and (unjudged.kinds == "").all()

@@ -61,7 +61,10 @@ def read_traces(path: str) -> TraceLog:
     traces: list[Trace] = []
     judges: dict[str, None] = {}
     errored = missing = 0
-    for sample in read_eval_log_samples(path, all_samples_required=False):
+    unneeded = {"events", "attachments", "messages"}
+    for sample in read_eval_log_samples(path, all_samples_required=False, exclude_fields=unneeded):
+        if sample.epoch != 1:
+            continue  # An answer read twice is still one answer.
         ref = sample.store.get(sidecar.STORE_KEY)
         if sample.error is not None or ref is None:
             errored += 1
@@ -72,7 +75,9 @@ def read_traces(path: str) -> TraceLog:
             traces.append(_trace(path, sample, ref, score))
             judges[str((score.get("judge") if score else None) or metadata["judge"])] = None
     # What never came to run is not among the samples.
-    planned = header.results.total_samples if header.results else 0
+    planned = (
+        header.results.total_samples // (header.eval.config.epochs or 1) if header.results else 0
+    )
     errored += max(0, planned - len(traces) - errored - missing)
     if missing and not traces:
         raise EsrError(

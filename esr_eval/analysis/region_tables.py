@@ -56,7 +56,8 @@ def contrast_table(log: TraceLog, statistics: RegionStatistics) -> Table:
         title="Contrasts; p values after Holm's correction over the table's rows",
         caption="Wilcoxon's signed-rank and the paired t test for regions of the same episodes, "
         "the rank-sum test and Welch's t against unsteered answers, episodes as units; the "
-        "interval and the clustered p take boosted latents as units.",
+        "interval and the clustered p take boosted latents as units. What differs from unsteered "
+        "answers may be the boost's own doing; within an episode it is on throughout.",
     )
     numbers = ("n", "difference", "Cohen's d", "Cliff's delta", "rank p", "t p", "clustered p")
     _columns(table, ("latents", "contrast"), numbers)
@@ -130,7 +131,8 @@ def set_title(log: TraceLog, name: str) -> str:
     if name not in log.sets:
         return "boosted latent"
     found = log.sets[name]
-    return f"{name} ({plain(found.name, 40)}, {len(found.latents)})"
+    # Rich takes square brackets for markup, but not underscores, which names are full of.
+    return f"{name} ({plain(found.name, 40).replace('＿', '_')}, {len(found.latents)})"
 
 
 def _contrast_row(one: RegionContrast) -> dict[str, Any]:

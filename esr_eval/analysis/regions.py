@@ -2,7 +2,8 @@
 
 The unit is the episode: a latent set's activation is its mean over the latents of the set and the
 tokens of a region, one number per episode and region. Regions of the same episodes are paired;
-against unsteered answers, episodes are independent of them.
+against unsteered answers, episodes are independent of them. The boost is on in every region of an
+episode and in no unsteered answer: only the paired contrasts are free of its own effect.
 """
 
 import math

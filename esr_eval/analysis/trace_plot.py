@@ -65,12 +65,12 @@ def trace_figure(trace: Trace, title: str | None = None) -> "Figure":
         parse_math=False,
     )
     panels[-1].set_xlabel(
-        "token of the answer" if step == 1 else f"token of the answer (every {step}th written out)",
+        "token of the answer" if step == 1 else f"token of the answer, one in {step} written out",
         fontsize=8,
     )
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(_drawn(title or _title(trace), 150), fontsize=9, parse_math=False)
     return figure
 
