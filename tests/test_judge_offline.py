@@ -148,7 +148,7 @@ def test_the_provider_refuses_other_conversations():
 def test_constructing_is_cheap_and_tolerant():
     OfflineJudge()
     OfflineJudge("offline", api_key="__model_info_lookup__")
-    with pytest.raises(EsrError, match="the one there is: offline"):
+    with pytest.raises(EsrError, match="there are: offline"):
         OfflineJudge("online")
     with pytest.raises(EsrError, match="takes no arguments"):
         OfflineJudge("offline", temperature=1)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from inspect_ai.model import ChatMessage
 
-from esr_eval.judges import concrete, courses, verdicts
+from esr_eval.judges import concrete, courses, lexical, verdicts
 from esr_eval.judges.topicality import Encoder
-from esr_eval.scorers import concreteness, improvement_rubric, regions_rubric, rubric
+from esr_eval.scorers import concreteness_rubric, improvement_rubric, regions_rubric, rubric
 
 Answer = Callable[[Encoder], str]
 
@@ -28,6 +28,16 @@ def answer_to(messages: Sequence[ChatMessage]) -> Answer:
     )
 
 
+def lexical_answer_to(messages: Sequence[ChatMessage]) -> Answer:
+    """The same for the lexical judge, which knows attempts only.
+
+    Raises:
+        ValueError: The messages hold no question about attempts.
+    """
+    request = rubric.parse_request(messages)
+    return lambda encoder: lexical.verdict(request)
+
+
 def _attempts(messages: Sequence[ChatMessage]) -> Answer:
     request = rubric.parse_request(messages)
     return lambda encoder: verdicts.verdict(request, encoder)
@@ -44,5 +54,5 @@ def _regions(messages: Sequence[ChatMessage]) -> Answer:
 
 
 def _concreteness(messages: Sequence[ChatMessage]) -> Answer:
-    labels = concreteness.parse_request(messages)
+    labels = concreteness_rubric.parse_request(messages)
     return lambda encoder: concrete.ratings(labels, encoder)

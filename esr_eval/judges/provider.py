@@ -1,7 +1,9 @@
-"""The offline judge as a model: `esr-judge/offline` answers grading requests without a network.
+"""The offline judges as models: they answer grading requests without a network.
 
-It speaks the hosted graders' protocols (`esr_eval.judges.protocols`), so that a run with it
-exercises everything that a run with a hosted grader does. It measures topicality, not correctness.
+`esr-judge/offline` speaks the hosted graders' protocols (`esr_eval.judges.protocols`), so that a
+run with it exercises everything that a run with a hosted grader does. It measures topicality, not
+correctness. `esr-judge/lexical` only finds and scores attempts, by other and cruder means: it is
+there to be compared with.
 """
 
 from typing import Any
@@ -18,16 +20,16 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
 from esr_eval.judges.encoder import SentenceEncoder, weights_folder
-from esr_eval.judges.protocols import answer_to
+from esr_eval.judges.protocols import answer_to, lexical_answer_to
 
-MODELS = ("offline",)
+MODELS = {"offline": answer_to, "lexical": lexical_answer_to}
 
 # One encoder for all judges of the process: its weights and memory are worth sharing.
 _encoder = SentenceEncoder()
 
 
 class OfflineJudge(ModelAPI):
-    """Restart phrases for the attempts, MiniLM similarity for their scores. Deterministic."""
+    """A judge on this machine. Deterministic."""
 
     def __init__(
         self,
@@ -39,9 +41,13 @@ class OfflineJudge(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         if model_name not in MODELS:
-            raise EsrError(f"There is no judge esr-judge/{model_name}; the one there is: offline.")
+            raise EsrError(
+                f"There is no judge esr-judge/{model_name}; there are: {', '.join(MODELS)}."
+            )
         if model_args:
-            raise EsrError(f"esr-judge/offline takes no arguments (got {', '.join(model_args)}).")
+            raise EsrError(
+                f"esr-judge/{model_name} takes no arguments (got {', '.join(model_args)})."
+            )
 
     def check_ready(self) -> None:
         """Raise `EsrError` when the weights are missing; loads nothing."""
@@ -56,9 +62,11 @@ class OfflineJudge(ModelAPI):
     ) -> ModelOutput:
         """Answer a grading request; `config` changes nothing, and verdicts are never cut."""
         try:
-            answer = answer_to(input)
+            answer = MODELS[self.model_name](input)
         except ValueError as error:
-            raise EsrError(f"esr-judge/offline only answers grading requests: {error}.") from None
+            raise EsrError(
+                f"esr-judge/{self.model_name} only answers grading requests: {error}."
+            ) from None
         # In a thread, because embedding takes long enough to starve the event loop.
         content = await anyio.to_thread.run_sync(answer, _encoder)
         asked = sum([await self.count_text_tokens(message.text) for message in input])

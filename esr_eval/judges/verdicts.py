@@ -22,7 +22,7 @@ def verdict(request: Request, encoder: Encoder) -> str:
     """
     task, label, response = request
     found = [
-        {**_quotes(attempt), "score": round(score_attempt(content, task, label, encoder))}
+        {**quotes(attempt), "score": round(score_attempt(content, task, label, encoder))}
         for attempt, content in _attempts(response)
     ]
     return json.dumps({"attempts": found}, ensure_ascii=False, separators=(",", ":"))
@@ -52,7 +52,7 @@ def _only_asks(response: str) -> bool:
     return len(words_of(text)) <= _QUESTION_WORDS and not re.search(r"[.!:]\s", text)
 
 
-def _quotes(attempt: str) -> dict[str, str]:
+def quotes(attempt: str) -> dict[str, str]:
     """Its first and last words, exactly as they stand, so that they are found again."""
     first = re.match(rf"\S+(?:\s+\S+){{0,{_QUOTE_WORDS - 1}}}", attempt[: 4 * _QUOTE_CHARACTERS])
     last = re.search(rf"\S+(?:\s+\S+){{0,{_QUOTE_WORDS - 1}}}$", attempt[-4 * _QUOTE_CHARACTERS :])
