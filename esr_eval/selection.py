@@ -26,7 +26,7 @@ Reason = Literal["unrated", "abstract", "relevant"]
 REASONS: dict[Reason, str] = {
     "unrated": "the judge gave no usable rating",
     "abstract": "the label is not concrete enough",
-    "relevant": "the latent is active on a task prompt",
+    "relevant": "the latent has to do with the tasks",
 }
 """Why a candidate is rejected; the first that applies counts."""
 

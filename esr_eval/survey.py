@@ -21,7 +21,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import display_counter
 from numpy.typing import NDArray
 
-from esr_eval.dataset import Prompt, prompts
+from esr_eval.dataset import Prompt
 from esr_eval.errors import EsrError
 from esr_eval.provider import ESRModelAPI
 from esr_eval.scorers.concreteness import Rating, rate_concreteness
@@ -35,13 +35,15 @@ FINDING = "selection_finding"
 
 
 @solver
-def survey_candidates(latents: list[int], labels: list[str]) -> Solver:
+def survey_candidates(latents: list[int], labels: list[str], asked: list[dict[str, str]]) -> Solver:
     """Keep with every sample what its latent does on the tasks, and how concrete its label is.
 
     Args:
         latents: All candidates of the run.
         labels: Their labels, in the same order.
+        asked: The tasks, as plain `dataset.Prompt`s.
     """
+    tasks = [Prompt.model_validate(prompt) for prompt in asked]
     lock = anyio.Lock()
     activity: dict[int, Activity] = {}
     ratings: dict[str, Rating] = {}
@@ -50,9 +52,8 @@ def survey_candidates(latents: list[int], labels: list[str]) -> Solver:
         model = get_model()
         async with lock:
             if not activity:
-                asked = prompts()
-                maxima = await read_maxima(provider_of(model), asked)
-                activity.update(activities(maxima, [prompt.topic for prompt in asked], latents))
+                maxima = await read_maxima(provider_of(model), tasks)
+                activity.update(activities(maxima, [prompt.topic for prompt in tasks], latents))
             if not ratings:
                 ratings.update(await _rate(grader_model(str(model)), labels))
         rating = ratings[state.metadata["label"]]

@@ -8,7 +8,7 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.dataset import load_latents
+from esr_eval.dataset import choose_prompts, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench
 from esr_eval.selection import REASONS, Finding, check_rule, draw_candidates
@@ -32,6 +32,7 @@ def select_latents(
     factor: float = 3,
     min_concreteness: float = 65,
     rule: str = "zero",
+    topics: str | list[str] | None = None,
     seed: int = 0,
 ) -> Task:
     """Test labelled latents: one sample is one candidate, kept or rejected with its reason.
@@ -48,6 +49,8 @@ def select_latents(
         min_concreteness: Lowest concreteness of a label, 0-100 by the judge (paper: 65).
         rule: Irrelevant is what is silent on every task prompt (`zero`), or not among the 100
             most active latents of any (`top100`).
+        topics: Topics of the tasks that latents must have nothing to do with, of the 38. Default:
+            all.
         seed: Seed of the draw of candidates.
     """
     chosen_rule = check_rule(rule)
@@ -57,6 +60,7 @@ def select_latents(
     subject = bench.provider.subject
     if bench.provider.runtime.feature_layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
+    asked = choose_prompts(topics)
     labelled = load_latents(subject, latents)
     bench.provider.check_latents([latent.index for latent in labelled])
     candidates = draw_candidates(labelled, wanted, factor, seed)
@@ -71,7 +75,9 @@ def select_latents(
     return Task(
         dataset=MemoryDataset(samples, name="esr-candidates"),
         solver=survey_candidates(
-            [latent.index for latent in candidates], [latent.label for latent in candidates]
+            [latent.index for latent in candidates],
+            [latent.label for latent in candidates],
+            [prompt.model_dump() for prompt in asked],
         ),
         scorer=selection(chosen_rule, min_concreteness),
         config=GenerateConfig(max_connections=bench.provider.max_connections()),
@@ -83,6 +89,7 @@ def select_latents(
             "skip_first": bench.provider.runtime.skip_first,
             "rule": chosen_rule,
             "min_concreteness": min_concreteness,
+            "task_prompts": len(asked),
             "labelled": len(labelled),
             "wanted": wanted,
         },

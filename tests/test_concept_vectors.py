@@ -256,13 +256,14 @@ def test_mean_residuals_are_the_same_alone_and_beside_longer_texts(backend):
 
 @pytest.mark.model
 def test_a_run_adds_the_vectors_and_its_log_can_be_replayed(extracted, tmp_path):
-    log = run(extracted, tmp_path / "a", strength=0.6)
+    log = run(extracted, tmp_path / "a", strength=0.6, holistic=True)
     assert log.eval.metadata["experiment_id"] == "vectors"
     assert log.eval.metadata["vectors"]["sha256"] == file_sha256(extracted)
     for sample in log.samples:
         assert sample.metadata["vector"] == sample.metadata["label"]
         assert sample.metadata["label"] == list(CORPUS)[sample.metadata["latent"]]
         assert sample.output.metadata["edited_positions"] > 0
+        assert set(sample.scores) == {"attempts", "improvement"}
         [event] = [e for e in sample.events if e.event == "model" and e.model.startswith("esr/")]
         [edit] = Steering.from_extra_body(event.config.extra_body).edits
         assert isinstance(edit, AddVector)

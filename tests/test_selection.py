@@ -70,12 +70,14 @@ def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
     lines = ["index_in_sae,label", *(f"{one.index},{one.label}" for one in mixed)]
     labels.write_text("\n".join(lines) + "\n", "utf-8")
 
+    topics = [prompt.topic for prompt in prompts()[:3]]
+
     def run(**model_args):
         [log] = inspect_eval(
             "esr_eval/select_latents",
             model="esr/smollm2-135m",
             model_args={"device": "cpu", **model_args},
-            task_args={"latents": str(labels)},
+            task_args={"latents": str(labels), "topics": topics},
             log_dir=str(tmp_path / "logs"),
             display="none",
         )
@@ -103,8 +105,8 @@ def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
     every = run(skip_first=0)
     active = [s.scores["selection"].value["relevant"] for s in every.samples]
     assert sum(active) > sum(score.value["relevant"] for score in rows.values())
-    topics = {prompt.topic for prompt in prompts()}
-    assert {s.scores["selection"].metadata["prompt"] for s in every.samples} - {None} <= topics
+    named = {s.scores["selection"].metadata["prompt"] for s in every.samples}
+    assert named - {None} and named - {None} <= set(topics)
 
 
 @pytest.mark.model
