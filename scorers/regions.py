@@ -38,7 +38,7 @@ def regions() -> Scorer:
     """Off-topic, correction and on-topic regions, by the model bound to the role "grader".
 
     They lie in the score's metadata, as `regions`: kind, start and end of each in characters of
-    the response, one after the other without gaps.
+    the response, one after the other without gaps; a response without a word has none.
     """
 
     async def score(state: TaskState, target: Target) -> Score:
@@ -61,7 +61,7 @@ def regions() -> Scorer:
         request = Request(task_of(state), trial.label, response)
         found: Answered[list[Region]] = (
             await ask_for(grader, render(request), parse, CONFIG, reminder=QUOTES_REMINDER)
-            if response.strip()
+            if any(char.isalnum() for char in response)
             else Answered([], None, "", 0)
         )
         return Score(
