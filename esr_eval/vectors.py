@@ -85,7 +85,7 @@ class VectorFile:
     """A file of vectors as it was read: its content is fixed by the digest.
 
     Attributes:
-        path: As it is named in specs and logs; `embedded:...` for a shipped one.
+        path: As it is named in specs and logs: absolute, or `embedded:...` for a shipped one.
         sha256: Digest of the file.
         info: Its metadata.
     """
@@ -181,7 +181,9 @@ def read_vectors(path: str) -> VectorFile:
                 f"{path} says that it holds '{concept.name}' with {info.d_model} values, "
                 f"but has {shapes.get(concept.name, 'no such tensor')}."
             )
-    return VectorFile(path, file_sha256(file), info)
+    # A retry may run in another folder than the one that the path was given in.
+    named = path if path.startswith("embedded:") else str(file.resolve())
+    return VectorFile(named, file_sha256(file), info)
 
 
 def write_vectors(path: Path, info: VectorInfo, vectors: Mapping[str, Vector]) -> None:
