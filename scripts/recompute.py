@@ -1,0 +1,94 @@
+"""Recompute a log's metrics from its raw scores: `python scripts/recompute.py LOG...`.
+
+Independent of the package and of Inspect: it reads the .eval file (a zip of JSON) itself, averages
+every key of the scores of `esr_eval/attempts` and `esr_eval/improvement` over the trials in which
+it is defined, and compares with the results in the log, to the last digit. Trials of several
+epochs are averaged sample by sample first, as Inspect does. Exit status 1 on any difference.
+
+Inspect compresses with zstd, which Python's zipfile knows from 3.14 on; before, `zipfile_zstd`
+(which Inspect itself brings along) teaches it that and nothing else.
+"""
+
+import contextlib
+import json
+import math
+import re
+import sys
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+with contextlib.suppress(ImportError):
+    import zipfile_zstd  # type: ignore[import-not-found,import-untyped]  # noqa: F401
+
+SCORER = re.compile(r"(?:.*/)?(?:attempts|improvement)\d*")
+COUNTED = ("unscored", "errored")
+
+
+def read(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The log's header and all its samples."""
+    with zipfile.ZipFile(path) as log:
+        # A log that was written to again holds older versions of its members under the same name.
+        names = dict.fromkeys(name for name in log.namelist() if name.startswith("samples/"))
+        return json.loads(log.read("header.json")), [json.loads(log.read(name)) for name in names]
+
+
+def mean_of(
+    samples: list[dict[str, Any]], scorer: str, key: str, group: tuple[str, str] | None
+) -> tuple[int, float]:
+    """Trials in which a key is defined, and its mean over the samples."""
+    epochs: dict[str, list[float]] = defaultdict(list)
+    for sample in samples:
+        if group is not None and str(sample["metadata"].get(group[0])) != group[1]:
+            continue
+        score = (sample.get("scores") or {}).get(scorer.rpartition("/")[2])
+        value = score["value"].get(key) if score else None
+        if value is not None and not math.isnan(value):
+            epochs[str(sample["id"])].append(float(value))
+    means = [math.fsum(values) / len(values) for values in epochs.values()]
+    mean = math.fsum(means) / len(means) if means else math.nan
+    return sum(map(len, epochs.values())), mean
+
+
+def stored_means(score: dict[str, Any]) -> Iterator[tuple[float | None, tuple[str, str] | None]]:
+    """The means that a log has of a key: of all trials, or of groups by a field of the trial."""
+    for metric in score["metrics"].values():
+        params = metric.get("params") or {}
+        if metric["name"] == "mean" and "group_key" not in params:
+            yield metric["value"], None
+        elif params.get("metric", {}).get("name", "").rpartition("/")[2] == "mean":
+            yield metric["value"], (params["group_key"], metric["name"])
+
+
+def recompute(path: str) -> int:
+    """Print every mean of a log beside its own result; the number of differences."""
+    header, samples = read(path)
+    failed = sum(bool(sample.get("error")) for sample in samples)
+    print(f"{path}\n{len(samples)} trials, {failed} with an error; status {header['status']}")
+    wrong = compared = 0
+    for score in (header.get("results") or {}).get("scores", []):
+        if not SCORER.fullmatch(score["scorer"]):
+            continue
+        for stored, group in stored_means(score):
+            n, mean = mean_of(samples, score["scorer"], score["name"], group)
+            # Inspect has NaN, or 0, for the mean of nothing.
+            same = mean == stored if n else stored is None or math.isnan(stored) or stored == 0
+            if n and not same and stored is not None and abs(mean - stored) <= math.ulp(mean):
+                same, said = True, "equal but for the last rounding"
+            else:
+                said = "equal" if same else f"DIFFERENT: the log says {stored!r}"
+            compared += 1
+            wrong += not same
+            where = f" {group[0]}={group[1]}" if group else ""
+            name = f"{score['scorer']}/{score['name']}{where}"
+            count = f" = {round(mean * n)} trials" if score["name"] in COUNTED and n else ""
+            print(f"  {name:32} n={n:<5} {mean!r:20} {said}{count}")
+    print(f"  {compared - wrong} of {compared} equal" if compared else "  no mean of ours in it")
+    return wrong if compared else 1
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(min(1, sum(map(recompute, sys.argv[1:]))))

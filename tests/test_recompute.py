@@ -1,0 +1,97 @@
+"""The independent recomputation agrees with real logs, and finds what was tampered with."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import zipfile_zstd  # noqa: F401
+from scoring import grader, run, trial, verdict
+
+from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.values import MEANS, RATES, grouped_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+BASELINE = sorted((ROOT / "logs" / "baseline").glob("*.eval"))
+PLAIN = "Find a common denominator, then add the numerators."
+
+
+def recompute(*logs):
+    command = [sys.executable, str(ROOT / "scripts" / "recompute.py"), *map(str, logs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.stderr
+    return done.returncode, done.stdout
+
+
+def tampered(log, target, member, change):
+    """A copy of the log in which one member's JSON was changed."""
+    with zipfile.ZipFile(log) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = json.loads(old.read(name))
+            if name.startswith(member):
+                change(data)
+                member = "nothing else"
+            new.writestr(name, json.dumps(data))
+    return target
+
+
+def test_the_committed_logs_say_what_their_scores_say():
+    assert len(BASELINE) == 2
+    status, said = recompute(*BASELINE)
+    assert status == 0, said
+    assert said.count(f"{len(RATES) + len(MEANS)} of {len(RATES) + len(MEANS)} equal") == 2
+    assert said.count("24 trials, 0 with an error; status success") == 2
+
+
+def test_a_changed_score_is_found(tmp_path):
+    def better(sample):
+        sample["scores"]["attempts"]["value"]["first_score"] += 1
+
+    status, said = recompute(tampered(BASELINE[0], tmp_path / "log.eval", "samples/", better))
+    assert status == 1
+    assert said.count("DIFFERENT") == 1
+    assert "DIFFERENT" in next(line for line in said.splitlines() if "/first_score " in line)
+
+
+def test_a_changed_result_is_found_to_the_last_digits(tmp_path):
+    def nudge(header):
+        [score] = [s for s in header["results"]["scores"] if s["name"] == "first_score"]
+        score["metrics"]["mean"]["value"] *= 1 + 1e-14
+
+    status, said = recompute(tampered(BASELINE[0], tmp_path / "log.eval", "header.json", nudge))
+    assert status == 1
+    assert said.count("DIFFERENT") == 1
+
+
+def test_a_log_without_our_scores_is_not_agreement(tmp_path):
+    def strip(header):
+        header["results"]["scores"] = []
+
+    status, said = recompute(tampered(BASELINE[0], tmp_path / "log.eval", "header.json", strip))
+    assert status == 1 and "no mean of ours" in said
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_unscored_errored_epochs_and_groups(tmp_path, grouped):
+    """Two epochs, one trial without a usable verdict, one that fails: undefined stays out."""
+
+    def answer(messages, *_):
+        number = int(parse_request(messages).response.split()[-1])
+        return "?" if number == 4 else verdict((PLAIN[:9], PLAIN[-9:], 10 + number))
+
+    samples = [trial(f"{PLAIN} {i}", i % 3, identifier=i, level=float(i % 2)) for i in range(6)]
+    samples.append(trial(None, 1, identifier=9, level=0.0))
+    more = {"metrics": grouped_metrics("level")} if grouped else {}
+    log = run(samples, grader(answer), tmp_path, epochs=2, **more)
+    status, said = recompute(log.location)
+    assert status == 0, said
+    assert "14 trials, 2 with an error" in said
+    where = " level=0.0" if grouped else ""
+    counted = next(line for line in said.splitlines() if f"/errored{where} " in line)
+    assert "= 2 trials" in counted
+    first = [line for line in said.splitlines() if "/first_score " in line]
+    assert sum(int(line.partition("n=")[2].split()[0]) for line in first) == 2 * 5
+    means = [float(line.split("n=")[1].split()[1]) for line in first]
+    assert means == ([11, 13] if grouped else [pytest.approx(61 / 5)])
