@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from esr_eval.analysis.activations import read_traces
 from esr_eval.analysis.region_tokens import Region
+from esr_eval.analysis.regions import region_statistics
 from esr_eval.analysis.trace_plot import trace_figure
 from esr_eval.analysis.traces import Trace
 from esr_eval.cli import app
@@ -211,14 +212,17 @@ def test_without_self_correction_the_way_out_is_told(logs, tmp_path):
 # --- choosing episodes ---
 
 
+def in_order(log):
+    return sorted(log.samples, key=lambda one: log.eval.dataset.sample_ids.index(one.id))
+
+
 @pytest.fixture
 def rewritten(logs, tmp_path):
     """The steered log with responses and scores of one's own."""
 
     def write(*changes, metadata=None):
         log = read_eval_log(logs[0].location)
-        log.samples.sort(key=lambda sample: log.eval.dataset.sample_ids.index(sample.id))
-        for sample, (response, multi) in zip(log.samples, changes, strict=False):
+        for sample, (response, multi) in zip(in_order(log), changes, strict=False):
             sample.output.completion = response
             sample.scores["attempts"].value["multi_attempt"] = multi
         log.eval.metadata |= metadata or {}
@@ -252,6 +256,36 @@ def test_judge_or_phrases_make_an_episode(rewritten):
     assert len(draws) > 2
     with pytest.raises(EsrError, match="episodes=0"):
         read_episodes(path, RUNTIME, "steered", count=0)
+
+
+@pytest.mark.model
+def test_a_self_correcting_answer_is_split_into_its_regions(rewritten, tmp_path):
+    drift = "The river flows past the old mill 🌊 and the boats drift with the tide to the sea."
+    restart = "Wait, that's not right. Let me start over."
+
+    def answer(topic):
+        back = f"Here is how to {topic}: to {topic}, follow these steps one by one."
+        return f"{drift} {restart} {back}"
+
+    topics = [sample.metadata["topic"] for sample in in_order(read_eval_log(rewritten()))]
+    path = rewritten(*[(answer(topic), 0.0) for topic in topics[:2]])
+    log = run("activations", tmp_path, source=path, detectors=DETECTORS)
+    assert log.eval.metadata["multi_attempt"] == 2 and log.eval.metadata["responses"] == 4
+    traces = read_traces(log.location).traces
+    assert len(traces) == 2
+    for trace in traces:
+        kinds = dict.fromkeys(trace.kinds.tolist())
+        assert list(kinds) == ["off_topic", "correction", "on_topic"]
+        [wait] = [
+            i for i, (a, b) in enumerate(trace.offsets.tolist()) if "Wait" in trace.response[a:b]
+        ]
+        assert trace.kinds[wait] == "correction" and trace.kinds[wait - 1] == "off_topic"
+        # The boost acts in all three regions alike; what is read there is not one number.
+        boosted = [trace.activations["boosted"][0, trace.kinds == kind].mean() for kind in kinds]
+        assert min(boosted) > 0 and len(set(boosted)) == 3
+    statistics = region_statistics(traces)
+    paired = [one for one in statistics.contrasts if one.paired and one.latents == "detectors"]
+    assert [one.contrast.n_first for one in paired] == [2, 2]
 
 
 @pytest.mark.model
