@@ -23,7 +23,8 @@ _ARGUMENTS = {
 """What a task needs beyond the model; capital words are logs or files of other experiments."""
 _READING = (
     "In parentheses: 95 % intervals that respect the clustering of trials by latent. All sentences "
-    "and numbers are computed from the logs."
+    "and numbers are computed from the logs. Intervals of mean scores rest on the spread between "
+    "latents: with few of them they are wide, and may reach beyond the scale of 0 to 100."
 )
 
 

@@ -90,7 +90,7 @@ def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Stored
             try:
                 log = read_stored(info.name)
             except EsrError as error:
-                note(f"Left out: {error.message}")
+                note(f"Left out: {without_place(error.message, info.name)}")
                 continue
             found[_identity(log.path)] = log
     logs = _without_superseded(list(found.values()), note)
@@ -113,11 +113,18 @@ def read_stored(path: str) -> StoredLog:
         raise EsrError(f"There is no log {path}.") from None
     except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
         raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
+    path = path.removeprefix("file://")
     samples.sort(key=lambda sample: (str(sample.id), sample.epoch))
     experiment = _experiment(header, samples)
     about = header.eval.metadata or {}
     label = about.get("condition") or (experiment.id if experiment else header.eval.task)
     return StoredLog(path, header, samples, experiment, str(label))
+
+
+def without_place(message: str, path: str) -> str:
+    """A message that names the log by its file alone: a report is read on other machines, too."""
+    file = path.rstrip("/").rpartition("/")[2]
+    return message.replace(path, file).replace(path.removeprefix("file://"), file)
 
 
 def _identity(path: str) -> str:

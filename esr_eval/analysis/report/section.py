@@ -8,7 +8,9 @@ import pandas as pd
 
 from esr_eval.analysis.report.comparisons import Compared
 from esr_eval.analysis.report.conditions import Condition
-from esr_eval.analysis.report.logs import StoredLog
+from esr_eval.analysis.report.logs import StoredLog, without_place
+from esr_eval.analysis.report.text import one_line
+from esr_eval.errors import EsrError
 
 
 @dataclass(frozen=True)
@@ -104,3 +106,8 @@ class Section:
     parts: list[Part] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     experiment: str | None = None
+
+
+def unusable(log: StoredLog, error: EsrError) -> str:
+    """What is told in place of an answer where a log's activations or verdicts cannot be used."""
+    return f"{one_line(log.condition)}: {one_line(without_place(error.message, log.path), 300)}"

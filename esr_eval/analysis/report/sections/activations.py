@@ -7,7 +7,15 @@ from esr_eval.analysis.latent_effects import latent_effects
 from esr_eval.analysis.region_tables import TITLES, region_frame
 from esr_eval.analysis.regions import RegionContrast, RegionStatistics, region_statistics
 from esr_eval.analysis.report.logs import StoredLog
-from esr_eval.analysis.report.section import Evidence, Part, Picture, Pictures, Section, Table
+from esr_eval.analysis.report.section import (
+    Evidence,
+    Part,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    unusable,
+)
 from esr_eval.analysis.report.style import embed, look
 from esr_eval.analysis.report.text import NONE, count, one_line, p_value
 from esr_eval.analysis.trace_plot import trace_figure
@@ -34,7 +42,7 @@ def section(evidence: Evidence) -> Section | None:
         try:
             found = read_traces(log.path)
         except EsrError as error:
-            answers.append(f"{one_line(log.condition)}: {one_line(error.message, 300)}")
+            answers.append(unusable(log, error))
             continue
         statistics = region_statistics(found.traces)
         answers.append(_answer(log, found, statistics))

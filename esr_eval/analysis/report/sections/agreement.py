@@ -5,7 +5,7 @@ import pandas as pd
 from esr_eval.analysis.agreement import AgreementReport, agreement_of
 from esr_eval.analysis.report.conditions import Measured
 from esr_eval.analysis.report.logs import StoredLog
-from esr_eval.analysis.report.section import Evidence, Part, Section, Table
+from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.analysis.report.text import NONE, count, one_line, percent
 from esr_eval.analysis.stats import Rate
 from esr_eval.errors import EsrError
@@ -23,7 +23,7 @@ def section(evidence: Evidence) -> Section | None:
         try:
             report = agreement_of(log.path)
         except EsrError as error:
-            answers.append(f"{one_line(log.condition)}: {one_line(error.message, 300)}")
+            answers.append(unusable(log, error))
             continue
         answers.append(_answer(log, report))
         parts += [_judges(log, report), _pairs(log, report)]

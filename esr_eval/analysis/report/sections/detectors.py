@@ -4,7 +4,7 @@ import pandas as pd
 
 from esr_eval.analysis.detectors import find_detectors
 from esr_eval.analysis.report.logs import StoredLog
-from esr_eval.analysis.report.section import Evidence, Part, Section, Table
+from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.analysis.report.text import NONE, count, one_line
 from esr_eval.detector_report import RULES, Detector, DetectorReport, Rule
 from esr_eval.errors import EsrError
@@ -28,7 +28,7 @@ def section(evidence: Evidence) -> Section | None:
         try:
             report = find_detectors(log.path)
         except EsrError as error:
-            answers.append(f"{one_line(log.condition)}: {one_line(error.message, 300)}")
+            answers.append(unusable(log, error))
             continue
         for rule in RULES:
             answers.append(_answer(log, report, rule))
@@ -51,8 +51,8 @@ def section(evidence: Evidence) -> Section | None:
 def _answer(log: StoredLog, report: DetectorReport, rule: Rule) -> str:
     found = report.sets[rule]
     settings = (
-        f"active on at most {report.max_matched:.0%} of matched and at least "
-        f"{report.min_mismatched:.0%} of mismatched pairs"
+        f"active on at most {100 * report.max_matched:.0f} % of matched and at least "
+        f"{100 * report.min_mismatched:.0f} % of mismatched pairs"
         if rule == "silent"
         else f"the {report.top} of greatest AUC"
     )

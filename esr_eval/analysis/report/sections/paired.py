@@ -57,7 +57,7 @@ def _answer(compared: list[Compared]) -> str:
     tested = [one for one in compared if one.holm is not None]
     clear = [one for one in tested if one.holm is not None and one.holm < LEVEL]
     said = f"{len(clear)} of {count(len(tested), 'tested difference')} "
-    said += f"hold{'s' if len(clear) == 1 else ''} at {LEVEL:.0%} after Holm's correction"
+    said += f"hold{'s' if len(clear) == 1 else ''} at {100 * LEVEL:.0f} % after Holm's correction"
     if not clear:
         return f"{said}."
     named = "; ".join(f"{one_line(one.condition.name)}: {in_words(one)}" for one in clear[:12])
