@@ -108,7 +108,7 @@ def _originals(choices: Choices) -> list[Step]:
     return [
         _calibration("calibrate", drawn, choices),
         # Another draw than the main run's; what both share is calibrated once.
-        _calibration("calibrate_sweep", few, choices),
+        *([] if few == drawn else [_calibration("calibrate_sweep", few, choices)]),
         _answered("main", "esr", _always(main), trials, views=2),
         _answered("no_steering", "esr", _always({**main, "steering": False}), trials, views=2),
         _answered(

@@ -1,0 +1,79 @@
+"""The whole paper on the embedded subject, very small: interrupted, resumed, reported."""
+
+import re
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from esr_eval.catalogue import EXPERIMENTS
+from esr_eval.cli import app
+from esr_eval.paper import run as paper_run
+from esr_eval.paper import scales
+from esr_eval.paper.run import finished
+
+pytestmark = pytest.mark.model
+
+MICRO = scales.Scale(2, 1, (2, 2, 1), 1, 1, 1, 1, 30, 2, 2)
+VARYING = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[\w-]+_(?P<task>[a-z-]+)_\w+")
+
+
+def paper(logs, *more):
+    arguments = ["paper", "--scale", "tiny", "--logs", str(logs), "--max-tokens", "12", *more]
+    return CliRunner().invoke(app, arguments, catch_exceptions=True)
+
+
+def report_of(logs):
+    """The report's files, the names of logs taken out, which bear the time they were made."""
+    files = sorted(path for path in (logs / "report").rglob("*") if path.is_file())
+    assert files
+    return {
+        str(path.relative_to(logs)): VARYING.sub(r"\g<task>", path.read_text("utf-8"))
+        for path in files
+    }
+
+
+def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(scales.SCALES, "tiny", MICRO)
+    logs = tmp_path / "whole"
+    eval_set, ran = paper_run.eval_set, []
+
+    def interrupted(task, **settings):
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        ran.append(task)
+        return eval_set(task, **settings)
+
+    monkeypatch.setattr(paper_run, "eval_set", interrupted)
+    assert paper(logs).exit_code != 0
+    first = finished(logs)
+    assert len(first) == 5 and not (logs / "report").exists()
+
+    again = []
+    monkeypatch.setattr(
+        paper_run, "eval_set", lambda task, **more: (again.append(task), eval_set(task, **more))[1]
+    )
+    result = paper(logs)
+    assert result.exit_code == 0, result.output
+    done = finished(logs)
+    # What had ended was not run again, and its logs are the same files.
+    assert len(again) == len(done) - len(first)
+    assert {key: done[key] for key in first} == first
+    page = (logs / "report" / "index.html").read_text("utf-8")
+    for experiment in EXPERIMENTS:
+        if experiment.id != "finetuned" or "calibrate_tuned" in done:
+            assert experiment.question in page
+
+    # The same run with its last logs lost: they are made again, and the report does not change.
+    other = tmp_path / "resumed"
+    shutil.copytree(logs, other, ignore=shutil.ignore_patterns("report"))
+    for key in ("held_out", "meta_resist_manipulation", "prefill", "cross_judge"):
+        (other / done[key].rpartition("/")[2]).unlink()
+    assert paper(other).exit_code == 0
+    assert report_of(other) == report_of(logs)
+
+
+def test_a_dry_run_only_tells(tmp_path):
+    result = paper(tmp_path / "logs", "--dry-run")
+    assert result.exit_code == 0 and "to do" in result.output
+    assert not (tmp_path / "logs").exists()
