@@ -128,6 +128,21 @@ def summary(
 
 @app.command()
 @_plainly
+def report(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the page and its tables.")
+    ] = Path("report"),
+) -> None:
+    """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
+    from esr_eval.analysis.report import write_report
+
+    page = write_report(logs, output, note=lambda text: typer.echo(text, err=True))
+    typer.echo(f"The report: {page}")
+
+
+@app.command()
+@_plainly
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
     scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
