@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai import score as inspect_score
+from inspect_ai.dataset import Sample
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -15,6 +17,7 @@ from esr_eval.errors import EsrError
 from esr_eval.selection import Finding, activities, draw_candidates, funnel_of
 from esr_eval.selection_run import read_selection
 from esr_eval.subjects import find_subject
+from esr_eval.survey import survey_candidates
 from esr_eval.tasks.selection import selection
 
 LABELLED = [Latent(index=i, label=f"label {i}") for i in range(40)]
@@ -63,7 +66,6 @@ def test_rules_on_planted_activations():
 @pytest.mark.model
 def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
     monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
-    # Position 0 left in: there most latents fire, and rule `zero` must reject them.
     available = {latent.index: latent for latent in load_latents(find_subject("smollm2-135m"))}
     mixed = [available[143], available[238], Latent(index=5, label="the word of")]
     labels = tmp_path / "labels.csv"
@@ -72,19 +74,15 @@ def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
 
     topics = [prompt.topic for prompt in prompts()[:3]]
 
-    def run(**model_args):
-        [log] = inspect_eval(
-            "esr_eval/select_latents",
-            model="esr/smollm2-135m",
-            model_args={"device": "cpu", **model_args},
-            task_args={"latents": str(labels), "topics": topics},
-            log_dir=str(tmp_path / "logs"),
-            display="none",
-        )
-        assert log.status == "success", log.error
-        return log
-
-    log = run()
+    [log] = inspect_eval(
+        "esr_eval/select_latents",
+        model="esr/smollm2-135m",
+        model_args={"device": "cpu"},
+        task_args={"latents": str(labels), "topics": topics},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", log.error
     rows = {s.metadata["latent"]: s.scores["selection"] for s in log.samples}
     # The embedded labels were chosen among latents silent on the prompts (model card).
     for index in (143, 238):
@@ -102,7 +100,25 @@ def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
     strict = inspect_score(log, selection(min_concreteness=100), action="overwrite", display="none")
     assert all(s.scores["selection"].value["kept"] == 0 for s in strict.samples)
 
-    every = run(skip_first=0)
+    # The same test put together by hand, position 0 left in: there most latents fire.
+    [every] = inspect_eval(
+        Task(
+            dataset=[
+                Sample(input="?", metadata={"latent": one.index, "label": one.label})
+                for one in mixed
+            ],
+            solver=survey_candidates(
+                [one.index for one in mixed],
+                [one.label for one in mixed],
+                [prompts()[0].model_dump()],
+            ),
+            scorer=selection(),
+        ),
+        model="esr/smollm2-135m",
+        model_args={"device": "cpu", "skip_first": 0},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
     active = [s.scores["selection"].value["relevant"] for s in every.samples]
     assert sum(active) > sum(score.value["relevant"] for score in rows.values())
     named = {s.scores["selection"].metadata["prompt"] for s in every.samples}
