@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esr_eval.errors import EsrError
 from esr_eval.finetune.checks import Checker, Rejects
-from esr_eval.finetune.data import Example, Journal, Segment
+from esr_eval.finetune.data import Example, Journal, Kind, Part, Segment
 from esr_eval.finetune.material import SUBJECT_FRAME, off_topic_subjects, training_tasks
 
 MAX_TOKENS = 900
@@ -62,7 +62,7 @@ class Order(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
-    kind: str
+    kind: Kind
     prompt: str
     topic: str
     subject: str | None = None
@@ -88,7 +88,7 @@ def orders(corrections: int, plain: int, seed: int) -> list[Order]:
             kind="correction",
             prompt=task.text,
             topic=task.topic,
-            # Drawn, because 210 tasks and 50 subjects in turn would pair up in the same way for ever.
+            # Drawn: 210 tasks and 50 subjects in turn would always meet in the same pairs.
             subject=rng.choice(subjects),
         )
         for i in range(corrections)
@@ -117,14 +117,14 @@ def parse(order: Order, output: ModelOutput, writer: str) -> Example | str:
     except (ValueError, ValidationError):
         return "writer's reply is not the JSON asked for"
     texts = {name: text.strip() for name, text in written.model_dump().items()}
-    wanted = (
+    wanted: tuple[Part, ...] = (
         ("off_topic", "correction", "on_topic") if order.kind == "correction" else ("on_topic",)
     )
     if missing := [name for name in wanted if not texts[name]]:
         return f"part missing: {missing[0]}"
     segments = [
         Segment(
-            part=name,  # type: ignore[arg-type]
+            part=name,
             text=texts[name] + (" " if name != "on_topic" else ""),
             trained=name != "off_topic",
         )
@@ -132,7 +132,7 @@ def parse(order: Order, output: ModelOutput, writer: str) -> Example | str:
     ]
     return Example(
         id=order.id,
-        kind=order.kind,  # type: ignore[arg-type]
+        kind=order.kind,
         prompt=order.prompt,
         topic=order.topic,
         segments=tuple(segments),
@@ -154,7 +154,8 @@ async def write_hosted(
 ) -> tuple[list[Example], Rejects]:
     """Have a model write examples; what is written already is not asked for again.
 
-    A rejected example is not asked for again either: its reason is kept and counted.
+    A rejected example is not asked for again either: its reason is kept and counted. A request
+    that failed is not in the journal, so the next run asks again.
 
     Args:
         model: Name of an Inspect model, or the model.
@@ -183,22 +184,21 @@ async def write_hosted(
         ),
     )
     limiter = anyio.CapacityLimiter(concurrency)
-    state = {"failed": 0}
+    failures: list[str] = []
     todo = [order for order in wanted if order.id not in known]
 
     async def write(order: Order) -> None:
         async with limiter:
-            if state["failed"] >= FAILURES_IN_A_ROW:
+            if len(failures) >= FAILURES_IN_A_ROW:
                 return
             try:
                 output = await writer.generate(
                     [ChatMessageUser(content=order.request())], config=config
                 )
             except Exception as error:  # every provider raises errors of its own
-                state["failed"] += 1
-                state["why"] = f"{type(error).__name__}: {error}"[:200]  # type: ignore[assignment]
+                failures.append(f"{type(error).__name__}: {error}"[:200])
                 return
-            state["failed"] = 0
+            failures.clear()
             parsed = parse(order, output, name)
             entry: dict[str, object] = {"id": order.id, "request": order.request()}
             if isinstance(parsed, str):
@@ -215,7 +215,7 @@ async def write_hosted(
     if unwritten := [order.id for order in wanted if order.id not in known]:
         raise EsrError(
             f"{name} failed on {len(unwritten)} of {len(wanted)} examples "
-            f"({state.get('why', 'no reason given')}): run the same command to go on."
+            f"({failures[-1] if failures else 'some in between'}): run the same command to go on."
         )
     return _checked([known[order.id] for order in wanted], checker)
 

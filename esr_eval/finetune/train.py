@@ -125,7 +125,6 @@ def train(
     layer = layers[steered if steered is not None else len(layers) // 2]
     with boosted(trainer.model, layer, runtime.skip_first):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        losses = trainer.evaluate() if held else {}
     facts = Facts.of(
         training=training,
         validation=validation,
@@ -136,7 +135,7 @@ def train(
         steps=int(result.global_step),
         seconds=float(result.metrics["train_runtime"]),
         train_loss=_last_loss(trainer.state.log_history, float(result.training_loss)),
-        val_loss=losses.get("eval_loss"),
+        val_loss=_validation(trainer.state.log_history),
         device=str(trainer.args.device),
         versions={name: version(name) for name in PACKAGES},
         note=note,
@@ -222,8 +221,13 @@ def _checkpoint(folder: Path, resume: bool, last: Any) -> str | None:
 
 def _last_loss(history: Sequence[dict[str, Any]], mean: float) -> float:
     """Mean of the last logged losses: the mean over the whole run says little."""
-    losses = [entry["loss"] for entry in history if "loss" in entry][-3:]
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry][-3:]
     return sum(losses) / len(losses) if losses else mean
+
+
+def _validation(history: Sequence[dict[str, Any]]) -> float | None:
+    losses = [float(entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    return losses[-1] if losses else None
 
 
 def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
