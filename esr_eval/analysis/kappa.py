@@ -26,7 +26,9 @@ def clustered_kappa(
     """Cohen's kappa of two judges' yes and no, with the percentile interval of resampled clusters.
 
     Resamples in which both judges say the same of everything have no kappa and are left out; where
-    they are the most, there is no interval, and neither with a single cluster.
+    they are the most, there is no interval. Nor is there one from a single cluster, or where the
+    judges never both say yes or never both say no: no resample would, and the interval of rare
+    events would come out far too narrow.
 
     Args:
         first: 0 or 1 for each response, by the one judge; NaN leaves the response out.
@@ -54,8 +56,8 @@ def clustered_kappa(
     if np.isnan(_kappa(*cells)):
         return None
     table = np.array([cell.sum() for cell in cells]).reshape(2, 2)
-    value = float(cohens_kappa(table, return_results=True).kappa)
-    if count < 2:
+    value = float(cohens_kappa(table, return_results=False))
+    if count < 2 or not table[0, 0] or not table[1, 1]:
         return Estimate(value)
     with warnings.catch_warnings():
         # Its own interval is NaN where any resample is; ours leaves those out, see above.
