@@ -137,6 +137,9 @@ def test_arrays_stay_out_of_the_log_and_numbers_are_in_it(logs):
     assert set(means) == {"steered", "unsteered"} and means["steered"] > means["unsteered"]
     assert read.eval.metadata["condition"] == "4 steered answers, 4 unsteered"
     assert set(read.eval.metadata["replay"]) == {"source", "baseline"}
+    [step] = read.plan.steps
+    assert step.solver == "esr_eval/read_answer"
+    assert step.params == {"sets": {"detectors": DETECTORS, "backtracking": [9, 10]}, "layer": 14}
 
 
 @pytest.mark.model
