@@ -88,6 +88,11 @@ class Condition:
         return found if isinstance(found, dict) else {}
 
     @property
+    def direction(self) -> str:
+        """What was boosted, as a noun: an SAE's latent, or a plain vector."""
+        return "vector" if self.trials["vector"].notna().any() else "latent"
+
+    @property
     def failed(self) -> pd.Series:
         """Which trials failed before there was a response."""
         return self.trials["error"] | (self.trials["errored"] == 1)

@@ -42,8 +42,8 @@ def section(evidence: Evidence, special: Sequence[Section]) -> Section:
         if not logs:
             continue
         answers = list(own.get(experiment.id, []))
-        for condition in evidence.of(experiment.id):
-            answers.append(sentence(condition, evidence.compared))
+        if not answers:
+            answers = [sentence(one, evidence.compared) for one in evidence.of(experiment.id)]
         if not answers:
             answers = [f"{count(len(logs), 'log')} without a score yet."]
         present.append({"experiment": experiment, "answers": answers})
@@ -83,8 +83,8 @@ def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     esr = found["esr"]
     said = (
         f"{name}: of {count(multi.n, 'trial')} with an attempt "
-        f"({count(multi.clusters, 'latent')}), {multi.hits:,} held several, {percent(multi)}, "
-        f"and {esr.hits:,} ended better than they began, {percent(esr)}; first attempts scored "
+        f"({count(multi.clusters, condition.direction)}), {multi.hits:,} held several, "
+        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}; first attempts scored "
         f"{mean(first)} of 100."
     )
     against = [

@@ -48,8 +48,10 @@ def histogram(
             axes.stairs(100 * _shares(reference, bins), bins, color="black", linewidth=1.6)
             axes.plot([], [], color="black", linewidth=1.6, label="main run")
         axes.plot([], [], color=VERMILION, linestyle="--", label=f"mean {values.mean():.1f}")
-        axes.set(title=title, xlabel=xlabel, ylabel="share of trials, %", ylim=(0, None))
-        axes.legend(fontsize=8, frameon=False)
+        axes.set(title=title, xlabel=xlabel, ylabel="share of trials, %")
+        # Room for the legend above the highest bar.
+        axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+        axes.legend(fontsize=8, frameon=False, loc="upper center", ncols=3)
 
     told = ", ".join(
         f"{low:.0f} to {high:.0f}: {100 * share:.0f} %"
@@ -89,10 +91,11 @@ def curves(
 
     def paint(axes: "Axes") -> None:
         levels = sorted({level for points in series.values() for level, _ in points})
-        step = min(np.diff(levels), default=1.0)
+        # Side by side, so that intervals do not hide each other.
+        shift = 0.06 * min(1.0, *np.diff(levels)) if len(levels) > 1 else 0.06
         for at, (name, points) in enumerate(series.items()):
             colour, marker, line = LINES[at % len(LINES)]
-            x = np.array([level for level, _ in points]) + 0.06 * step * (at - len(series) / 2)
+            x = np.array([level for level, _ in points]) + shift * (at - (len(series) - 1) / 2)
             y = scale * np.array([one.value for _, one in points])
             low = scale * np.array([one.value if one.low is None else one.low for _, one in points])
             high = scale * np.array(
@@ -125,9 +128,16 @@ def curves(
 
 
 def scatter(
-    x: Floats, y: Floats, *, title: str, xlabel: str, ylabel: str, diagonal: bool = False
+    x: Floats,
+    y: Floats,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    diagonal: bool = False,
+    noun: str = "latent",
 ) -> Picture:
-    """One point for each latent; with a diagonal where both axes measure the same."""
+    """One point for each latent (or other noun); a diagonal where both axes measure the same."""
 
     def paint(axes: "Axes") -> None:
         if diagonal:
@@ -151,6 +161,6 @@ def scatter(
     ranges = f"{xlabel} {x.min():.1f} to {x.max():.1f}, {ylabel} {y.min():.1f} to {y.max():.1f}"
     return draw(
         paint,
-        alt=f"Scatter of {len(x)} latents, {title}; {ranges}.{spread}",
-        caption=f"{title}: {len(x)} latents.{spread}",
+        alt=f"Scatter of {len(x)} {noun}s, {title}; {ranges}.{spread}",
+        caption=f"{title}: {len(x)} {noun}s.{spread}",
     )

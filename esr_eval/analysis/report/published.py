@@ -12,6 +12,7 @@ from esr_eval.errors import EsrError
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 JUDGE_OF_RECORD = PAPER_GRADER.rpartition("/")[2]
+OTHER_CONDITION = "other condition"
 PAPER_SUBJECTS = ("llama-70b", "llama-8b", "gemma-27b", "gemma-9b", "gemma-2b")
 
 
@@ -124,7 +125,7 @@ def _reasons(figure: Figure, condition: Condition) -> tuple[str, ...]:
     if not (judge or "").rpartition("/")[2].startswith(figure.judge):
         found.append("other judge")
     if figure.condition is not None and figure.condition not in _words(condition.log.condition):
-        found.append("other condition")
+        found.append(OTHER_CONDITION)
     settings = condition.log.header.plan.config
     if settings.max_tokens is not None and settings.max_tokens != _data()["max_tokens"]:
         found.append("other length of answers")

@@ -48,7 +48,7 @@ _SETTINGS = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
-    "hatch.linewidth": 0.6,
+    "hatch.linewidth": 1.0,
     "figure.constrained_layout.use": True,
 }
 

@@ -5,7 +5,7 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.plots import scatter
 from esr_eval.analysis.report.section import Evidence, Picture, Pictures, Section
-from esr_eval.analysis.report.text import one_line
+from esr_eval.analysis.report.text import count, one_line
 
 FEWEST = 3
 """Latents below which a scatter says nothing."""
@@ -22,12 +22,13 @@ def section(evidence: Evidence) -> Section | None:
             title=one_line(one.name, 44),
             xlabel="strength of the boost",
             ylabel="mean first score",
+            noun=one.direction,
         )
         for one, table in tables
     ]
     frames = [_labelled(one, table) for one, table in tables]
     said = [
-        f"{one_line(one.name)}: mean first scores of {len(table)} latents range from "
+        f"{one_line(one.name)}: mean first scores of {count(len(table), one.direction)} range from "
         f"{table['first_score'].min():.0f} to {table['first_score'].max():.0f} "
         f"(middle half {table['first_score'].quantile(0.25):.0f} to "
         f"{table['first_score'].quantile(0.75):.0f})."

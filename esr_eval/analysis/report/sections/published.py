@@ -3,7 +3,13 @@
 import pandas as pd
 
 from esr_eval.analysis.report.conditions import SHARES, Condition
-from esr_eval.analysis.report.published import Figure, Verdict, statements, verdicts
+from esr_eval.analysis.report.published import (
+    OTHER_CONDITION,
+    Figure,
+    Verdict,
+    statements,
+    verdicts,
+)
 from esr_eval.analysis.report.section import Evidence, Section, Table
 from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
 
@@ -20,7 +26,14 @@ _TITLES = {
 
 def section(evidence: Evidence) -> Section | None:
     """One row for each published figure of an experiment that ran."""
-    found = [(one, verdict) for one in evidence.conditions for verdict in verdicts(one)]
+    every = [(one, verdict) for one in evidence.conditions for verdict in verdicts(one)]
+    matched = {verdict.figure for _, verdict in every if OTHER_CONDITION not in verdict.reasons}
+    # A figure of another condition stands here only where its own was not run.
+    found = [
+        (one, verdict)
+        for one, verdict in every
+        if OTHER_CONDITION not in verdict.reasons or verdict.figure not in matched
+    ]
     said = [
         (experiment.title, text)
         for experiment in dict.fromkeys(log.experiment for log in evidence.logs if log.experiment)
