@@ -84,8 +84,8 @@ def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     said = (
         f"{name}: of {count(multi.n, 'trial')} with an attempt "
         f"({count(multi.clusters, condition.direction)}), {multi.hits:,} held several, "
-        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}; first attempts scored "
-        f"{mean(first)} of 100."
+        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}; "
+        f"first attempts scored {mean(first)} of 100."
     )
     against = [
         one
