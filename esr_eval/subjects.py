@@ -89,7 +89,12 @@ class Subject(BaseModel):
 def subjects() -> dict[str, Subject]:
     """All named subjects, the embedded one first."""
     text = resources.files("esr_eval.data").joinpath("subjects.json").read_text("utf-8")
-    found = {name: Subject(name=name, **entry) for name, entry in json.loads(text).items()}
+    entries = json.loads(text)
+    found = {}
+    for name, entry in entries.items():
+        # A tuned subject is its base but for what its own entry says.
+        base = entries[entry.pop("like")] if "like" in entry else {}
+        found[name] = Subject(name=name, **{**base, **entry})
     return dict(sorted(found.items(), key=lambda item: item[1].n_parameters or 0))
 
 

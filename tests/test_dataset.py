@@ -12,7 +12,7 @@ from esr_eval.dataset import (
     trials_dataset,
 )
 from esr_eval.errors import EsrError
-from esr_eval.subjects import find_subject, subjects
+from esr_eval.subjects import embedded_path, find_subject, subjects
 from esr_eval.trial import Trial
 
 LATENTS = [Latent(index=i, label=f"concept {i}") for i in (3, 8, 21, 40)]
@@ -106,9 +106,8 @@ def test_choosing_latents_and_topics():
 
 def test_subjects_carry_the_papers_settings():
     known = subjects()
-    assert {"llama-70b", "llama-8b", "gemma-2b", "gemma-9b", "gemma-27b", "smollm2-135m"} == set(
-        known
-    )
+    papers = {"llama-70b", "llama-8b", "gemma-2b", "gemma-9b", "gemma-27b"}
+    assert set(known) == papers | {"smollm2-135m", "smollm2-135m-esr"}
     big = known["llama-70b"]
     assert (big.steering_layer, big.feature_layer, big.repetition_penalty) == (33, 50, 1.2)
     assert big.calibration.samples_per_round == 5
@@ -116,6 +115,15 @@ def test_subjects_carry_the_papers_settings():
     with pytest.raises(EsrError, match="Did you mean llama-70b"):
         find_subject("lama-70b")
     assert find_subject("esr/gemma-9b").name == "gemma-9b"
+
+
+def test_a_tuned_subject_is_its_base_with_an_adapter():
+    base, tuned = find_subject("smollm2-135m"), find_subject("smollm2-135m-esr")
+    assert base.tuned == tuned.name and tuned.tuned is None and base.adapter is None
+    own = {"name", "tuned", "adapter", "strengths"}
+    assert tuned.model_dump(exclude=own) == base.model_dump(exclude=own)
+    assert embedded_path(tuned.adapter).is_dir()
+    assert tuned.runtime().adapter == tuned.adapter
 
 
 def test_the_embedded_subjects_labels_fit_its_sae():

@@ -82,7 +82,7 @@ def test_choosing_checks_the_scale_and_the_latents(tmp_path):
         paper, scale="tiny", seed=0, latents=None, detectors=None, vectors=None, graders=[]
     )
     # The embedded subject ships its strengths: nothing is left to calibrate.
-    assert set(chosen.uncalibrated.values()) == {0}
+    assert chosen.uncalibrated["calibrate"] == chosen.uncalibrated["calibrate_sweep"] == 0
     arguments = {"seed": 0, "detectors": None, "vectors": None, "graders": []}
     with pytest.raises(EsrError, match="there are tiny, small, full"):
         choose(paper, scale="huge", latents=None, **arguments)
