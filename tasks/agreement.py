@@ -15,7 +15,7 @@ from esr_eval.scorers.agreement import (
     judge_name,
     judge_of_record,
 )
-from esr_eval.scorers.grader import judge_model
+from esr_eval.scorers.grader import GRADER_ROLE, judge_model
 
 VERSION = 1
 PAPER = {
@@ -28,7 +28,7 @@ PAPER = {
 @task
 def cross_judge(
     source: str,
-    graders: str | list[str],
+    graders: str | list[str] = GRADER_ROLE,
     n: int = 1000,
     min_per_model: int = 100,
     seed: int = 0,
@@ -42,6 +42,7 @@ def cross_judge(
     Args:
         source: Logs, comma-separated, or folders of logs.
         graders: Judges, comma-separated: PROVIDER/MODEL, or names bound with --model-role.
+            Default: the one bound with --model-role grader=PROVIDER/MODEL.
         n: How many responses.
         min_per_model: Responses of each model at least, where it has as many and n leaves room.
         seed: Seed of the choice of responses.

@@ -306,6 +306,7 @@ def test_folders_and_lists_of_logs(tmp_path, crossed):
     ("task_args", "problem"),
     [
         ({"graders": "third"}, "'third' is no judge: give PROVIDER/MODEL"),
+        ({"graders": "grader"}, "'grader' is no judge: .* --model-role grader=PROVIDER/MODEL"),
         ({"graders": ","}, "Name the judges"),
         ({"graders": "second", "n": 0}, "nothing to judge"),
         ({"graders": "esr-judge/nobody"}, "no judge esr-judge/nobody"),
