@@ -123,7 +123,7 @@ def read_all(path: str | Path) -> dict[str, Measured]:
         return {found.name: found}
     logs: dict[str, Measured] = {}
     for log in list_eval_logs(str(path), descending=False):
-        found = read_measured(log.name)
+        found = read_measured(log.name.removeprefix("file://"))
         if found.name in logs:
             raise EsrError(f"{path} has several logs of {found.name}: name the one to compare.")
         logs[found.name] = found

@@ -46,9 +46,9 @@ def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float)
     names = list(dict.fromkeys(change.log for change in found.changes))
     table = Table(
         title=escape(f"New against base: {names[0]}" if len(names) == 1 else "New against base"),
-        caption=f"Intervals: {level:.3g}, clustered by latent. p: Holm over the "
-        f"{sum(change.p_value is not None for change in found.changes)} tests that could fail; "
-        "- where all is alike, or one latent is all there is.",
+        caption=f"Intervals: {100 * level:g} %, clustered by latent. p: by Holm over all tests ("
+        f"{sum(change.p_value is not None for change in found.changes)}); - where all trials are "
+        "alike, or there is one latent only.",
     )
     for column in ("", "base", "new", "difference", "p", "trials", "verdict"):
         table.add_column(column, justify="left" if column in ("", "verdict") else "right")
