@@ -35,7 +35,7 @@ class Scale:
 SCALES = {
     # The embedded subject answers in 120 tokens: a beginning of 1,100 characters would be all.
     "tiny": Scale(12, 4, (8, 3, 2), 2, 3, 2, 3, 160, 60, 24),
-    "small": Scale(50, 5, (8, 10, 5), 5, 3, 5, 5, 1100, 300, 60),
+    "small": Scale(30, 5, (8, 10, 5), 5, 3, 5, 5, 1100, 300, 60),
     "full": Scale(500, 5, (8, 25, 10), 10, 3, 40, 5, 1100, 1000, 150),
 }
 """By name; full is the paper's."""
