@@ -23,8 +23,9 @@ from simulation import SimulatedJudge
 from esr_eval.analysis.comparisons import compare_pairs, shared_trials
 from esr_eval.analysis.report import gallery, write_report
 from esr_eval.analysis.report.comparisons import compare_with_main
-from esr_eval.analysis.report.conditions import Measured, conditions_of
+from esr_eval.analysis.report.conditions import conditions_of
 from esr_eval.analysis.report.logs import read_logs
+from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
 from esr_eval.analysis.report.text import one_line, shown
 from esr_eval.analysis.trial_values import read_values

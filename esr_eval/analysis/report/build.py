@@ -25,7 +25,11 @@ def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> P
     evidence = Evidence(logs, conditions, compare_with_main(conditions))
     for log in logs:
         if log.experiment is None:
-            remember(f"{log.file} ({log.header.eval.task}) belongs to no experiment.")
+            told = f"{log.file} ({log.header.eval.task}) is no experiment of the paper"
+            used = any(one.log is log for one in conditions)
+            remember(
+                f"{told}; its numbers are shown all the same." if used else f"Left out: {told}."
+            )
     found = [one for make in SECTIONS if (one := make(evidence)) is not None]
     sections = [experiments.section(evidence, found), *found]
     episodes = gallery.section(evidence)

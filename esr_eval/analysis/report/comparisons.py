@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from esr_eval.analysis.clustered_difference import Difference, mean_difference
 from esr_eval.analysis.comparisons import PairedComparison, compare_pairs, shared_trials
 from esr_eval.analysis.rate_tests import holm
-from esr_eval.analysis.report.conditions import HOLISTIC, Condition
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import HOLISTIC
 
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")

@@ -5,50 +5,26 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from inspect_ai.log import EvalSampleSummary
 from inspect_ai.scorer import Score
 
-from esr_eval.analysis.pairs import clustered_mean
 from esr_eval.analysis.report.logs import StoredLog
+from esr_eval.analysis.report.measures import (
+    HOLISTIC,
+    HOLISTIC_MEANS,
+    HOLISTIC_RATES,
+    Measured,
+    measure,
+)
 from esr_eval.analysis.runs import GRADER_ROLE, SCORER, TrialKey
-from esr_eval.analysis.stats import rate
 from esr_eval.catalogue import Experiment
 from esr_eval.scorers.values import MEANS, RATES
 
-HOLISTIC = "holistic_"
-"""Put before the keys of the second view, so that they stand beside the first view's."""
 _HOLISTIC_SCORER = re.compile(r"(?:.*/)?improvement\d*")
-HOLISTIC_RATES = ("improving", "explicit", "gradual", "no_change", "unscored")
-HOLISTIC_MEANS = ("improvement",)
-
-SHARES = (*RATES, *(HOLISTIC + key for key in HOLISTIC_RATES))
-"""Numbers of 0 or 1 per trial."""
-SCORES = (*MEANS, *(HOLISTIC + key for key in HOLISTIC_MEANS))
-"""Other numbers per trial."""
 _ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
-
-
-class Measured(NamedTuple):
-    """A rate or a mean with its interval.
-
-    Attributes:
-        value: A share between 0 and 1, or a mean score.
-        low: Lower bound of the 95 % interval clustered by latent; None where there is none.
-        high: Upper bound.
-        n: Trials that it was taken over.
-        clusters: Latents that these belong to.
-        hits: Of a rate, the trials counted; None of a mean.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    clusters: int
-    hits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,28 +85,6 @@ class Condition:
             TrialKey(int(latent), str(topic), int(seed), int(epoch)): float(value)
             for latent, topic, seed, epoch, value in table.itertuples(index=False, name=None)
         }
-
-
-def measure(trials: pd.DataFrame) -> dict[str, Measured]:
-    """Rates and means of some trials, with intervals that respect the clustering by latent."""
-    found: dict[str, Measured] = {}
-    for key in (*SHARES, *SCORES):
-        if key not in trials:
-            continue
-        known = trials.loc[trials[key].notna(), ["latent", key]]
-        if known.empty:
-            continue
-        values, latents = known[key].to_numpy(float), known["latent"].to_numpy()
-        clusters = int(known["latent"].nunique())
-        if key in SCORES:
-            mean, low, high = clustered_mean(values.tolist(), latents.tolist())
-            found[key] = Measured(mean, low, high, len(values), clusters)
-        elif (share := rate(values, latents)) is not None:
-            point = share.estimate
-            found[key] = Measured(
-                point.value, point.low, point.high, share.trials, share.clusters, share.hits
-            )
-    return found
 
 
 def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:

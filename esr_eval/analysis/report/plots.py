@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esr_eval.analysis.report.conditions import Measured
+from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.section import Picture
 from esr_eval.analysis.report.style import BLUE, LINES, SKY, VERMILION, draw
 from esr_eval.analysis.stats import Floats

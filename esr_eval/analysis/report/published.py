@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from esr_eval.analysis.report.conditions import HOLISTIC, Condition, Measured
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import HOLISTIC, Measured
 from esr_eval.errors import EsrError
 from esr_eval.subjects import PAPER_GRADER, find_subject
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from esr_eval.analysis.report.conditions import Measured
+from esr_eval.analysis.report.measures import Measured
 
 NONE = "–"
 _MOST_MARKS = 3

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from esr_eval.analysis.agreement import AgreementReport, agreement_of
-from esr_eval.analysis.report.conditions import Measured
 from esr_eval.analysis.report.logs import StoredLog
+from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.analysis.report.text import NONE, count, one_line, percent
 from esr_eval.analysis.stats import Rate

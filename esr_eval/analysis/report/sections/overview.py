@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from esr_eval.analysis.report.conditions import SCORES, SHARES, Condition
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import SCORES, SHARES
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table
 from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
 

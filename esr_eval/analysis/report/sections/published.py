@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from esr_eval.analysis.report.conditions import SHARES, Condition
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import SHARES
 from esr_eval.analysis.report.published import (
     OTHER_CONDITION,
     Figure,

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from esr_eval.analysis.report.conditions import HOLISTIC, Condition
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import HOLISTIC
 from esr_eval.analysis.report.section import Evidence, Section, Table
 from esr_eval.analysis.report.text import mean, one_line, percent
 

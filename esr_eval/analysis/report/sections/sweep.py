@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from esr_eval.analysis.report.conditions import Condition, Measured, measure
+from esr_eval.analysis.report.conditions import Condition
+from esr_eval.analysis.report.measures import Measured, measure
 from esr_eval.analysis.report.plots import curves
 from esr_eval.analysis.report.section import Evidence, Part, Picture, Pictures, Section, Table
 from esr_eval.analysis.report.text import mean, one_line, percent
