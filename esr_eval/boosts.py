@@ -28,7 +28,7 @@ def resolve_strengths(
     Raises:
         EsrError: The strength is none of these, or a latent has not been calibrated.
     """
-    factor, fixed = _parse(strength)
+    factor, fixed = parse_strength(strength)
     if fixed is not None:
         return {latent.index: fixed for latent in latents}
     if subject.calibration is None:
@@ -49,8 +49,12 @@ def resolve_strengths(
     return {index: factor * record.strength for index, record in found.items()}
 
 
-def _parse(strength: str | float) -> tuple[float, float | None]:
-    """The multiple of the calibrated strength, or else the number for all."""
+def parse_strength(strength: str | float) -> tuple[float, float | None]:
+    """Read a task's `strength`: the multiple of the calibrated, or else the number for all.
+
+    Raises:
+        EsrError: It is neither.
+    """
     text = str(strength).strip().lower()
     try:
         if text == "calibrated":

@@ -52,6 +52,9 @@ class Subject(BaseModel):
     n_latents: int | None = None
     steering_layer: int | None = Field(default=None, description="Where boosts and clamps act.")
     feature_layer: int | None = Field(default=None, description="What the SAE was trained on.")
+    vector_layer: int | None = Field(
+        default=None, description="Where concept vectors are taken and added; None: steering_layer."
+    )
     repetition_penalty: float = 1.0
     skip_first: int = Field(default=0, description="Leading positions never edited.")
     max_tokens: int = Field(default=512, description="Longest response in the main experiment.")

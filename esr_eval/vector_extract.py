@@ -16,9 +16,6 @@ from esr_eval.weights import check_memory
 FRAME = "Write one sentence."
 """What every text of the corpus stands as the answer to: vectors act on answers most of all."""
 
-PAPER_LAYERS = {"llama-70b": 48}
-"""Layers that the follow-up experiment steered at; other subjects take their steering layer."""
-
 DEFAULT_BATCH = 32
 
 
@@ -85,9 +82,8 @@ def extract_vectors(
 
 
 def _layer(subject: Subject, runtime: Runtime, asked: int | None) -> int:
-    layer = asked
-    if layer is None:
-        layer = PAPER_LAYERS.get(subject.name, runtime.steering_layer)
+    known = (asked, subject.vector_layer, runtime.steering_layer)
+    layer = next((one for one in known if one is not None), None)
     if layer is None:
         raise EsrError(
             f"{subject.name} is no named subject, so say which decoder layer's output the vectors "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from esr_eval.boosts import parse_strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.vectors import VectorFile
@@ -21,7 +22,7 @@ def vector_strengths(
     Raises:
         EsrError: The strength is none of these, or was not calibrated by this judge.
     """
-    factor, fixed = _parse(strength)
+    factor, fixed = parse_strength(strength)
     if fixed is not None:
         return {vector.index: fixed for vector in chosen}
     calibration = file.info.calibration or {}
@@ -36,19 +37,3 @@ def vector_strengths(
     if missing:
         raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: {again}.")
     return {index: factor * value for index, value in found.items() if value is not None}
-
-
-def _parse(strength: str | float) -> tuple[float, float | None]:
-    """The multiple of the calibrated strength, or else the number for all."""
-    text = str(strength).strip().lower()
-    try:
-        if text == "calibrated":
-            return 1.0, None
-        if text.endswith("x"):
-            return float(text[:-1]), None
-        return 1.0, float(text)
-    except ValueError:
-        raise EsrError(
-            f"strength={strength} is neither 'calibrated', nor a number (0.4), nor a multiple of "
-            "the calibrated strength (1.5x)."
-        ) from None

@@ -7,6 +7,7 @@ from typing import Any
 
 from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
+from inspect_ai.model import GenerateConfigArgs
 from rich.console import Console
 
 from esr_eval.dataset import load_latents, pick_latents, prompts
@@ -157,7 +158,7 @@ def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
         log_dir_allow_dirty=True,
         retry_attempts=0,
         retry_immediate=False,
-        **({} if paper.max_tokens is None else {"max_tokens": paper.max_tokens}),
+        **_limits(paper),
     )
     log: EvalLog = made[0]
     if not success or log.status != "success":
@@ -167,6 +168,11 @@ def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
             "the same command goes on from there."
         )
     return str(paper.folder / Path(log.location).name)
+
+
+def _limits(paper: Paper) -> GenerateConfigArgs:
+    # Inspect counts a limit that is None as one, too, when it compares tasks with logs.
+    return {} if paper.max_tokens is None else {"max_tokens": paper.max_tokens}
 
 
 def _count_vectors(subject: Subject, vectors: str | None) -> int:
