@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 with contextlib.suppress(ImportError):
-    import zipfile_zstd  # noqa: F401
+    import zipfile_zstd  # type: ignore[import-untyped]  # noqa: F401
 
 SCORER = re.compile(r"(?:.*/)?(?:attempts|improvement)\d*")
 COUNTED = ("unscored", "errored")

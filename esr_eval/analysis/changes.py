@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from statsmodels.api import OLS
 
-from esr_eval.analysis.comparisons import compare_pairs, compare_unpaired
+from esr_eval.analysis.comparisons import Comparison, compare_pairs, compare_unpaired
 from esr_eval.analysis.measured import Measured, TrialId
 from esr_eval.analysis.rate_tests import holm
 from esr_eval.analysis.stats import Estimate, Floats
@@ -119,6 +119,7 @@ def _rates(
     resamples: int,
 ) -> tuple[Estimate, float | None]:
     latents = [[key.latent for key in side] for side in keys]
+    found: Comparison | None
     if paired:
         found = compare_pairs(first, second, latents[0], level, resamples)
     else:
