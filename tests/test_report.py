@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from detection import MODEL, install
+from evals import embedded
 from inspect_ai import eval as inspect_eval
 from inspect_ai import score as inspect_score
 from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries, write_eval_log
@@ -528,3 +529,28 @@ def test_five_thousand_samples_take_under_a_minute_and_2_gb(logs, tmp_path):
     print(f"5,000 samples: {seconds:.1f} s, {gigabytes:.2f} GiB")
     assert seconds < 60 and gigabytes < 2
     assert "5,000 trials with an attempt" in page_of(tmp_path / "report").text
+
+
+# The embedded subject
+
+
+@pytest.mark.model
+def test_sweep_and_traces_of_the_real_model(tmp_path):
+    logs = tmp_path / "logs"
+    main = embedded("esr", logs, n_latents=2, trials_per_latent=1, seed=4)
+    embedded("boost_sweep", logs, levels=2, n_latents=2, trials_per_latent=1)
+    embedded("activations", logs, source=main.location, which="all", detectors=[5, 77])
+    write_report([logs], tmp_path / "report", note=silent)
+    page = page_of(tmp_path / "report")
+    assert sum("Activations over" in alt for alt in page.alts) == 2
+    assert "1 log" not in page.text and "3 logs of 3 experiments on smollm2-135m" in page.text
+    assert "2 steered answers and 0 unsteered answers read" in page.text
+    means = table_of(tmp_path / "report", "activations")
+    assert {"detectors", "boosted"} <= set(means["latents"].dropna())
+    levels = table_of(tmp_path / "report", "sweep").query("metric == 'first_score'")
+    assert levels["level"].tolist() == [-3.0, 3.0]
+    [sweep] = [one for one in conditions_of(read_logs([logs], silent)) if "sweep" in one.name]
+    for level, value in zip(levels["level"], levels["value"], strict=True):
+        own = sweep.trials.loc[sweep.trials["level"] == level, "first_score"]
+        assert value == pytest.approx(own.mean())
+    assert (tmp_path / "logs" / "activations").is_dir()
