@@ -142,7 +142,7 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
     }
     assert all(available[int(row["index_in_sae"])] == row["label"] for row in rows)
     assert load_latents(find_subject("smollm2-135m"), str(out))
-    assert "drawn as candidates" in done.output and "38" in done.output
+    assert "drawn as candidates" in done.output and "44" in done.output
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
         (["--rule", "some"], "rule=some"),
         (["--min-concreteness", "650"], "min_concreteness=650"),
         (["--latents", "none.csv"], "none.csv"),
-        (["--wanted", "500"], "wanted=500, but there are 38"),
+        (["--wanted", "500"], "wanted=500, but there are 44"),
     ],
 )
 def test_mistakes_are_told_before_anything_loads(tmp_path, args, sentence, monkeypatch):
