@@ -6,6 +6,7 @@ import pytest
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from typer.testing import CliRunner
 
+from esr_eval.dataset import load_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
 from esr_eval.finetune.boosting import PUSH_KEY, boosted, make_collator
@@ -210,16 +211,11 @@ def test_offline_examples_come_from_the_subjects_own_words():
 def test_no_evaluated_latent_is_trained_on():
     subject = find_subject("smollm2-135m")
     settings = OfflineSettings()
-    pool = allowed_latents(subject, subject.runtime(), settings.latents, settings.most_alike)
-    evaluated = {int(line.split(",")[0]) for line in _labels(subject)}
-    assert len(pool) > 100 and len(evaluated) == 44
-    assert not {latent.index for latent in pool} & evaluated
-
-
-def _labels(subject):
-    from esr_eval.subjects import embedded_path
-
-    return embedded_path(subject.latents).read_text("utf-8").splitlines()[1:]
+    pool = {one.index for one in allowed_latents(subject, subject.runtime(), settings)}
+    evaluated = {one.index for one in load_latents(subject)}
+    labelled = {one.index for one in load_latents(subject, settings.spared)}
+    assert len(pool) > 100 and evaluated and len(labelled) == 67
+    assert not pool & (evaluated | labelled)
 
 
 def writer(reply):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from esr_eval.errors import EsrError
 from esr_eval.finetune.data import Example
 
-SUBJECT_SHARE = 0.25
+SUBJECT_SHARE = 0.2
 """Of the normal answers, how many tell about a subject that was asked for."""
 
 

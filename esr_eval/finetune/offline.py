@@ -8,7 +8,7 @@ point the same way are never drawn, so that an evaluation asks about directions 
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from esr_eval.finetune.material import (
     off_topic_subjects,
     training_tasks,
 )
-from esr_eval.spec import Boost, Runtime, Steering
+from esr_eval.spec import Boost, Runtime, Steering, fingerprint
 from esr_eval.subjects import Subject
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ class OfflineSettings(BaseModel):
     )
     latents: str = Field(
         default="embedded:smollm2-135m/confirmations.csv",
-        description="Labelled latents to boost; the evaluated ones among them are left out.",
+        description="Labelled latents to boost; the spared ones among them are left out.",
+    )
+    spared: str = Field(
+        default="embedded:smollm2-135m/labels.csv",
+        description="Labelled latents never to boost, beside the subject's evaluated ones.",
     )
     most_alike: float = Field(
         default=0.25, gt=0, le=1, description="Largest cosine with an evaluated latent's direction."
@@ -69,6 +73,10 @@ class Wanted:
     boost: Push | None
     max_tokens: int
     label: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        return asdict(self) | {"boost": self.boost.model_dump() if self.boost else None}
 
     def row(self, backend: "BackendProtocol", subject: Subject, runtime: Runtime) -> "Row":
         """The request for it."""
@@ -95,16 +103,13 @@ class Wanted:
         )
 
 
-def allowed_latents(
-    subject: Subject, runtime: Runtime, source: str, most_alike: float
-) -> list[Latent]:
+def allowed_latents(subject: Subject, runtime: Runtime, settings: OfflineSettings) -> list[Latent]:
     """Latents that may be boosted in training: none evaluated, none pointing the same way.
 
     Args:
         subject: Its labelled latents are the evaluated ones.
         runtime: Names the SAE.
-        source: File of labelled latents to choose from.
-        most_alike: Largest cosine with an evaluated latent's direction.
+        settings: Which latents to choose from, which to spare, and how unlike those must be.
 
     Raises:
         EsrError: The subject has no SAE in a local folder, or no latent is left.
@@ -120,12 +125,14 @@ def allowed_latents(
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
         directions = weights.get_tensor("W_dec").float()
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    evaluated = torch.tensor([latent.index for latent in load_latents(subject)])
+    spared = [*load_latents(subject), *load_latents(subject, settings.spared)]
+    evaluated = torch.tensor([latent.index for latent in spared])
     alike = (directions @ directions[evaluated].T).amax(dim=-1)
     alike[evaluated] = 1.0
-    found = [one for one in load_latents(subject, source) if alike[one.index] < most_alike]
+    known = load_latents(subject, settings.latents)
+    found = [one for one in known if alike[one.index] < settings.most_alike]
     if not found:
-        raise EsrError(f"{source} lists no latent that is unlike the evaluated ones.")
+        raise EsrError(f"{settings.latents} lists no latent that is unlike the evaluated ones.")
     return found
 
 
@@ -188,15 +195,18 @@ def write_answers(
     from esr_eval.backends.local import LocalBackend
 
     runtime = subject.runtime()
-    wanted = plan(
-        settings, allowed_latents(subject, runtime, settings.latents, settings.most_alike)
-    )
-    header: dict[str, object] = {"settings": settings.model_dump(mode="json", exclude={"batch"})}
+    wanted = plan(settings, allowed_latents(subject, runtime, settings))
+    # What was asked, not only with which settings: lists of latents and tasks may change.
+    header: dict[str, object] = {
+        "settings": settings.model_dump(mode="json", exclude={"batch"}),
+        "plan": fingerprint({"wanted": [one.plain() for one in wanted]}),
+    }
     if not journal.entries:
         journal.append([header])
     elif journal.entries[0] != header:
         raise EsrError(
-            f"{journal.path} holds answers made with other settings: name another folder."
+            f"{journal.path} holds answers to another plan (settings, latents or tasks): "
+            "name another folder."
         )
     done = len(journal.entries) - 1
     backend: LocalBackend | None = None
@@ -223,7 +233,6 @@ def make_examples(
     Returns:
         The good ones, and how many were refused for which reason.
     """
-    rng = random.Random(f"examples-{seed}")  # noqa: S311
     rejects = Rejects()
     good: list[Example] = []
     by_topic: dict[str, list[tuple[str, bool]]] = {}
@@ -237,6 +246,8 @@ def make_examples(
         if one.topic not in by_topic:
             rejects.add("no usable answer to its task")
             continue
+        # One generator each: a rejected example must not change those after it.
+        rng = random.Random(f"examples-{seed}-{number}")  # noqa: S311
         answer, ended = rng.choice(by_topic[one.topic])
         drift = cut(text, rng)
         if drift is None:
