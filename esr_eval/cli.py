@@ -265,6 +265,9 @@ def compare(
     allow_differences: Annotated[
         bool, typer.Option("--allow-differences", help="Compare other judges and settings too.")
     ] = False,
+    same_trials: Annotated[
+        bool, typer.Option("--same-trials", help="Refuse a new log with trials of its own.")
+    ] = False,
 ) -> None:
     """Tell whether a new log is worse than a stored one, beyond what noise explains.
 
@@ -288,6 +291,7 @@ def compare(
         level=level,
         completed_margin=completed,
         allow_differences=allow_differences,
+        same_trials=same_trials,
     )
     Console().print(change_table(found, metrics, level))
     for note in found.notes:

@@ -227,6 +227,10 @@ def test_other_settings_give_no_verdict():
     assert compared(base, replace(base, status="cancelled")).problems
     with pytest.raises(NotComparableError, match="No log measures"):
         compare_logs({"a": base, "b": base}, {"c": base})
+    elsewhere = measured(scores, 4, 2, first_latent=2, settings=base.settings)
+    assert compared(base, elsewhere).notes == ["one: 4 of 8 trials are not the base's"]
+    with pytest.raises(NotComparableError, match="4 of 8 trials are not the base's"):
+        compared(base, elsewhere, same_trials=True)
     with pytest.raises(NotComparableError, match="between 0 and 1"):
         compared(base, base, level=95)
 

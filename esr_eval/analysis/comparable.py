@@ -23,6 +23,12 @@ def differences(base: Measured, new: Measured) -> list[str]:
     return found
 
 
+def other_trials(base: Measured, new: Measured) -> list[str]:
+    """That the new log has trials of its own: other latents, tasks or seeds were drawn."""
+    strange = len(new.boosts.keys() - base.boosts.keys())
+    return [f"{strange} of {len(new.boosts)} trials are not the base's"] if strange else []
+
+
 def remarks(base: Measured, new: Measured) -> list[str]:
     """What is worth knowing of the two logs and keeps nobody from comparing them."""
     moved = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esr_eval.analysis.changes import METRICS, Change, Metric, change_of, judge
-from esr_eval.analysis.comparable import differences, failures, remarks
+from esr_eval.analysis.comparable import differences, failures, other_trials, remarks
 from esr_eval.analysis.measured import Measured, read_all
 from esr_eval.analysis.resampling import RESAMPLES
 from esr_eval.errors import EsrError
@@ -54,6 +54,7 @@ def compare_logs(
     level: float = 0.95,
     completed_margin: float = COMPLETED_MARGIN,
     allow_differences: bool = False,
+    same_trials: bool = False,
     resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare logs of the same name; of one log each, these two whatever their names.
@@ -65,6 +66,7 @@ def compare_logs(
         level: Coverage of the intervals; chance of a false alarm is at most 1 - level.
         completed_margin: Share of the base's trials that may be missing.
         allow_differences: Compare logs of unlike settings too, and say what differs.
+        same_trials: Refuse a new log that has other trials than the base.
         resamples: Bootstrap samples of the intervals of rates.
 
     Raises:
@@ -78,8 +80,9 @@ def compare_logs(
     for old, young in (
         zip(base.values(), new.values(), strict=True) if lone else _matched(base, new)
     ):
-        _check(old, young, allow_differences)
-        unlike = differences(old, young)
+        strange = other_trials(old, young)
+        unlike = [*differences(old, young), *(strange if same_trials else ())]
+        _check(old, young, [] if allow_differences else unlike)
         changes = (
             change_of(old, young, name, metric, level, resamples)
             for name, metric in metrics.items()
@@ -87,15 +90,16 @@ def compare_logs(
         found.changes.extend(change for change in changes if change is not None)
         problems, notes = failures(old, young, completed_margin), remarks(old, young)
         found.problems.extend(f"{young.name}: {text}" for text in problems)
-        found.notes.extend(f"{young.name}: {text}" for text in (*unlike, *notes))
+        found.notes.extend(
+            f"{young.name}: {text}" for text in dict.fromkeys((*unlike, *strange, *notes))
+        )
     return replace(found, changes=judge(found.changes, metrics, level))
 
 
-def _check(base: Measured, new: Measured, allow_differences: bool) -> None:
+def _check(base: Measured, new: Measured, unlike: list[str]) -> None:
     if base.status != "success":
         raise NotComparableError(f"{base.path} is no base: its run has the status {base.status}.")
-    unlike = differences(base, new)
-    if unlike and not allow_differences:
+    if unlike:
         raise NotComparableError(
             f"{new.path} does not measure what {base.path} does: {'; '.join(unlike)}. Run it with "
             "the same settings, or say --allow-differences."
