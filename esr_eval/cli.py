@@ -229,7 +229,7 @@ def detectors(
 
     from esr_eval.analysis.detector_table import detector_table
     from esr_eval.analysis.detectors import find_detectors
-    from esr_eval.detector_report import check_rule, write_detector_file
+    from esr_eval.discovery.report import check_rule, write_detector_file
 
     wanted = check_rule(rule)
     report = find_detectors(log, min_mismatched, max_matched, top)
@@ -418,7 +418,7 @@ def select_latents(
 
     Interrupted, the same command asks the judge only for what it has not rated yet.
     """
-    from esr_eval.selection_run import run_selection
+    from esr_eval.selection.run import run_selection
 
     task_args = {"latents": latents, "wanted": wanted, "factor": factor, "rule": rule}
     run_selection(
@@ -455,7 +455,7 @@ def extract_vectors(
     log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
 ) -> None:
     """Take concept vectors: mean activation on a concept's texts minus that on the others'."""
-    from esr_eval.vectors_run import run_extraction, run_vector_calibration
+    from esr_eval.vectors.run import run_extraction, run_vector_calibration
 
     args = _pairs(model_args, "-M")
     run_extraction(model, out, corpus=corpus, layer=layer, model_args=args)
@@ -482,7 +482,7 @@ def calibrate_vectors(
     log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
 ) -> None:
     """Find each vector's strength (first attempts score 30 of 100) and write it into the file."""
-    from esr_eval.vectors_run import run_vector_calibration
+    from esr_eval.vectors.run import run_vector_calibration
 
     run_vector_calibration(
         model,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from inspect_ai import Task, task
 
-from esr_eval.detectors import DetectorSet, load_detectors
+from esr_eval.discovery.detectors import DetectorSet, load_detectors
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Ablation, Bench, Plan, experiment, plan_trials
 from esr_eval.spec import Runtime
@@ -98,7 +98,7 @@ def random_ablation(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     from esr_eval.analysis.discovery import read_discovery
-    from esr_eval.matching import draw_matched
+    from esr_eval.discovery.matching import draw_matched
 
     bench = Bench.open()
     runtime = bench.provider.runtime

@@ -10,11 +10,11 @@ from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.detectors import load_detectors
-from esr_eval.episodes import Episode, Which, read_episodes
+from esr_eval.discovery.detectors import load_detectors
+from esr_eval.episodes.choice import Episode, Which, read_episodes
+from esr_eval.episodes.reading import BOOSTED, MEANS, read_answer
 from esr_eval.errors import EsrError
 from esr_eval.experiment import MOST_ERRORS, Bench
-from esr_eval.read_episodes import BOOSTED, MEANS, read_answer
 from esr_eval.scorers.regions import regions
 
 VERSION = 1

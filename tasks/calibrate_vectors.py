@@ -11,8 +11,8 @@ from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, provider_of
-from esr_eval.vector_search import FOUND, VectorStrength, bisect_vector, vector_prior
-from esr_eval.vectors import default_vectors, read_vectors
+from esr_eval.vectors.file import default_vectors, read_vectors
+from esr_eval.vectors.search import FOUND, VectorStrength, bisect_vector, vector_prior
 
 VERSION = 1
 PAPER = {

@@ -9,10 +9,10 @@ from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
 from esr_eval.dataset import PromptSet, choose_prompts
-from esr_eval.discover import COUNTS, MISMATCHED_ANSWER, read_pairs
+from esr_eval.discovery.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
+from esr_eval.discovery.pairing import Pairing, paired_dataset
 from esr_eval.errors import EsrError
 from esr_eval.experiment import MOST_ERRORS
-from esr_eval.pairing import Pairing, paired_dataset
 from esr_eval.scorers.metrics import mean_interval
 from esr_eval.scorers.trials import plain
 from esr_eval.solvers import provider_of

@@ -11,8 +11,8 @@ from inspect_ai.solver import TaskState
 from esr_eval.dataset import choose_prompts, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench
-from esr_eval.selection import REASONS, Finding, check_rule, draw_candidates
-from esr_eval.survey import FINDING, survey_candidates
+from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
+from esr_eval.selection.survey import FINDING, survey_candidates
 
 VERSION = 1
 PAPER = {

@@ -12,8 +12,8 @@ from esr_eval.experiment import Bench, Plan, experiment
 from esr_eval.replay import replay_log
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, provider_of
-from esr_eval.vector_strengths import vector_strengths
-from esr_eval.vectors import VectorFile, default_vectors, read_vectors
+from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors
+from esr_eval.vectors.strengths import vector_strengths
 
 VERSION = 1
 PAPER = {

@@ -11,8 +11,8 @@ from esr_eval.analysis.comparisons import compare_pairs, shared_trials
 from esr_eval.analysis.trial_values import read_values
 from esr_eval.cache import CACHE_ENV
 from esr_eval.dataset import prompts
+from esr_eval.discovery.matching import draw_matched
 from esr_eval.errors import EsrError
-from esr_eval.matching import draw_matched
 from esr_eval.spec import Boost, Clamp, Steering
 
 BOOSTED = range(1, 13)

@@ -18,7 +18,7 @@ from esr_eval.analysis.regions import region_statistics
 from esr_eval.analysis.trace_plot import trace_figure
 from esr_eval.analysis.traces import Trace
 from esr_eval.cli import app
-from esr_eval.episodes import read_episodes
+from esr_eval.episodes.choice import read_episodes
 from esr_eval.errors import EsrError
 from esr_eval.spec import Steering
 from esr_eval.subjects import find_subject

@@ -8,14 +8,14 @@ from inspect_ai import eval as inspect_eval
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.contrast import contrasts, load_corpus, scaled
 from esr_eval.dataset import prompts
 from esr_eval.digests import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject
-from esr_eval.vector_strengths import vector_strengths
-from esr_eval.vectors import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
+from esr_eval.vectors.contrast import contrasts, load_corpus, scaled
+from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
+from esr_eval.vectors.strengths import vector_strengths
 
 SUBJECT = find_subject("smollm2-135m")
 WIDTH = 576

@@ -24,11 +24,11 @@ from esr_eval.analysis.discovery import read_discovery
 from esr_eval.cache import CACHE_ENV
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
-from esr_eval.detector_report import read_detector_file, write_detector_file
-from esr_eval.detectors import load_detectors, published_sets
-from esr_eval.discover import read_pairs
+from esr_eval.discovery.answers import read_pairs
+from esr_eval.discovery.detectors import load_detectors, published_sets
+from esr_eval.discovery.pairing import derangement, paired_dataset
+from esr_eval.discovery.report import read_detector_file, write_detector_file
 from esr_eval.errors import EsrError
-from esr_eval.pairing import derangement, paired_dataset
 from esr_eval.sidecar import STORE_KEY, load
 from esr_eval.subjects import find_subject
 

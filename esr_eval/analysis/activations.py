@@ -15,7 +15,7 @@ from esr_eval.errors import EsrError
 from esr_eval.trial import Trial
 
 OFFSETS = "offsets"
-"""Name of the array of the tokens' characters, as `esr_eval.read_episodes` writes it."""
+"""Name of the array of the tokens' characters, as `esr_eval.episodes.reading` writes it."""
 SCORER = re.compile(r"(?:.*/)?regions\d*")
 """The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
 

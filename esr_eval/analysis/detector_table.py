@@ -3,7 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
-from esr_eval.detector_report import Detector, DetectorReport, Rule
+from esr_eval.discovery.report import Detector, DetectorReport, Rule
 
 ASKED = {
     "silent": "active on at most {max_matched:.0%} of matched and at least {min_mismatched:.0%} of "

@@ -18,7 +18,7 @@ from esr_eval.analysis.detector_statistics import (
 )
 from esr_eval.analysis.discovery import Discovery, read_discovery
 from esr_eval.dataset import load_latents
-from esr_eval.detector_report import Detector, DetectorReport, Found, write_detector_file
+from esr_eval.discovery.report import Detector, DetectorReport, Found, write_detector_file
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject

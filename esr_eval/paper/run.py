@@ -18,7 +18,7 @@ from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.strengths import calibrated_strengths
 from esr_eval.subjects import CalibrationPrior, Subject, find_subject
-from esr_eval.vectors import default_vectors, read_vectors
+from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
 """Key of a log's metadata that names the step it belongs to."""

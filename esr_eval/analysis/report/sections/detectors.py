@@ -6,7 +6,7 @@ from esr_eval.analysis.detectors import find_detectors
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.analysis.report.text import NONE, count, one_line
-from esr_eval.detector_report import RULES, Detector, DetectorReport, Rule
+from esr_eval.discovery.report import RULES, Detector, DetectorReport, Rule
 from esr_eval.errors import EsrError
 
 MOST_ROWS = 40

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from esr_eval.contrast import load_corpus
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
-from esr_eval.vector_extract import extract_vectors
-from esr_eval.vector_search import FOUND, VectorStrength
-from esr_eval.vectors import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
+from esr_eval.vectors.contrast import load_corpus
+from esr_eval.vectors.extract import extract_vectors
+from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
+from esr_eval.vectors.search import FOUND, VectorStrength
 
 WEAK = 1.0
 """Separation below which a vector is reported as weak: its texts have little in common."""

@@ -17,7 +17,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from numpy.typing import NDArray
 
 from esr_eval import sidecar
-from esr_eval.pairing import Pairing
+from esr_eval.discovery.pairing import Pairing
 from esr_eval.solvers import SEEDS_PER_EPOCH, provider_of, runtime_of, steering_config
 from esr_eval.spec import Positions, Readout, Steering, fingerprint
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from esr_eval.boosts import parse_strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
-from esr_eval.vectors import VectorFile
+from esr_eval.vectors.file import VectorFile
 
 
 def vector_strengths(

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
-from esr_eval.selection import Finding, Funnel, check_rule, funnel_of
+from esr_eval.selection.rules import Finding, Funnel, check_rule, funnel_of
+from esr_eval.selection.survey import FINDING
 from esr_eval.subjects import find_subject
-from esr_eval.survey import FINDING
 from esr_eval.tasks.selection import select_latents
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval.errors import EsrError
-from esr_eval.vectors import Vector
+from esr_eval.vectors.file import Vector
 
 Corpus = Mapping[str, Sequence[str]]
 """Concept -> texts about it."""

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from esr_eval.detector_report import (
+from esr_eval.discovery.report import (
     Detector,
     DetectorReport,
     Found,

@@ -26,7 +26,7 @@ from esr_eval.errors import EsrError
 from esr_eval.provider import ESRModelAPI
 from esr_eval.scorers.concreteness import Rating, rate_concreteness
 from esr_eval.scorers.grader import grader_model
-from esr_eval.selection import Activity, Finding, activities
+from esr_eval.selection.rules import Activity, Finding, activities
 from esr_eval.solvers import provider_of
 from esr_eval.spec import Readout, Steering
 

@@ -1,0 +1,1 @@
+"""Off-topic detectors: finding them, sets of them, and random latents to compare with."""

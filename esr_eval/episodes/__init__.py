@@ -1,0 +1,1 @@
+"""Stored answers whose activations are read."""

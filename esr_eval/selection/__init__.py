@@ -1,0 +1,1 @@
+"""Which latents to evaluate: concrete labels, irrelevant to the tasks."""

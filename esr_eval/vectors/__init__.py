@@ -1,0 +1,1 @@
+"""Concept vectors: taken from texts, calibrated, kept in files."""
