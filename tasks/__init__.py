@@ -7,6 +7,7 @@ from esr_eval.tasks.calibrate import calibrate
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
 from esr_eval.tasks.detectors import detectors
 from esr_eval.tasks.esr import esr
+from esr_eval.tasks.finetuned import finetuned
 from esr_eval.tasks.held_out import held_out
 from esr_eval.tasks.prefill import prefill_control
 from esr_eval.tasks.prompting import meta_prompt
@@ -23,6 +24,7 @@ __all__ = [
     "cross_judge",
     "detectors",
     "esr",
+    "finetuned",
     "held_out",
     "meta_prompt",
     "prefill_control",

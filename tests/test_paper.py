@@ -4,13 +4,14 @@ import re
 import shutil
 
 import pytest
+from inspect_ai.log import list_eval_logs, read_eval_log
 from typer.testing import CliRunner
 
 from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.cli import app
 from esr_eval.paper import run as paper_run
 from esr_eval.paper import scales
-from esr_eval.paper.run import finished
+from esr_eval.paper.run import STEP
 
 pytestmark = pytest.mark.model
 
@@ -21,6 +22,16 @@ VARYING = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[\w-]+_(?P<task>[a-z-]+)_\w
 def paper(logs, *more):
     arguments = ["paper", "--scale", "tiny", "--logs", str(logs), "--max-tokens", "12", *more]
     return CliRunner().invoke(app, arguments, catch_exceptions=True)
+
+
+def done_in(logs):
+    """Steps that have ended, by the logs' own words."""
+    headers = [read_eval_log(info, header_only=True) for info in list_eval_logs(str(logs))]
+    return {
+        log.eval.metadata[STEP]: log.location.removeprefix("file://")
+        for log in headers
+        if log.status == "success"
+    }
 
 
 def report_of(logs):
@@ -46,7 +57,7 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
 
     monkeypatch.setattr(paper_run, "eval_set", interrupted)
     assert paper(logs).exit_code != 0
-    first = finished(logs)
+    first = done_in(logs)
     assert len(first) == 5 and not (logs / "report").exists()
 
     again = []
@@ -55,7 +66,7 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
     )
     result = paper(logs)
     assert result.exit_code == 0, result.output
-    done = finished(logs)
+    done = done_in(logs)
     # What had ended was not run again, and its logs are the same files.
     assert len(again) == len(done) - len(first)
     assert {key: done[key] for key in first} == first
@@ -71,6 +82,12 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
         (other / done[key].rpartition("/")[2]).unlink()
     assert paper(other).exit_code == 0
     assert report_of(other) == report_of(logs)
+
+    # A run with other settings does not take these logs for its own.
+    mixed = paper(other, "--seed", "1")
+    assert mixed.exit_code != 0 and "holds another run (other seed)" in " ".join(
+        mixed.output.split()
+    )
 
 
 def test_a_dry_run_only_tells(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from esr_eval import _registry
 from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
@@ -35,6 +36,7 @@ def test_a_step_reads_only_the_logs_it_needs():
 def test_the_steps_cover_every_experiment_of_the_catalogue():
     tasks = {step.task for step in plan_steps(FULL)}
     assert tasks == {one.task.split()[0] for one in EXPERIMENTS} | {"calibrate"}
+    assert tasks <= set(_registry.__all__)
 
 
 def test_full_scale_is_the_papers():

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from esr_eval.paper.estimate import estimate, estimate_table
-from esr_eval.paper.run import Paper, choose, finished, run_paper
+from esr_eval.paper.run import Paper, choose, finished, identity, run_paper
 from esr_eval.paper.steps import left_out, plan_steps
 from esr_eval.subjects import find_subject
 
@@ -57,7 +57,7 @@ def run(
         graders=further,
     )
     steps, console = plan_steps(choices), Console()
-    done = finished(logs)
+    done = finished(logs, identity(paper, choices))
     console.print(estimate_table(steps, list(done), subject, paper.judge, speed, price))
     for reason in left_out(choices):
         console.print(f"Left out: experiment {reason}")

@@ -1,7 +1,8 @@
 """Run the steps as one Inspect eval set, one after another, and make the report."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
 """Key of a log's metadata that names the step it belongs to."""
+RUN = "paper_run"
+"""Key of a log's metadata that tells this run from others, in another scale, say."""
 
 
 @dataclass(frozen=True)
@@ -122,29 +125,62 @@ def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
         EsrError: A step did not end well; the same command goes on from there.
     """
     steps = plan_steps(choices)
-    logs = finished(paper.folder)
+    about = identity(paper, choices)
+    logs = finished(paper.folder, about)
     for number, step in enumerate(steps, 1):
         if step.key in logs:
             continue
         console.rule(f"{number} of {len(steps)}: {step.key}")
-        logs[step.key] = _run(paper, step, logs)
+        logs[step.key] = _run(paper, step, logs, about)
     return [logs[step.key] for step in steps]
 
 
-def finished(folder: Path) -> dict[str, str]:
-    """Logs of the steps that have ended well, by step."""
+def identity(paper: Paper, choices: Choices) -> dict[str, Any]:
+    """What must be the same for a run to go on from another's logs."""
+    chosen = asdict(choices)
+    del chosen["uncalibrated"]  # falls to nothing as the run goes on
+    return {
+        "model": paper.subject.name,
+        "judge": paper.judge,
+        "model_args": paper.model_args,
+        "adapter": paper.adapter,
+        "max_tokens": paper.max_tokens,
+        **chosen,
+    }
+
+
+def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+    """Logs of the steps that have ended well, by step.
+
+    Args:
+        folder: Where logs lie.
+        about: The run's `identity`.
+
+    Raises:
+        EsrError: The folder holds another run.
+    """
     if not folder.is_dir():
         return {}
     found = {}
+    wanted = json.loads(json.dumps(about))
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
         log = read_eval_log(info, header_only=True)
-        step = (log.eval.metadata or {}).get(STEP)
-        if step and log.status == "success":
+        metadata = log.eval.metadata or {}
+        step = metadata.get(STEP)
+        if not step:
+            continue
+        other = metadata.get(RUN, {})
+        if different := [name for name, value in wanted.items() if other.get(name) != value]:
+            raise EsrError(
+                f"{folder} holds another run (other {', '.join(different)}): name another folder "
+                "with --logs, or repeat that run's arguments."
+            )
+        if log.status == "success":
             found[str(step)] = str(folder / Path(info.name).name)
     return found
 
 
-def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
+def _run(paper: Paper, step: Step, logs: dict[str, str], about: dict[str, Any]) -> str:
     model, model_args = paper.model(step.tuned)
     success, made = eval_set(
         f"esr_eval/{step.task}",
@@ -152,7 +188,7 @@ def _run(paper: Paper, step: Step, logs: dict[str, str]) -> str:
         model=model,
         model_args=model_args,
         model_roles={GRADER_ROLE: paper.grader} if paper.grader else None,
-        metadata={STEP: step.key},
+        metadata={STEP: step.key, RUN: about},
         log_dir=str(paper.folder),
         # Earlier steps of the same set lie there, too.
         log_dir_allow_dirty=True,
