@@ -100,7 +100,9 @@ def model_card(facts: Facts) -> str:
         ("loss on", f"correction and answer alone: {facts.trained_tokens:,} tokens an epoch"),
         (
             "LoRA",
-            f"r {preset.lora_r}, alpha {preset.lora_alpha}, dropout {preset.lora_dropout:g}"
+            f"r {preset.lora_r}, alpha {preset.lora_alpha}"
+            + (f" (saved with {preset.saved_alpha})" if preset.saved_alpha else "")
+            + f", dropout {preset.lora_dropout:g}"
             + (", layers above the steered one" if preset.above_steering_layer else ""),
         ),
         (

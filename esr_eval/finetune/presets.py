@@ -16,6 +16,12 @@ class Preset(BaseModel):
 
     lora_r: int = Field(ge=1)
     lora_alpha: int = Field(ge=1)
+    saved_alpha: int | None = Field(
+        default=None,
+        ge=1,
+        description="Alpha written into the adapter: a smaller one than in training weakens what "
+        "was learned as a whole, and with it restarts where nothing is steered. None: lora_alpha.",
+    )
     lora_dropout: float = Field(ge=0, lt=1)
     learning_rate: float = Field(gt=0)
     epochs: float = Field(gt=0)
@@ -52,6 +58,7 @@ PRESETS = {
     "embedded": Preset(
         lora_r=16,
         lora_alpha=32,
+        saved_alpha=22,
         lora_dropout=0.0,
         learning_rate=1e-3,
         epochs=2,

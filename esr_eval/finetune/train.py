@@ -242,6 +242,8 @@ def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path = runtime.model
     config.inference_mode = True
+    config.lora_alpha = facts.preset.saved_alpha or facts.preset.lora_alpha
+    config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
     (folder / STATE_FILE).write_text(
         json.dumps(facts.model_dump(mode="json"), indent=1) + "\n", "utf-8"
