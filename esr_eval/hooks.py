@@ -5,6 +5,7 @@ import logging
 from inspect_ai.hooks import Hooks, TaskEnd, hooks
 from inspect_ai.log import read_eval_log_samples
 
+from esr_eval import sidecar
 from esr_eval.errors import EsrError
 from esr_eval.sidecar import STORE_KEY, SidecarRef, put_beside
 
@@ -14,6 +15,10 @@ logger = logging.getLogger(__name__)
 @hooks(name="esr_activation_files", description="Moves activations beside the log they belong to.")
 class ActivationFiles(Hooks):
     """Moves the arrays of a log's samples from the cache to the log's folder."""
+
+    def enabled(self) -> bool:
+        """Only where arrays were saved: other runs need not be told of this hook."""
+        return sidecar.saved_any()
 
     async def on_task_end(self, data: TaskEnd) -> None:
         """Move them, whether the task ended well or not."""

@@ -28,6 +28,14 @@ FOLDER = "activations"
 """Folder beside the logs that holds their arrays."""
 
 
+_saved = False
+
+
+def saved_any() -> bool:
+    """Whether this process has saved arrays."""
+    return _saved
+
+
 class SidecarRef(BaseModel):
     """What a log says of a file of arrays."""
 
@@ -47,6 +55,8 @@ def save(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> Sideca
     """
     from safetensors.numpy import save as to_bytes
 
+    global _saved
+    _saved = True
     packed = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content = to_bytes(packed, metadata={"about": json.dumps(dict(about), sort_keys=True)})
     digest = hashlib.sha256(content).hexdigest()

@@ -27,7 +27,7 @@ from esr_eval.finetune.offline import OfflineSettings, Wanted, allowed_latents, 
 from esr_eval.finetune.presets import PRESETS
 from esr_eval.finetune.train import split, train
 from esr_eval.scorers.phrases import find_restarts
-from esr_eval.subjects import find_subject
+from esr_eval.subjects import embedded_path, find_subject
 
 DRIFT = "The lighthouse keeper climbs the tower at dusk and lights the great lamp for the ships. "
 ANSWER = (
@@ -334,13 +334,12 @@ def test_the_boost_in_training_is_the_boost_of_an_evaluation(backend):
 
 
 @pytest.mark.model
-def test_training_lowers_the_loss_writes_a_loadable_adapter_and_resumes(tmp_path):
+def test_training_lowers_the_loss_resumes_and_writes_a_loadable_adapter(tmp_path):
     from esr_eval.backends.local import LocalBackend
 
     runtime = find_subject("smollm2-135m").runtime()
-    preset = PRESETS["embedded"].model_copy(
-        update={"micro_batch": 2, "epochs": 4, "val_fraction": 0.0, "sequence_len": 96, "lora_r": 2}
-    )
+    small = {"micro_batch": 4, "epochs": 8, "val_fraction": 0.0, "sequence_len": 96, "lora_r": 2}
+    preset = PRESETS["embedded"].model_copy(update=small | {"warmup_steps": 0})
     push = Push(latent=143, strength=60.0)
     examples = [
         correction(id="a", boost=push),
@@ -349,20 +348,55 @@ def test_training_lowers_the_loss_writes_a_loadable_adapter_and_resumes(tmp_path
         plain(id="d"),
     ]
     folder = tmp_path / "adapter"
-    done = train(examples, runtime, preset, folder, device="cpu")
-    history = json.loads(next(folder.glob("checkpoints/*/trainer_state.json")).read_text("utf-8"))
-    losses = [entry["loss"] for entry in history["log_history"] if "loss" in entry]
+    begun = train(examples, runtime, preset, folder, device="cpu", max_steps=3)
+    assert begun.facts.steps == 3
+    with pytest.raises(EsrError, match="holds an adapter already"):
+        train(examples, runtime, preset, folder, device="cpu")
+    with pytest.raises(EsrError, match="other examples"):
+        train(examples[:3], runtime, preset, folder, device="cpu", resume=True)
+    done = train(examples, runtime, preset, folder, device="cpu", resume=True)
     assert done.facts.steps == 8
     assert done.facts.boosted_examples == 2 and done.facts.layer == 14
-    assert losses and all(loss < 4 for loss in losses)
+    state = next(folder.glob("checkpoints/*-8/trainer_state.json")).read_text("utf-8")
+    losses = [entry["loss"] for entry in json.loads(state)["log_history"] if "loss" in entry]
+    assert len(losses) == 8 and losses[-1] < losses[0] - 0.2
     assert (folder / "README.md").read_text("utf-8") == model_card(done.facts)
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == runtime.model
     assert min(config["layers_to_transform"]) == 15
-    with pytest.raises(EsrError, match="holds an adapter already"):
-        train(examples, runtime, preset, folder, device="cpu")
+    assert config["lora_alpha"] == preset.saved_alpha != preset.lora_alpha
     tuned = LocalBackend(runtime.model_copy(update={"adapter": str(folder)}), "cpu")
-    loaded = [
-        n for n, p in tuned._model.named_parameters() if "lora_B" in n and bool(p.abs().sum() > 0)
-    ]
-    assert len(loaded) == 15 * 7
+    trained = {n: p for n, p in tuned._model.named_parameters() if "lora_B" in n}
+    assert len(trained) == 15 * 7
+    assert all(bool(p.abs().sum() > 0) for p in trained.values())
+
+
+def test_the_shipped_adapter_is_small_and_names_no_place_of_its_making():
+    folder = embedded_path("embedded:smollm2-135m-esr")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 10 * 2**20
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == find_subject("smollm2-135m").model
+    spared = {
+        one.index for one in load_latents(find_subject("smollm2-135m"), OfflineSettings().spared)
+    }
+    examples = read_examples(folder / "examples.jsonl")
+    boosted_latents = {e.boost.latent for e in examples if e.boost}
+    assert len(boosted_latents) > 50 and not boosted_latents & spared
+
+
+@pytest.mark.model
+def test_the_shipped_adapter_leaves_the_layers_that_the_sae_reads_alone(backend):
+    """Below and at the steered layer the tuned model computes what the base model does."""
+    import torch
+
+    from esr_eval.backends.local import LocalBackend
+
+    tuned = LocalBackend(find_subject("smollm2-135m-esr").runtime(), "cpu")
+    ids = torch.tensor([backend.encode_chat([{"role": "user", "content": PROMPT}], None)])
+    with torch.inference_mode():
+        base, ours = (
+            one._model(input_ids=ids, output_hidden_states=True) for one in (backend, tuned)
+        )
+    layer = backend.runtime.steering_layer
+    assert torch.equal(base.hidden_states[layer + 1], ours.hidden_states[layer + 1])
+    assert not torch.allclose(base.logits, ours.logits, atol=0.1)

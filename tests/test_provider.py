@@ -180,7 +180,8 @@ def test_tasks_scorers_and_provider_import_no_torch():
         "print([m for m in ('torch', 'transformers', 'nnsight', 'sae_lens') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    # Inspect tells of the hooks it finds first.
+    assert out.stdout.strip().splitlines()[-1] == "[]"
 
 
 def test_the_runtime_names_what_ran():

@@ -336,7 +336,7 @@ def test_a_boost_that_reaches_the_model_by_half_is_found(tmp_path, monkeypatch):
     from esr_eval.sae import SparseSAE
 
     whole_row = SparseSAE.decoder_row
-    args = {"n_latents": 6, "trials_per_latent": 2, "seed": 11, "max_tokens": 40}
+    args = {"n_latents": 10, "trials_per_latent": 2, "seed": 11, "max_tokens": 48}
     whole = embedded("esr", tmp_path / "base", **args)
     monkeypatch.setattr(SparseSAE, "decoder_row", lambda sae, latent: whole_row(sae, latent) / 2)
     half = embedded("esr", tmp_path / "new", **args)

@@ -66,7 +66,9 @@ def test_rules_on_planted_activations():
 @pytest.mark.model
 def test_selecting_the_embedded_subjects_latents(tmp_path, monkeypatch):
     monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
-    available = {latent.index: latent for latent in load_latents(find_subject("smollm2-135m"))}
+    labels = "embedded:smollm2-135m/labels.csv"
+    every = load_latents(find_subject("smollm2-135m"), labels)
+    available = {latent.index: latent for latent in every}
     mixed = [available[143], available[238], Latent(index=5, label="the word of")]
     labels = tmp_path / "labels.csv"
     lines = ["index_in_sae,label", *(f"{one.index},{one.label}" for one in mixed)]
