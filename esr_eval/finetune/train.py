@@ -11,7 +11,7 @@ from typing import Any
 from esr_eval.errors import EsrError
 from esr_eval.finetune.boosting import boosted, make_collator
 from esr_eval.finetune.card import Facts, model_card
-from esr_eval.finetune.data import Example, write_examples
+from esr_eval.finetune.data import Example, read_examples, write_examples
 from esr_eval.finetune.encoding import IGNORED, Encoded, encode
 from esr_eval.finetune.presets import MODULES, Preset
 from esr_eval.spec import Runtime
@@ -98,6 +98,8 @@ def train(
             "The examples are boosted, but the model has no SAE and steering layer: name them, or "
             "take a preset without boosts."
         )
+    if checkpoint is not None and read_examples(folder / SET_FILE) != list(examples):
+        raise EsrError(f"{folder} was begun with other examples: go on with those, or anew.")
     write_examples(folder / SET_FILE, examples)
     training, validation = split(examples, preset.val_fraction, preset.seed)
     set_seed(preset.seed)
@@ -176,7 +178,7 @@ def _arguments(preset: Preset, folder: Path, count: int, validated: bool, max_st
         warmup_steps=preset.warmup_steps,
         num_train_epochs=preset.epochs,
         max_steps=max_steps,
-        logging_steps=5,
+        logging_steps=min(5, per_epoch),
         eval_strategy="epoch" if validated else "no",
         save_strategy="steps",
         save_steps=max(10, per_epoch // 2),
