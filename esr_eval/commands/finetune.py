@@ -1,16 +1,13 @@
 """`esr-eval finetune data` and `esr-eval finetune train`."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import typer
 
+from esr_eval.commands.plainly import plainly
 from esr_eval.errors import EsrError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     help="Self-correction training: write examples, train an adapter on a mix of them.",
@@ -18,22 +15,8 @@ app = typer.Typer(
 )
 
 
-def _plainly(command: Callable[P, R]) -> Callable[P, R]:
-    """Tell an `EsrError` as its one sentence."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except EsrError as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-
-    return run
-
-
 @app.command()
-@_plainly
+@plainly
 def data(
     folder: Annotated[Path, typer.Argument(help="Where examples.jsonl and the journal go.")],
     writer: Annotated[
@@ -98,7 +81,7 @@ def data(
 
 
 @app.command()
-@_plainly
+@plainly
 def train(
     examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
     folder: Annotated[Path, typer.Argument(help="Where the adapter and its card go.")],

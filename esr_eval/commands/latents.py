@@ -1,0 +1,55 @@
+"""`esr-eval latents`: which latents to boost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esr_eval.commands.plainly import pairs, plainly
+
+app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
+
+
+@app.command("select")
+@plainly
+def select_latents(
+    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label.")],
+    latents: Annotated[
+        str | None,
+        typer.Option(help="Labels: CSV, or a Neuronpedia export. Default: the subject's own."),
+    ] = None,
+    wanted: Annotated[
+        int | None, typer.Option(help="How many are needed. Default: all that pass.")
+    ] = None,
+    factor: Annotated[float, typer.Option(help="Candidates drawn for each one wanted.")] = 3,
+    min_concreteness: Annotated[
+        float, typer.Option(help="Lowest concreteness of a label, 0-100 by the judge.")
+    ] = 65,
+    rule: Annotated[
+        str, typer.Option(help="zero: silent on all task prompts; top100: never among the top 100.")
+    ] = "zero",
+    seed: Annotated[int, typer.Option(help="Seed of the draw of candidates.")] = 0,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Choose latents to boost: concrete labels, and irrelevant to the tasks.
+
+    Interrupted, the same command asks the judge only for what it has not rated yet.
+    """
+    from esr_eval.selection.run import run_selection
+
+    task_args = {"latents": latents, "wanted": wanted, "factor": factor, "rule": rule}
+    run_selection(
+        subject,
+        out,
+        task_args={**task_args, "min_concreteness": min_concreteness, "seed": seed},
+        model_args=pairs(model_args, "-M"),
+        grader=grader,
+        log_dir=log_dir,
+    )

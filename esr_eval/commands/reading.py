@@ -1,0 +1,113 @@
+"""Commands that read stored logs: tables, the report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esr_eval.commands.plainly import plainly
+
+app = typer.Typer()
+
+
+@app.command()
+@plainly
+def summary(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print the metrics of logs side by side, and paired differences where they share trials."""
+    from rich.console import Console
+
+    from esr_eval.analysis.runs import read_runs
+    from esr_eval.analysis.summary import metric_table, pair_table, write_csv
+
+    runs = read_runs(logs, note=lambda text: typer.echo(text, err=True))
+    console = Console()
+    console.print(metric_table(runs))
+    pairs = pair_table(runs)
+    if pairs is not None:
+        console.print(pairs)
+    if csv is not None:
+        write_csv(csv, runs)
+
+
+@app.command()
+@plainly
+def report(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the page and its tables.")
+    ] = Path("report"),
+) -> None:
+    """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
+    from esr_eval.analysis.report import write_report
+
+    page = write_report(logs, output, note=lambda text: typer.echo(text, err=True))
+    typer.echo(f"The report: {page}")
+
+
+@app.command()
+@plainly
+def detectors(
+    log: Annotated[Path, typer.Argument(help="Log of the task detectors.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the detector file here.")
+    ] = None,
+    rule: Annotated[str, typer.Option(help="Which to print: silent or separability.")] = "silent",
+    min_mismatched: Annotated[
+        float, typer.Option(help="silent: least share of mismatched pairs it is active on.")
+    ] = 0.8,
+    max_matched: Annotated[
+        float, typer.Option(help="silent: greatest share of matched pairs it is active on.")
+    ] = 0.0,
+    top: Annotated[int, typer.Option(help="separability: how many of greatest AUC.")] = 25,
+) -> None:
+    """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
+    from rich.console import Console
+
+    from esr_eval.analysis.detector_table import detector_table
+    from esr_eval.analysis.detectors import find_detectors
+    from esr_eval.discovery.report import check_rule, write_detector_file
+
+    wanted = check_rule(rule)
+    report = find_detectors(log, min_mismatched, max_matched, top)
+    Console().print(detector_table(report, wanted))
+    if output is not None:
+        write_detector_file(report, output)
+        typer.echo(f"Both sets are in {output}: pass it as -T detectors={output}.")
+
+
+@app.command()
+@plainly
+def activations(
+    log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print activations by region of the answers: means, contrasts, latents by effect."""
+    from esr_eval.analysis.region_tables import report_activations
+
+    report_activations(str(log), csv)
+
+
+@app.command()
+@plainly
+def agreement(
+    logs: Annotated[
+        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
+    ],
+    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+) -> None:
+    """Print how far judges of the same responses agree, pair by pair."""
+    from rich.console import Console
+
+    from esr_eval.analysis.agreement import agreement_of, write_csv
+    from esr_eval.analysis.agreement_table import judge_table, pair_table
+
+    reports = [agreement_of(path) for path in logs]
+    console = Console()
+    for report in reports:
+        console.print(judge_table(report))
+        console.print(pair_table(report))
+    if csv is not None:
+        write_csv(csv, reports)

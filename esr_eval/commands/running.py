@@ -1,0 +1,137 @@
+"""Commands that run models: subjects, calibration, the whole paper."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esr_eval.commands.plainly import pairs, plainly
+
+app = typer.Typer()
+
+
+@app.command()
+@plainly
+def subjects() -> None:
+    """List the named subjects, what each needs, and whether this machine can hold it."""
+    from rich.console import Console
+
+    from esr_eval.analysis.subjects import subject_table
+
+    Console().print(subject_table())
+
+
+@app.command()
+@plainly
+def calibrate(
+    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            help="Indices (7,12,40), or a CSV index_in_sae,label. Default: the subject's."
+        ),
+    ] = None,
+    n_latents: Annotated[int | None, typer.Option(help="How many of them, at random.")] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    task_args: Annotated[
+        list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of latents, tasks and samplers.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Search again what is known.")] = False,
+    max_samples: Annotated[
+        int, typer.Option(help="Latents searched at a time; they share batches.")
+    ] = 64,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the strengths to this file, for a subject to ship.")
+    ] = None,
+    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+) -> None:
+    """Find each latent's strength: the boost at which first attempts score 30 of 100.
+
+    Strengths are kept in the cache, where `inspect eval esr_eval/esr` finds them. Interrupted, the
+    same command goes on where it stopped.
+    """
+    from esr_eval.calibrate_run import run_calibration
+
+    run_calibration(
+        subject,
+        task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
+        | pairs(task_args, "-T"),
+        model_args=pairs(model_args, "-M"),
+        grader=grader,
+        max_samples=max_samples,
+        export=export,
+        log_dir=log_dir,
+    )
+
+
+@app.command()
+@plainly
+def paper(
+    model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
+    scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
+    logs: Annotated[Path, typer.Option(help="Where logs lie; the run is resumed from there.")] = (
+        Path("logs/paper")
+    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The report. Default: LOGS/report.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+    grader: Annotated[
+        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
+    ] = None,
+    graders: Annotated[
+        list[str] | None, typer.Option(help="A further judge for the cross-judge experiment.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Adapter of the fine-tuned subject: path or hub id.")
+    ] = None,
+    latents: Annotated[str | None, typer.Option(help="File of labelled latents.")] = None,
+    detectors: Annotated[
+        str | None, typer.Option(help="Set to ablate: file or published name. Default: found.")
+    ] = None,
+    vectors: Annotated[str | None, typer.Option(help="File of concept vectors.")] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="The subject's speed, for the estimate.")
+    ] = None,
+    judge_price: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
+) -> None:
+    """Run every experiment of the paper as one resumable eval set, and make the report.
+
+    The estimate comes first. Interrupted, the same command goes on where it stopped.
+    """
+    from esr_eval.paper import command
+
+    command.run(
+        model,
+        scale=scale,
+        logs=logs,
+        output=output,
+        seed=seed,
+        grader=grader,
+        graders=graders or [],
+        adapter=adapter,
+        latents=latents,
+        detectors=detectors,
+        vectors=vectors,
+        model_args=pairs(model_args, "-M"),
+        speed=tokens_per_second,
+        price=judge_price,
+        max_tokens=max_tokens,
+        dry_run=dry_run,
+        yes=yes,
+    )
