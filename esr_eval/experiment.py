@@ -142,6 +142,7 @@ def experiment(
     grouped_by: str | None = None,
     ablation: Ablation | None = None,
     vectors: VectorSource | None = None,
+    until_token: int | None = None,
     holistic: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Task:
@@ -158,6 +159,7 @@ def experiment(
         grouped_by: Field of the trial whose values the metrics are told apart by.
         ablation: Latents held at 0.
         vectors: Where the trials' plain vectors come from.
+        until_token: Generated token from which on the boost is off (not the paper's setting).
         holistic: Also score how the response as a whole improves (the second view).
         extra: Further metadata of the log.
     """
@@ -165,12 +167,13 @@ def experiment(
     metadata = {
         **paper,
         "experiment_id": experiment_id,
-        "condition": condition,
+        "condition": condition + _ending(until_token),
         "subject": subject.name,
         "judge": str(bench.judge),
         "runtime": runtime.model_dump(mode="json", exclude_none=True),
         **({"replay": plan.source} if plan.source else {}),
         **({"ablation": asdict(ablation)} if ablation else {}),
+        **({"until_token": until_token} if until_token else {}),
         **(extra or {}),
     }
     return Task(
@@ -179,6 +182,7 @@ def experiment(
             ablated=list(ablation.latents) if ablation else [],
             ablation_layer=ablation.layer if ablation else None,
             vectors=vectors,
+            until_token=until_token,
         ),
         scorer=[attempts(), _second_view()] if holistic else attempts(),
         metrics=None if grouped_by is None else grouped_metrics(grouped_by),
@@ -194,6 +198,14 @@ def experiment(
         version=version,
         metadata=metadata,
     )
+
+
+def _ending(until_token: int | None) -> str:
+    if until_token is None:
+        return ""
+    if until_token < 1:
+        raise EsrError(f"until_token={until_token}: the boost ends after one token or more.")
+    return f", boost off after {until_token} tokens"
 
 
 def _second_view() -> Scorer:

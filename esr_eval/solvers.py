@@ -79,9 +79,18 @@ class VectorSource(NamedTuple):
 
 
 def boost_of(
-    trial: Trial, runtime: Runtime, vectors: VectorSource | None = None
+    trial: Trial,
+    runtime: Runtime,
+    vectors: VectorSource | None = None,
+    until_token: int | None = None,
 ) -> tuple[Boost | AddVector, ...]:
     """The trial's boost at the runtime's steering layer; nothing when it is unsteered.
+
+    Args:
+        trial: Which latent, or vector, and how strongly.
+        runtime: Where it acts.
+        vectors: Where the trial's vector comes from.
+        until_token: Generated token from which on the boost is off; None leaves it on.
 
     Raises:
         EsrError: The model has no steering layer, or the trial's vector comes from nowhere.
@@ -98,11 +107,19 @@ def boost_of(
                 sha256=vectors.sha256,
                 strength=trial.strength,
                 layer=vectors.layer,
+                until_token=until_token,
             ),
         )
     if runtime.steering_layer is None:
         raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
-    return (Boost(latent=trial.latent, strength=trial.strength, layer=runtime.steering_layer),)
+    return (
+        Boost(
+            latent=trial.latent,
+            strength=trial.strength,
+            layer=runtime.steering_layer,
+            until_token=until_token,
+        ),
+    )
 
 
 @solver
@@ -110,6 +127,7 @@ def steered_generate(
     ablated: Sequence[int] = (),
     ablation_layer: int | None = None,
     vectors: tuple[str, str, int] | None = None,
+    until_token: int | None = None,
 ) -> Solver:
     """Answer the sample's task with its trial's boost on.
 
@@ -120,6 +138,7 @@ def steered_generate(
         ablated: Latents held at 0 at every position, from the residual before the boost.
         ablation_layer: Where they are held.
         vectors: `VectorSource` of trials that add a plain vector.
+        until_token: Generated token from which on the boost is off.
     """
     if ablated and ablation_layer is None:
         raise EsrError("Latents are ablated at a layer: pass ablation_layer.")
@@ -131,7 +150,7 @@ def steered_generate(
         trial = state.metadata_as(Trial)
         config = steering_config(
             model,
-            edits=(*clamps, *boost_of(trial, runtime_of(model), source)),
+            edits=(*clamps, *boost_of(trial, runtime_of(model), source, until_token)),
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
         state.output = await model.generate(state.messages, config=config)

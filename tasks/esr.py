@@ -27,6 +27,7 @@ def esr(
     seed: int = 0,
     replay: str | None = None,
     holistic: bool = False,
+    until_token: int | None = None,
 ) -> Task:
     """Endogenous steering resistance: attempts and their scores under a boosted latent.
 
@@ -44,6 +45,7 @@ def esr(
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log whose latents, strengths, tasks and seeds are run again, trial by trial.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        until_token: End the boost after so many generated tokens (not the paper's setting).
     """
     bench = Bench.open()
     plan = plan_trials(
@@ -66,4 +68,5 @@ def esr(
         experiment_id="main" if steering else "no_steering",
         condition="main" if steering else "no steering",
         holistic=holistic,
+        until_token=until_token,
     )

@@ -25,6 +25,7 @@ def finetuned(
     steering: bool = True,
     seed: int = 0,
     holistic: bool = False,
+    until_token: int | None = None,
 ) -> Task:
     """The main experiment on a subject with an adapter, at strengths of its own.
 
@@ -44,6 +45,7 @@ def finetuned(
         steering: false for the tuned model's own baseline.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        until_token: End the boost after so many generated tokens (not the paper's setting).
     """
     bench = Bench.open()
     adapter = bench.provider.runtime.adapter
@@ -75,6 +77,7 @@ def finetuned(
         experiment_id="finetuned",
         condition="fine-tuned" + ("" if steering else ", no steering"),
         holistic=holistic,
+        until_token=until_token,
     )
 
 

@@ -13,6 +13,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, get_model
 
+from esr_eval.errors import EsrError
 from esr_eval.spec import Steering, fingerprint
 from esr_eval.trial import Trial
 
@@ -76,6 +77,21 @@ def test_both_conditions_succeed_and_pair_by_id(logs):
         assert log.eval.metadata["judge"] == "esr-judge/offline"
         assert log.eval.metadata["paper"] == "arXiv:2602.06941"
     assert metric(steered, "first_score", "mean") < metric(unsteered, "first_score", "mean")
+
+
+def test_a_boost_that_ends_leaves_the_beginning_as_it_was(logs, tmp_path):
+    ended = run(tmp_path, until_token=6)
+    whole = texts(logs[True])
+    assert ended.eval.metadata["condition"] == "main, boost off after 6 tokens"
+    assert texts(ended) != whole
+    for sample in ended.samples:
+        [event] = [e for e in sample.events if e.event == "model" and e.model.startswith("esr/")]
+        [edit] = Steering.from_extra_body(event.config.extra_body).edits
+        assert edit.until_token == 6
+        # The first tokens are chosen with the boost on, as in the whole run.
+        assert sample.output.completion[:8] == whole[sample.id][:8]
+    with pytest.raises(EsrError, match="ends after one token or more"):
+        run(tmp_path, until_token=0)
 
 
 def test_the_log_alone_reproduces_a_sample(logs):

@@ -6,13 +6,13 @@ import pytest
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from typer.testing import CliRunner
 
+from esr_eval.commands.finetune import app
 from esr_eval.dataset import load_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
 from esr_eval.finetune.boosting import PUSH_KEY, boosted, make_collator
 from esr_eval.finetune.card import model_card
 from esr_eval.finetune.checks import Checker
-from esr_eval.commands.finetune import app
 from esr_eval.finetune.data import Example, Journal, Push, Segment, read_examples, write_examples
 from esr_eval.finetune.encoding import IGNORED, encode
 from esr_eval.finetune.material import (

@@ -110,7 +110,13 @@ def read_episodes(
 
 
 def _check_runtime(path: str, header: EvalLog, runtime: Runtime) -> None:
-    stored = (header.eval.metadata or {}).get("runtime")
+    metadata = header.eval.metadata or {}
+    if metadata.get("until_token"):
+        raise EsrError(
+            f"In {path} the boost ended early, but answers are read with the boost on throughout: "
+            "name another log as source=."
+        )
+    stored = metadata.get("runtime")
     if stored is None:
         return
     theirs, ours = Runtime.model_validate(stored).model_dump(), runtime.model_dump()

@@ -125,7 +125,8 @@ def _reasons(figure: Figure, condition: Condition) -> tuple[str, ...]:
     judge = condition.second_judge if figure.metric.startswith(HOLISTIC) else condition.judge
     if not (judge or "").rpartition("/")[2].startswith(figure.judge):
         found.append("other judge")
-    if figure.condition is not None and figure.condition not in _words(condition.log.condition):
+    named = figure.condition is None or figure.condition in _words(condition.log.condition)
+    if not named or condition.log.metadata.get("until_token"):
         found.append(OTHER_CONDITION)
     settings = condition.log.header.plan.config
     if settings.max_tokens is not None and settings.max_tokens != _data()["max_tokens"]:
