@@ -12,7 +12,10 @@ SEED ?= 0
 FEW := 795,856,2115,2848,3244,3375,3711,3849
 FIXED = OMP_NUM_THREADS=1 $(BIN)/inspect eval esr_eval/esr --model esr/smollm2-135m -M device=cpu -T latents=$(FEW) -T trials_per_latent=3 -T seed=11
 MEASURED ?= logs/regression-$(shell date -u +%Y%m%dT%H%M%SZ)
-LOGS ?= logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
+ifndef LOGS
+LOGS := logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
+endif
+DEMO := -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
 
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
@@ -37,9 +40,11 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $(READY)
 
-demo: $(READY)  ## evaluate the embedded subject, steered and unsteered (about 5 minutes)
-	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
-	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) -T steering=false --log-dir $(LOGS)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 7 minutes)
+	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
+	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T steering=false $(DEMO)
+	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
+	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr -T steering=false $(DEMO)
 	$(BIN)/esr-eval summary $(LOGS)
 	@echo "Look at every trial: $(BIN)/inspect view --log-dir $(LOGS)"
 
