@@ -38,7 +38,10 @@ def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> P
 
 
 def _lead(evidence: Evidence, sections: Sequence[Section]) -> str:
-    subjects = dict.fromkeys(log.subject for log in evidence.logs if log.experiment)
+    # A log on stored responses names all subjects that they come from.
+    subjects = dict.fromkeys(
+        name for log in evidence.logs if log.experiment for name in log.subject.split(", ")
+    )
     judges = dict.fromkeys(one.judge for one in evidence.conditions)
     present = {log.experiment.id for log in evidence.logs if log.experiment}
     return (

@@ -70,8 +70,9 @@ def command(experiment: Experiment, evidence: Evidence) -> str:
 def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     """What came out of one condition, with numbers and n."""
     found = condition.measures
-    name = f"{one_line(condition.name)} ({one_line(condition.subject)}"
-    name += f", judged by {one_line(condition.judge)})"
+    who = [] if condition.subject in condition.name else [one_line(condition.subject)]
+    about = ", ".join([*who, f"judged by {one_line(condition.judge)}"])
+    name = f"{one_line(condition.name)} ({about})"
     multi, first = found.get("multi_attempt"), found.get("first_score")
     if multi is None or first is None:
         failed, unscored = int(condition.failed.sum()), found.get("unscored")
