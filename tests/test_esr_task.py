@@ -190,7 +190,14 @@ def test_an_interrupted_run_continues_with_eval_retry(logs, tmp_path):
         args += ["-T", f"{name}={value}"]
     env = os.environ | {"INSPECT_DISPLAY": "plain"}
     running = subprocess.Popen(
-        args, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        args,
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Tests that run in the background inherit an interrupt that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in running.stdout:
         done = re.search(r"Samples:\s+(\d+)/\s*6", line)
