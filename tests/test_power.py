@@ -14,7 +14,11 @@ from esr_eval.analysis.runs import TrialKey
 from esr_eval.cli import app
 from esr_eval.errors import EsrError
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(
+    "error",
+    # Streams of other tests that the collector finds while these run.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 
 SETS = 1000
 PUBLISHED = (0.074, 0.055)

@@ -14,7 +14,11 @@ from esr_eval.analysis.traces import Trace
 from esr_eval.errors import EsrError
 from esr_eval.trial import Trial
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(
+    "error",
+    # Streams of other tests that the collector finds while these run.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 
 TEXT = "a" * 8 + "b" * 4 + "c" * 8
 REGIONS = [Region("off_topic", 0, 8), Region("correction", 8, 12), Region("on_topic", 12, 20)]

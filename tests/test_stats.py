@@ -12,7 +12,11 @@ from esr_eval.analysis.resampling import bootstrap_intervals
 from esr_eval.analysis.runs import TrialKey
 from esr_eval.analysis.stats import clustered_wilson, intraclass_correlation, rate
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings(
+    "error",
+    # Streams of other tests that the collector finds while these run.
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
 
 NAN = float("nan")
 SETS = 1000
