@@ -1,0 +1,1 @@
+"""Servers on this machine for the remote backends, loopback only."""
