@@ -19,17 +19,18 @@ GATHER_LIMIT_SECONDS = 0.5
 class _Ticket(Generic[Request, Result]):
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.done = False
+        self.taken = False
+        self.done = anyio.Event()
         self.result: Result | None = None
         self.error: BaseException | None = None
 
 
 class Batcher(Generic[Request, Result]):
-    """Runs requests in batches, one batch at a time, in a worker thread.
+    """Runs requests in batches, in worker threads, a bounded number of batches at once.
 
-    Whoever holds the lock leads: it waits until no further request has come for a moment, runs
-    what is there, and hands out the results; the others find theirs when the lock reaches them.
-    No thread or task outlives a request.
+    Whoever gets a free slot leads: it waits until no further request has come for a moment, runs
+    what is there, and hands out the results to the others of its batch. No thread or task outlives
+    a request.
     """
 
     def __init__(
@@ -37,19 +38,25 @@ class Batcher(Generic[Request, Result]):
         run: Callable[[Sequence[Request]], Sequence[Result]],
         max_batch: int,
         on_batch: Callable[[int, float], None] | None = None,
+        parallel: int = 1,
     ) -> None:
         """Set up; nothing runs yet.
 
         Args:
             run: The engine: as many results as requests, in order. Runs in a worker thread.
             max_batch: Largest batch; halved for good when memory runs out.
-            on_batch: Called after each batch with its size and the seconds it took.
+            on_batch: Called after each batch with its size and the seconds for which any batch has
+                been running since the last such call.
+            parallel: Most batches at once; above 1, `run` must be thread-safe.
         """
         self.max_batch = max_batch
         self._run = run
         self._on_batch = on_batch
-        self._lock = anyio.Lock()
+        self._slots = anyio.Semaphore(parallel)
+        self._threads = anyio.CapacityLimiter(parallel)
         self._waiting: list[_Ticket[Request, Result]] = []
+        self._running = 0
+        self._since = 0.0
 
     async def submit(self, request: Request) -> Result:
         """Run one request, together with whatever else is waiting.
@@ -60,9 +67,10 @@ class Batcher(Generic[Request, Result]):
         ticket: _Ticket[Request, Result] = _Ticket(request)
         self._waiting.append(ticket)
         try:
-            async with self._lock:
-                while not ticket.done:
+            async with self._slots:
+                while not ticket.taken:
                     await self._lead()
+            await ticket.done.wait()  # another leader may have taken it
         finally:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
@@ -79,20 +87,32 @@ class Batcher(Generic[Request, Result]):
             if time.monotonic() - opened > GATHER_LIMIT_SECONDS:
                 break
         batch = self._waiting[: self.max_batch]
+        if not batch:  # another leader was faster
+            return
         del self._waiting[: self.max_batch]
-        started = time.monotonic()
+        for ticket in batch:
+            ticket.taken = True
+        if self._running == 0:
+            self._since = time.monotonic()
+        self._running += 1
         try:
             results = await anyio.to_thread.run_sync(
-                self._run_halving, [ticket.request for ticket in batch]
+                self._run_halving, [ticket.request for ticket in batch], limiter=self._threads
             )
         except Exception as error:  # whatever it is, it is each requester's to handle
             for ticket in batch:
-                ticket.error, ticket.done = error, True
+                ticket.error = error
+                ticket.done.set()
             return
+        finally:
+            self._running -= 1
         for ticket, result in zip(batch, results, strict=True):
-            ticket.result, ticket.done = result, True
+            ticket.result = result
+            ticket.done.set()
         if self._on_batch is not None:
-            self._on_batch(len(batch), time.monotonic() - started)
+            now = time.monotonic()
+            self._on_batch(len(batch), now - self._since)
+            self._since = now
 
     def _run_halving(self, requests: Sequence[Request]) -> list[Result]:
         """Run a batch; when memory runs out, run its halves and remember the smaller size."""

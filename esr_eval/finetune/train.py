@@ -88,7 +88,7 @@ def train(
     from trl import SFTTrainer
 
     from esr_eval.backends.layout import decoder_layers_path, descend
-    from esr_eval.backends.loading import load_model
+    from esr_eval.backends.loading import load_model, load_tokenizer
     from esr_eval.sae import open_sae
 
     checkpoint = _checkpoint(folder, resume, get_last_checkpoint)
@@ -103,7 +103,7 @@ def train(
     write_examples(folder / SET_FILE, examples)
     training, validation = split(examples, preset.val_fraction, preset.seed)
     set_seed(preset.seed)
-    model, tokenizer = load_model(runtime, device)
+    model, tokenizer = load_model(runtime, device), load_tokenizer(runtime)
     layers = descend(model, decoder_layers_path(model))
     sae = open_sae(runtime.sae) if boosts and runtime.sae is not None else None
     collate = make_collator(

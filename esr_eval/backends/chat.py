@@ -1,0 +1,112 @@
+"""What every backend does on the client, without weights: chats to tokens, and checks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from esr_eval.backends.base import Passage, Row
+from esr_eval.backends.loading import Shape, load_tokenizer, read_ends, read_shape
+from esr_eval.backends.plan import load_vector
+from esr_eval.errors import EsrError
+from esr_eval.sae import SparseSAE, open_sae
+from esr_eval.spec import AddVector, Readout, Runtime, Steering
+from esr_eval.subjects import check_layer
+
+
+class Chat:
+    """The client's side of a subject: its tokenizer, its shape, and its SAE's single rows.
+
+    Attributes:
+        runtime: What is being run.
+        tokenizer: The model's own.
+        shape: Layers, width and context, from the model's config.
+        sae: The runtime's SAE, of which single rows are read; None without one.
+        ends: Ids that end a response.
+        pad: Id that fills shorter rows of a batch.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Read config, tokenizer and SAE config; check that layers and SAE fit the model.
+
+        Raises:
+            EsrError: Something does not fit or cannot be loaded.
+        """
+        self.runtime = runtime
+        self.shape: Shape = read_shape(runtime)
+        for layer in (runtime.steering_layer, runtime.feature_layer):
+            if layer is not None:
+                check_layer(layer, self.shape.n_layers, runtime.subject)
+        self.sae: SparseSAE | None = None
+        if runtime.sae is not None:
+            self.sae = open_sae(runtime.sae)
+            self.sae.config.check_width(self.shape.d_model, runtime.subject)
+        self.tokenizer = load_tokenizer(runtime)
+        self.ends = read_ends(runtime, self.tokenizer)
+        pad = self.tokenizer.pad_token_id
+        self.pad = self.ends[0] if pad is None else int(pad)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
+        """Token ids of a chat, ending where the model's answer begins or, prefilled, goes on."""
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        # The template writes the begin-of-text token itself where the model has one.
+        encoded = self.tokenizer(text + (prefill or ""), add_special_tokens=False)
+        return list(encoded["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def passage(
+        self, messages: Sequence[dict[str, str]], answer: str, steering: Steering
+    ) -> Passage:
+        """A chat with its whole answer, tokenised as it was when the answer was generated."""
+        encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        return Passage(
+            prompt=tuple(self.encode_chat(messages, None)),
+            answer=tuple(encoded["input_ids"]),
+            offsets=np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2),
+            steering=steering,
+        )
+
+    def check(self, row: Row | Passage) -> None:
+        """Find what is wrong with one request before it joins a batch.
+
+        Raises:
+            EsrError: It is too long, or names a layer, latent or vector that is not there.
+        """
+        subject, longest = self.runtime.subject, self.shape.context
+        made = row.sampling.max_tokens if isinstance(row, Row) else len(row.answer)
+        if longest is not None and len(row.prompt) + made > longest:
+            way_out = "; lower --max-tokens." if isinstance(row, Row) else "."
+            raise EsrError(
+                f"A prompt of {len(row.prompt)} tokens and an answer of {made} "
+                f"exceed the {longest} that {subject} can hold{way_out}"
+            )
+        if row.steering is None:
+            return
+        for part in (*row.steering.edits, *row.steering.readouts):
+            check_layer(part.layer, self.shape.n_layers, subject)
+            if isinstance(part, AddVector):
+                width = load_vector(part).shape[-1]
+                if width != self.shape.d_model:
+                    raise EsrError(
+                        f"The vector has {width} values, but the residual stream of "
+                        f"{subject} has width {self.shape.d_model}."
+                    )
+            elif self.sae is not None:
+                wanted = part.latents if isinstance(part, Readout) else (part.latent,)
+                if wanted == "all":
+                    if isinstance(row, Row):
+                        raise EsrError(
+                            "A readout of the whole SAE while generating would fill the log: "
+                            "name its latents, or read over the finished answer."
+                        )
+                    continue
+                for latent in wanted:
+                    self.sae.config.check_latent(int(latent))

@@ -1,0 +1,27 @@
+"""How a backend on another machine, or in another process, is reached."""
+
+from dataclasses import dataclass, field
+
+DEFAULT_WAIT = 600.0
+DEFAULT_REQUESTS = 2
+
+
+@dataclass(frozen=True)
+class RemoteArgs:
+    """Where a server is and how patient to be with it.
+
+    Attributes:
+        base_url: The server's address; None leaves it to the backend (NDIF's own host, or the
+            vLLM server that `esr-eval serve vllm` started).
+        api_key: Key for it; never logged.
+        requests: Most requests of whole batches under way at once.
+        wait: Seconds for which a server that went away, or a request that got no answer, is tried
+            again.
+        trust_server: Send hooks, which are code, to a server that is not on this machine.
+    """
+
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    requests: int = DEFAULT_REQUESTS
+    wait: float = DEFAULT_WAIT
+    trust_server: bool = False
