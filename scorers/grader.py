@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from inspect_ai.model import Model, ModelOutput, get_model
+from inspect_ai.model import Model, ModelOutput, get_model, model_roles
 
 from esr_eval.errors import EsrError
 from esr_eval.scorers.asking import QUOTES_REMINDER, Answered, ask_for
@@ -81,15 +81,12 @@ def judge_model(name: str) -> Model:
 
 
 def _bound(role: str) -> Model:
-    try:
-        return get_model(role=role, required=True)
-    except EsrError:
-        raise
-    except Exception:
+    if role not in model_roles():
         raise EsrError(
             f"'{role}' is no judge: give PROVIDER/MODEL, or bind it with --model-role {role}="
             "PROVIDER/MODEL."
-        ) from None
+        )
+    return get_model(role=role)
 
 
 def _checked(name: str, build: Callable[[], Model]) -> Model:
@@ -98,7 +95,7 @@ def _checked(name: str, build: Callable[[], Model]) -> Model:
     except EsrError:
         raise
     except Exception as error:
-        # Inspect's own errors for a missing key or package are many lines long.
+        # Every provider raises errors of its own; Inspect's are many lines long and not public.
         raise EsrError(_why_not(name, error)) from None
     if getattr(grader.api, "api_key", None) == "":
         # An empty variable passes for a key until the first request is refused.
