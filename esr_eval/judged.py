@@ -20,6 +20,7 @@ from inspect_ai.log import (
 from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.trial import Trial
 
 CROSS_JUDGE = "cross_judge"
@@ -70,7 +71,8 @@ def read_judged(source: str) -> Stored:
     logs: dict[str, dict[str, str]] = {}
     left_out: Counter[str] = Counter()
     for path, in_folder in _paths(source):
-        header = _header(path)
+        with reading(path):
+            header = read_eval_log(path, header_only=True)
         if not _is_scored(header):
             if in_folder:
                 left_out["logs without scores of attempts"] += 1
@@ -140,16 +142,7 @@ def _paths(source: str) -> Iterator[tuple[str, bool]]:
             for log in list_eval_logs(part, recursive=False, descending=False):
                 yield log.name, True
         elif part:
-            if not Path(part).is_file() and "://" not in part:
-                raise EsrError(f"There is no log {part}.")
             yield part, False
-
-
-def _header(path: str) -> EvalLog:
-    try:
-        return read_eval_log(path, header_only=True)
-    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
-        raise EsrError(f"The log {path} cannot be read ({type(error).__name__}).") from error
 
 
 def _is_scored(header: EvalLog) -> bool:

@@ -1,8 +1,6 @@
 """Trials of a stored log, to be run again under another condition, trial by trial."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from inspect_ai.log import (
     EvalLog,
@@ -16,9 +14,8 @@ from pydantic import ValidationError
 
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.trial import Condition, Trial
-
-T = TypeVar("T")
 
 
 class Replayed(NamedTuple):
@@ -48,8 +45,9 @@ def replay_log(path: str, condition: Condition | None = None) -> Replayed:
         EsrError: The log cannot be read, holds no trials, or was itself unsteered where a boost
             is asked for.
     """
-    header = _read(path, lambda: read_eval_log(path, header_only=True))
-    summaries = _read(path, lambda: read_eval_log_sample_summaries(path))
+    with reading(path):
+        header = read_eval_log(path, header_only=True)
+        summaries = read_eval_log_sample_summaries(path)
     place = {name: at for at, name in enumerate(header.eval.dataset.sample_ids or [])}
     planned = []
     for summary in sorted(summaries, key=lambda s: place.get(s.id, len(place))):
@@ -74,35 +72,22 @@ def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
     Raises:
         EsrError: The log cannot be read, or holds no trials.
     """
-    header = _read(path, lambda: read_eval_log(path, header_only=True))
-    samples = _read(
-        path,
-        lambda: [
-            (_trial(path, sample), str(sample.input), sample.output.completion)
+    with reading(path):
+        header = read_eval_log(path, header_only=True)
+        responses = [
+            Response(_trial(path, sample), str(sample.input), sample.output.completion)
             for sample in read_eval_log_samples(path, all_samples_required=False)
             if sample.epoch == 1 and sample.error is None and sample.output.completion.strip()
-        ],
-    )
-    if not samples:
+        ]
+    if not responses:
         raise EsrError(f"The log {path} holds no responses.")
-    return [Response(*sample) for sample in samples], source_of(header)
+    return responses, source_of(header)
 
 
 def source_of(header: EvalLog) -> dict[str, str]:
     """What a new log says of the log its trials came from."""
     spec = header.eval
     return {"eval_id": spec.eval_id, "task": spec.task, "model": spec.model}
-
-
-def _read(path: str, reader: Callable[[], T]) -> T:
-    if not Path(path).is_file() and "://" not in path:
-        raise EsrError(f"There is no log {path} to replay.")
-    try:
-        return reader()
-    except EsrError:
-        raise
-    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
-        raise EsrError(f"The log {path} cannot be read ({type(error).__name__}).") from error
 
 
 def _trial(path: str, sample: EvalSampleSummary | EvalSample) -> Trial:

@@ -12,6 +12,7 @@ from esr_eval import sidecar
 from esr_eval.analysis.region_tokens import Region, read_regions
 from esr_eval.analysis.traces import SETS, LatentSet, Trace
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.trial import Trial
 
 OFFSETS = "offsets"
@@ -100,13 +101,8 @@ def read_traces(path: str) -> TraceLog:
 
 
 def _header(path: str) -> EvalLog:
-    try:
+    with reading(path):
         header = read_eval_log(path, header_only=True)
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:
-        # Whatever the reader raises on a file that is no log; its own message is kept.
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
     if (header.eval.metadata or {}).get("experiment_id") != "activations":
         raise EsrError(
             f"{path} is no log of esr_eval/activations: make one with `inspect eval "

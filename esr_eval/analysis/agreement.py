@@ -17,6 +17,7 @@ from inspect_ai.scorer import Score
 from esr_eval.analysis.kappa import clustered_kappa
 from esr_eval.analysis.stats import Estimate, Rate, rate
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 
 NAN = math.nan
@@ -77,12 +78,8 @@ def agreement_of(log_path: str | Path) -> AgreementReport:
     Raises:
         EsrError: The log cannot be read, or fewer than two judges scored it.
     """
-    try:
+    with reading(log_path):
         samples = read_eval_log_sample_summaries(str(log_path))
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {log_path}.") from None
-    except Exception as error:  # Inspect's reader raises whatever zip, JSON and files raise
-        raise EsrError(f"{log_path} cannot be read as an Inspect log ({error}).") from error
     samples = [sample for sample in samples if any(map(_is_verdict, _scores(sample).values()))]
     scorers = dict.fromkeys(
         name for sample in samples for name, score in _scores(sample).items() if _is_verdict(score)

@@ -1,8 +1,7 @@
 """A discovery log's activations over matched and mismatched pairs, read for analysis."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_samples
@@ -11,11 +10,10 @@ from pydantic import ValidationError
 
 from esr_eval.analysis.detector_statistics import Pairs
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.replay import source_of
 from esr_eval.sidecar import STORE_KEY, load
 from esr_eval.spec import Runtime
-
-T = TypeVar("T")
 
 ARRAYS = ("matched_max", "mismatched_max", "matched_rate", "mismatched_rate")
 
@@ -41,17 +39,16 @@ def read_discovery(log: str | Path) -> Discovery:
         EsrError: It is no such log, holds no reading, or its arrays are missing or have changed.
     """
     path = str(log)
-    header = _reading(path, lambda: read_eval_log(path, header_only=True))
+    with reading(path):
+        header = read_eval_log(path, header_only=True)
     about = header.eval.metadata or {}
     if about.get("experiment_id") != "detectors":
         raise EsrError(f"{path} is no log of esr_eval/detectors: it ran {header.eval.task}.")
-    samples = _reading(
-        path,
-        lambda: [
+    with reading(path):
+        samples = [
             None if sample.error else sample.store.get(STORE_KEY)
             for sample in read_eval_log_samples(path, all_samples_required=False)
-        ],
-    )
+        ]
     read = [load(ref, path) for ref in samples if ref is not None]
     if not read:
         raise EsrError(
@@ -72,15 +69,6 @@ def read_discovery(log: str | Path) -> Discovery:
         source=source_of(header),
         missing=_planned(header) - len(read),
     )
-
-
-def _reading(path: str, reader: Callable[[], T]) -> T:
-    try:
-        return reader()
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
 
 
 def _planned(header: EvalLog) -> int:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from esr_eval.analysis.log_settings import settings_of
 from esr_eval.analysis.runs import SCORER
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.trial import Trial
 
 IMPROVEMENT = re.compile(r"(?:.*/)?improvement\d*")
@@ -77,15 +78,10 @@ def read_measured(path: str | Path) -> Measured:
     Raises:
         EsrError: The file is no Inspect log, or holds no trials.
     """
-    try:
+    with reading(path):
         header = read_eval_log(str(path), header_only=True)
         samples = read_eval_log_sample_summaries(str(path))
         first = next(read_eval_log_samples(str(path), all_samples_required=False), None)
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:
-        # Whatever the reader raises on a file that is no log; its own message is kept.
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
     trials: dict[TrialId, tuple[Trial, EvalSampleSummary]] = {}
     for sample in samples:
         trial = _trial(str(path), sample)

@@ -18,6 +18,7 @@ from inspect_ai.scorer import Score
 
 from esr_eval.analysis.stats import Estimate
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 
 SCORER = re.compile(r"(?:.*/)?attempts\d*")
 """The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
@@ -85,14 +86,9 @@ def read_log(path: str | Path) -> list[Run]:
     Raises:
         EsrError: The file is no Inspect log, or has no scores of `esr_eval/attempts`.
     """
-    try:
+    with reading(path):
         header = read_eval_log(str(path), header_only=True)
         samples = read_eval_log_sample_summaries(str(path))
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:
-        # Whatever the reader raises on a file that is no log; its own message is kept.
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
     scores = header.results.scores if header.results else []
     scorers = dict.fromkeys(score.scorer for score in scores if SCORER.fullmatch(score.scorer))
     if not scorers:

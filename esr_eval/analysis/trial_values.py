@@ -6,6 +6,7 @@ from inspect_ai.log import read_eval_log_sample_summaries
 
 from esr_eval.analysis.runs import SCORER, TrialKey
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 
 
 def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, float]:
@@ -18,13 +19,8 @@ def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, floa
     Raises:
         EsrError: The file is no Inspect log, or has no trial with that value.
     """
-    try:
+    with reading(path):
         samples = read_eval_log_sample_summaries(path)
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:
-        # Whatever the reader raises on a file that is no log; its own message is kept.
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
     found = {}
     for sample in samples:
         scores = sample.scores or {}

@@ -15,6 +15,7 @@ from inspect_ai.log import (
 
 from esr_eval.catalogue import EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 
 _TASKS = {
     "boost_sweep": "boost_sweep",
@@ -106,13 +107,9 @@ def read_stored(path: str) -> StoredLog:
     Raises:
         EsrError: There is no such log, or it is not one of Inspect's.
     """
-    try:
+    with reading(path):
         header = read_eval_log(path, header_only=True)
         samples = read_eval_log_sample_summaries(path)
-    except FileNotFoundError:
-        raise EsrError(f"There is no log {path}.") from None
-    except Exception as error:  # Inspect's readers raise whatever zip, JSON and files raise
-        raise EsrError(f"{path} cannot be read as an Inspect log ({error}).") from error
     path = path.removeprefix("file://")
     samples.sort(key=lambda sample: (str(sample.id), sample.epoch))
     experiment = _experiment(header, samples)
