@@ -48,5 +48,8 @@ def test_an_error_of_ours_passes_and_one_without_words_is_named(tmp_path):
     with pytest.raises(EsrError, match=r"\(EOFError\)\.$"), reading(path):
         raise EOFError
     nowhere = "memory://none.eval"
-    with pytest.raises(EsrError, match=r"^There is no log memory://none\.eval\.$"), reading(nowhere):
+    with (
+        pytest.raises(EsrError, match=r"^There is no log memory://none\.eval\.$"),
+        reading(nowhere),
+    ):
         read_eval_log(nowhere)
