@@ -47,6 +47,7 @@ class Processes:
         self.folder = folder
         self._file = folder / "processes.json"
         self._records: dict[str, Record] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
         self.facts: dict[str, Any] = {}
         if self._file.is_file():
             stored = json.loads(self._file.read_text("utf-8"))
@@ -83,6 +84,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._children[name] = process
         try:
             started = psutil.Process(process.pid).create_time()
         except psutil.NoSuchProcess:  # gone already: `wait` tells why, from its log
@@ -123,6 +125,27 @@ class Processes:
                 )
             time.sleep(POLL_SECONDS)
 
+    def finish(self, name: str, seconds: float) -> None:
+        """Wait until a process has done its work and ended.
+
+        Args:
+            name: Which; it is forgotten afterwards.
+            seconds: Longest wait.
+
+        Raises:
+            EsrError: It failed or took longer; its last lines are quoted.
+        """
+        deadline, code = time.monotonic() + seconds, None
+        while (code := self._children[name].poll()) is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if code != 0:
+            how = f"took longer than {seconds:.0f} s" if code is None else f"failed ({code})"
+            said = self.tail(name)
+            self.stop(name)
+            raise EsrError(f"The server process '{name}' {how}. Its last lines:\n{said}")
+        del self._records[name]
+        self._save()
+
     def tail(self, name: str, lines: int = 20) -> str:
         """Last lines of a process's log."""
         log = Path(self._records[name].log)
@@ -162,9 +185,9 @@ class Processes:
                 process.kill()
         psutil.wait_procs(left, timeout=grace)
         for name in names or self.names:
-            record = self._records.pop(name, None)
-            if record is not None:
-                _reap(record.pid)
+            self._records.pop(name, None)
+            if child := self._children.pop(name, None):
+                child.poll()  # takes note of its end, or it would stay behind as a zombie
         self._save()
 
     def listening(self) -> list[tuple[str, int]]:
@@ -243,11 +266,6 @@ def _leader(record: Record) -> psutil.Process | None:
 def _mark(process: psutil.Process) -> str | None:
     value: str | None = process.environ().get(MARK)
     return value
-
-
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
 
 
 def _is_loopback(ip: str) -> bool:
