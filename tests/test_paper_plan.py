@@ -6,6 +6,7 @@ from esr_eval import _registry
 from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
+from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.estimate import estimate
 from esr_eval.paper.run import Paper, choose
 from esr_eval.paper.scales import SCALES
@@ -31,6 +32,21 @@ def test_every_step_comes_after_what_it_needs():
 def test_a_step_reads_only_the_logs_it_needs():
     for step in plan_steps(FULL):
         step.args({key: f"{key}.eval" for key in step.needs})  # KeyError otherwise
+
+
+def test_all_steps_share_one_reading_of_the_discovery(monkeypatch):
+    read = []
+
+    def find_detectors(log):
+        read.append(log)
+        raise EsrError("no log")
+
+    monkeypatch.setattr("esr_eval.analysis.detectors.find_detectors", find_detectors)
+    paper_steps.rule_for.cache_clear()
+    logs = {step.key: f"{step.key}.eval" for step in plan_steps(FULL)}
+    rules = [args["rule"] for step in plan_steps(FULL) if "rule" in (args := step.args(logs))]
+    paper_steps.rule_for.cache_clear()
+    assert rules == ["silent"] * 5 and read == ["detectors.eval"]
 
 
 def test_the_steps_cover_every_experiment_of_the_catalogue():

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from esr_eval.dataset import load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
+from esr_eval.log_files import reading
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
@@ -157,14 +158,15 @@ def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
         about: The run's `identity`.
 
     Raises:
-        EsrError: The folder holds another run.
+        EsrError: The folder holds another run, or a log that cannot be read.
     """
     if not folder.is_dir():
         return {}
     found = {}
     wanted = json.loads(json.dumps(about))
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
-        log = read_eval_log(info, header_only=True)
+        with reading(info.name):
+            log = read_eval_log(info, header_only=True)
         metadata = log.eval.metadata or {}
         step = metadata.get(STEP)
         if not step:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from esr_eval.dataset import meta_prompts, prompts
@@ -267,8 +268,12 @@ def _detectors(choices: Choices, logs: Logs) -> Args:
     return {"detectors": logs["detectors"], "rule": rule_for(logs["detectors"])}
 
 
+@cache
 def rule_for(log: str) -> str:
-    """The paper's rule where it finds a detector in this discovery, else the one by AUC."""
+    """The paper's rule where it finds a detector in this discovery, else the one by AUC.
+
+    Kept, since several steps ask and a discovery's activations take long to read.
+    """
     from esr_eval.analysis.detectors import find_detectors
 
     try:
