@@ -1,6 +1,8 @@
 """Which question the offline judge is asked, and who of its parts answers it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from inspect_ai.model import ChatMessage
 
@@ -10,6 +12,14 @@ from esr_eval.scorers import concreteness_rubric, improvement_rubric, regions_ru
 
 Answer = Callable[[Encoder], str]
 
+PROTOCOLS: tuple[tuple[Callable[[Sequence[ChatMessage]], Any], Callable[..., str]], ...] = (
+    (rubric.parse_request, verdicts.verdict),
+    (improvement_rubric.parse_request, courses.improvement),
+    (regions_rubric.parse_request, courses.regions),
+    (concreteness_rubric.parse_request, concrete.ratings),
+)
+"""What reads a question back, and what answers it: given the question and the encoder."""
+
 
 def answer_to(messages: Sequence[ChatMessage]) -> Answer:
     """Find what answers the question in the messages.
@@ -17,9 +27,9 @@ def answer_to(messages: Sequence[ChatMessage]) -> Answer:
     Raises:
         ValueError: They hold no question of any of the protocols.
     """
-    for protocol in (_attempts, _improvement, _regions, _concreteness):
+    for parse, answer in PROTOCOLS:
         try:
-            return protocol(messages)
+            return partial(answer, parse(messages))
         except ValueError:
             continue
     raise ValueError(
@@ -36,23 +46,3 @@ def lexical_answer_to(messages: Sequence[ChatMessage]) -> Answer:
     """
     request = rubric.parse_request(messages)
     return lambda encoder: lexical.verdict(request)
-
-
-def _attempts(messages: Sequence[ChatMessage]) -> Answer:
-    request = rubric.parse_request(messages)
-    return lambda encoder: verdicts.verdict(request, encoder)
-
-
-def _improvement(messages: Sequence[ChatMessage]) -> Answer:
-    request = improvement_rubric.parse_request(messages)
-    return lambda encoder: courses.improvement(request, encoder)
-
-
-def _regions(messages: Sequence[ChatMessage]) -> Answer:
-    request = regions_rubric.parse_request(messages)
-    return lambda encoder: courses.regions(request, encoder)
-
-
-def _concreteness(messages: Sequence[ChatMessage]) -> Answer:
-    labels = concreteness_rubric.parse_request(messages)
-    return lambda encoder: concrete.ratings(labels, encoder)
