@@ -13,7 +13,7 @@ import numpy as np
 from statsmodels.api import OLS
 
 from esr_eval.analysis.comparisons import Comparison, compare_pairs, compare_unpaired
-from esr_eval.analysis.measured import Measured, TrialId
+from esr_eval.analysis.measured import Measured
 from esr_eval.analysis.rate_tests import holm
 from esr_eval.analysis.stats import Estimate, Floats
 
@@ -44,6 +44,15 @@ METRICS = {
     "unscored": Metric(True, "up", 0.01),
     "errored": Metric(True, "up", 0.01),
 }
+
+
+class _Sides(NamedTuple):
+    """A metric's values in the base and in the new log, and the latent of each."""
+
+    first: Floats
+    second: Floats
+    latents: list[list[int]]
+    paired: bool
 
 
 @dataclass(frozen=True)
@@ -87,8 +96,10 @@ def change_of(
     keys = (shared, shared) if paired else (sorted(old), sorted(young))
     first = np.array([old[key] for key in keys[0]])
     second = np.array([young[key] for key in keys[1]])
-    test = _rates if metric.is_rate else _means
-    difference, p_value = test(first, second, keys, paired, level, resamples)
+    sides = _Sides(first, second, [[key.latent for key in side] for side in keys], paired)
+    difference, p_value = (
+        _rates(sides, level, resamples) if metric.is_rate else _means(sides, level)
+    )
     return Change(
         log=new.name,
         metric=name,
@@ -110,15 +121,8 @@ def judge(changes: Sequence[Change], metrics: Mapping[str, Metric], level: float
     ]
 
 
-def _rates(
-    first: Floats,
-    second: Floats,
-    keys: tuple[list[TrialId], list[TrialId]],
-    paired: bool,
-    level: float,
-    resamples: int,
-) -> tuple[Estimate, float | None]:
-    latents = [[key.latent for key in side] for side in keys]
+def _rates(sides: _Sides, level: float, resamples: int) -> tuple[Estimate, float | None]:
+    first, second, latents, paired = sides
     found: Comparison | None
     if paired:
         found = compare_pairs(first, second, latents[0], level, resamples)
@@ -130,22 +134,15 @@ def _rates(
     return found.difference, None if alike else found.p_value
 
 
-def _means(
-    first: Floats,
-    second: Floats,
-    keys: tuple[list[TrialId], list[TrialId]],
-    paired: bool,
-    level: float,
-    resamples: int,
-) -> tuple[Estimate, float | None]:
+def _means(sides: _Sides, level: float) -> tuple[Estimate, float | None]:
     """Difference of means by least squares with clustered errors, t of clusters - 1 df.
 
     Source: Miller 2024, "Adding Error Bars to Evals", arXiv 2411.00640.
     """
+    first, second, latents, paired = sides
     values = second - first if paired else np.concatenate([first, second])
     is_new = np.repeat([0.0, 1.0], [len(first), len(second)])
     factors = np.ones_like(values)[:, None] if paired else np.column_stack([is_new, is_new**0])
-    latents = [[key.latent for key in side] for side in keys]
     mean, count = float(second.mean() - first.mean()), min(len(set(side)) for side in latents)
     if count < 2 or (paired and not values.any()):
         return Estimate(mean), None

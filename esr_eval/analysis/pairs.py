@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
+from esr_eval.analysis.comparisons import shared_trials
 from esr_eval.analysis.runs import Run
 
 
@@ -56,14 +57,8 @@ def paired_difference(first: Run, second: Run) -> PairedDifference | None:
 
     Trials pair by latent, topic, seed and epoch; those without a score in either run drop out.
     """
-    shared = sorted(
-        set(first.first_scores) & set(second.first_scores),
-        key=lambda key: (key.latent, key.topic, key.seed, key.epoch),
-    )
-    if not shared:
+    before, after, latents = shared_trials(first.first_scores, second.first_scores)
+    if not len(latents):
         return None
-    latents = [key.latent for key in shared]
-    mean, low, high = clustered_mean(
-        [second.first_scores[key] - first.first_scores[key] for key in shared], latents
-    )
-    return PairedDifference(mean, low, high, len(shared), len(set(latents)))
+    mean, low, high = clustered_mean((after - before).tolist(), latents.tolist())
+    return PairedDifference(mean, low, high, len(latents), len(set(latents.tolist())))
