@@ -149,7 +149,7 @@ def test_a_row_that_ends_by_itself_is_cut_there_and_counted_right(backend, monke
     tokens = backend.generate([row])[0].tokens
     # A token that the row is known to choose becomes the end token.
     at = next(i for i in range(5, 30) if tokens[i] not in tokens[:i])
-    monkeypatch.setattr(backend, "_ends", [tokens[at]])
+    monkeypatch.setattr(backend, "ends", [tokens[at]])
     for result in (backend.generate([row])[0], backend.generate([companion, row])[1]):
         assert result.stop_reason == "stop"
         assert result.tokens == tokens[:at]
