@@ -20,7 +20,7 @@ from inspect_ai.log import (
 from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import ATTEMPTS, reading, source_of, subject_of
 from esr_eval.trial import Trial
 
 CROSS_JUDGE = "cross_judge"
@@ -81,8 +81,7 @@ def read_judged(source: str) -> Stored:
                 f"{path} has no scores of esr_eval/attempts of its own responses: score it with "
                 "`inspect score --scorer esr_eval/attempts`, or name another log."
             )
-        spec = header.eval
-        logs[spec.eval_id] = {"eval_id": spec.eval_id, "task": spec.task, "model": spec.model}
+        logs[header.eval.eval_id] = source_of(header)
         for sample in read_eval_log_samples(path, all_samples_required=False):
             one = _judged(header, sample)
             if isinstance(one, str):
@@ -149,20 +148,13 @@ def _is_scored(header: EvalLog) -> bool:
     if (header.eval.metadata or {}).get("experiment_id") == CROSS_JUDGE:
         return False
     scores = header.results.scores if header.results else []
-    return any(_is_attempts(score.scorer) for score in scores)
-
-
-def _is_attempts(scorer: str) -> bool:
-    # Here, for it brings scipy along, and every `inspect` command imports the tasks.
-    from esr_eval.analysis.runs import SCORER
-
-    return SCORER.fullmatch(scorer) is not None
+    return any(ATTEMPTS.fullmatch(score.scorer) for score in scores)
 
 
 def _judged(header: EvalLog, sample: EvalSample) -> Judged | str:
     """The sample as a judged response, or why it is none."""
     scores = sample.scores or {}
-    score = next((scores[name] for name in scores if _is_attempts(name)), None)
+    score = next((scores[name] for name in scores if ATTEMPTS.fullmatch(name)), None)
     if sample.error is not None or score is None:
         return "errored"
     if not sample.output.completion.strip():
@@ -178,7 +170,7 @@ def _judged(header: EvalLog, sample: EvalSample) -> Judged | str:
     epoch = "" if sample.epoch == 1 else f"-epoch{sample.epoch}"
     return Judged(
         id=f"{header.eval.eval_id[:8]}-{sample.id}{epoch}",
-        subject=str((header.eval.metadata or {}).get("subject", header.eval.model)),
+        subject=subject_of(header),
         trial=trial,
         text=asked[-1] if asked else str(sample.input),
         response=sample.output.completion,

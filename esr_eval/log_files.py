@@ -1,10 +1,18 @@
-"""Reading Inspect's logs: what can go wrong is told in one sentence."""
+"""What all readers of stored logs share: errors as one sentence, scorers' names, who ran."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inspect_ai.log import EvalLog
+
 from esr_eval.errors import EsrError
+
+ATTEMPTS, IMPROVEMENT, REGIONS = (
+    re.compile(rf"(?:.*/)?{name}\d*") for name in ("attempts", "improvement", "regions")
+)
+"""The scorers' names; scores that `inspect score` appends to a log get a number behind it."""
 
 
 @contextmanager
@@ -28,3 +36,14 @@ def reading(path: str | Path) -> Iterator[None]:
             raise EsrError(f"There is no log {path}.") from None
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise EsrError(f"{path} cannot be read as an Inspect log ({why}).") from error
+
+
+def source_of(header: EvalLog) -> dict[str, str]:
+    """What a new log says of the log its trials came from."""
+    spec = header.eval
+    return {"eval_id": spec.eval_id, "task": spec.task, "model": spec.model}
+
+
+def subject_of(header: EvalLog) -> str:
+    """Name of the model under test."""
+    return str((header.eval.metadata or {}).get("subject", header.eval.model))

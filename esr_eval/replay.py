@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from inspect_ai.log import (
-    EvalLog,
     EvalSample,
     EvalSampleSummary,
     read_eval_log,
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import reading, source_of
 from esr_eval.trial import Condition, Trial
 
 
@@ -82,12 +81,6 @@ def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
     if not responses:
         raise EsrError(f"The log {path} holds no responses.")
     return responses, source_of(header)
-
-
-def source_of(header: EvalLog) -> dict[str, str]:
-    """What a new log says of the log its trials came from."""
-    spec = header.eval
-    return {"eval_id": spec.eval_id, "task": spec.task, "model": spec.model}
 
 
 def _trial(path: str, sample: EvalSampleSummary | EvalSample) -> Trial:

@@ -1,6 +1,5 @@
 """A log of esr_eval/activations, read back: activations from beside it, regions from its judge."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,11 @@ from esr_eval import sidecar
 from esr_eval.analysis.region_tokens import Region, read_regions
 from esr_eval.analysis.traces import SETS, LatentSet, Trace
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import REGIONS, reading
 from esr_eval.trial import Trial
 
 OFFSETS = "offsets"
 """Name of the array of the tokens' characters, as `esr_eval.episodes.reading` writes it."""
-SCORER = re.compile(r"(?:.*/)?regions\d*")
-"""The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def _trace(
 
 def _score(scores: Mapping[str, Score]) -> Mapping[str, Any] | None:
     """What the first judge of the log says of an answer's regions."""
-    score = next((scores[name] for name in scores if SCORER.fullmatch(name)), None)
+    score = next((scores[name] for name in scores if REGIONS.fullmatch(name)), None)
     return score.metadata if score else None
 
 

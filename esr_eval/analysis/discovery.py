@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from esr_eval.analysis.detector_statistics import Pairs
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
-from esr_eval.replay import source_of
+from esr_eval.log_files import reading, source_of
 from esr_eval.sidecar import STORE_KEY, load
 from esr_eval.spec import Runtime
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from inspect_ai.log import EvalLog
 
-from esr_eval.analysis.runs import GRADER_ROLE
+from esr_eval.analysis.runs import bound_judge
+from esr_eval.log_files import subject_of
 
 
 def settings_of(header: EvalLog) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def settings_of(header: EvalLog) -> dict[str, Any]:
         "task_version": spec.task_version,
         "experiment": about.get("experiment_id"),
         "condition": about.get("condition"),
-        "subject": about.get("subject", spec.model),
+        "subject": subject_of(header),
         # Logs of before the runtime was kept say it by the model and its arguments.
         "runtime": about.get("runtime") or {"model": spec.model, **spec.model_args},
         # Parameters at their empty defaults are left out: new ones change nothing.
@@ -26,12 +27,5 @@ def settings_of(header: EvalLog) -> dict[str, Any]:
         ],
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
-        "judge": _judge_of(header),
+        "judge": bound_judge(header),
     }
-
-
-def _judge_of(header: EvalLog) -> str:
-    role = (header.eval.model_roles or {}).get(GRADER_ROLE)
-    if role is not None and not isinstance(role, list):
-        return role.model
-    return str((header.eval.metadata or {}).get("judge"))

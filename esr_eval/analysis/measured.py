@@ -17,12 +17,9 @@ from inspect_ai.log import (
 from pydantic import ValidationError
 
 from esr_eval.analysis.log_settings import settings_of
-from esr_eval.analysis.runs import SCORER
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import ATTEMPTS, IMPROVEMENT, reading, subject_of
 from esr_eval.trial import Trial
-
-IMPROVEMENT = re.compile(r"(?:.*/)?improvement\d*")
 
 
 class TrialId(NamedTuple):
@@ -91,10 +88,10 @@ def read_measured(path: str | Path) -> Measured:
     output = dict((first.output.metadata or {}) if first else {})
     about = header.eval.metadata or {}
     judges, notes = _judges(samples)
-    subject, experiment = about.get("subject", header.eval.model), about.get("experiment_id", "")
-    condition = str(about.get("condition", ""))
+    experiment, condition = about.get("experiment_id", ""), str(about.get("condition", ""))
     # Of most experiments the one condition is called like them: "no steering" of no_steering.
-    parts = (subject, experiment, condition if condition.replace(" ", "_") != experiment else "")
+    told = condition if condition.replace(" ", "_") != experiment else ""
+    parts = (subject_of(header), experiment, told)
     return Measured(
         path=str(path),
         name=", ".join(str(part) for part in parts if part),
@@ -146,8 +143,8 @@ def _judges(samples: list[EvalSampleSummary]) -> tuple[dict[str, Any], list[str]
     found: dict[str, set[Any]] = {"judge": set(), "rubric": set()}
     scorers: set[str] = set()
     for sample in samples:
-        scorers |= {name for name in sample.scores or {} if SCORER.fullmatch(name)}
-        score = next(_scores(sample, SCORER), None)
+        scorers |= {name for name in sample.scores or {} if ATTEMPTS.fullmatch(name)}
+        score = next(_scores(sample, ATTEMPTS), None)
         details = (score.metadata or {}) if score is not None else {}
         for name, seen in found.items():
             seen |= {details[name]} if name in details else set()
@@ -169,7 +166,7 @@ def _values(samples: Mapping[TrialId, EvalSampleSummary]) -> dict[str, dict[Tria
     values: dict[str, dict[TrialId, float]] = {}
     for key, sample in samples.items():
         improvement = _numbers(sample, IMPROVEMENT)
-        numbers = _numbers(sample, SCORER) | {
+        numbers = _numbers(sample, ATTEMPTS) | {
             "improvement": improvement.get("improvement"),
             "improvement_unscored": improvement.get("unscored"),
         }

@@ -1,7 +1,6 @@
 """One log of the main task, read for comparison: what ran, its metrics, its trials."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,8 @@ from inspect_ai.scorer import Score
 
 from esr_eval.analysis.stats import Estimate
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
-
-SCORER = re.compile(r"(?:.*/)?attempts\d*")
-"""The scorer's name; scores that `inspect score` appends to a log get a number behind it."""
-GRADER_ROLE = "grader"
+from esr_eval.log_files import ATTEMPTS, reading, subject_of
+from esr_eval.scorers.grader import GRADER_ROLE
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def read_log(path: str | Path) -> list[Run]:
         header = read_eval_log(str(path), header_only=True)
         samples = read_eval_log_sample_summaries(str(path))
     scores = header.results.scores if header.results else []
-    scorers = dict.fromkeys(score.scorer for score in scores if SCORER.fullmatch(score.scorer))
+    scorers = dict.fromkeys(score.scorer for score in scores if ATTEMPTS.fullmatch(score.scorer))
     if not scorers:
         raise EsrError(
             f"{path} has no scores of esr_eval/attempts (status: {header.status}): finish it with "
@@ -106,10 +102,10 @@ def _run(path: str, header: EvalLog, samples: list[EvalSampleSummary], scorer: s
     return Run(
         path=path,
         scorer=scorer,
-        subject=str((header.eval.metadata or {}).get("subject", header.eval.model)),
+        subject=subject_of(header),
         condition=_condition(samples),
         backend=str(header.eval.model_args.get("backend", "local")),
-        judge=_judge(header, samples, scorer),
+        judge=judge_of(header, samples, scorer),
         total=results.total_samples,
         completed=results.completed_samples,
         status=header.status,
@@ -140,13 +136,18 @@ def _condition(samples: list[EvalSampleSummary]) -> str:
     return "/".join(sorted(found)) or "?"
 
 
-def _judge(header: EvalLog, samples: list[EvalSampleSummary], scorer: str) -> str:
+def judge_of(header: EvalLog, samples: Sequence[EvalSampleSummary], scorer: str) -> str:
     """The judge that scored: what the scores say, for a log may have been scored again."""
     scores = (_score(sample, scorer) for sample in samples)
     details = (score.metadata or {} for score in scores if score is not None)
     found = {str(detail["judge"]) for detail in details if "judge" in detail}
     if found:
         return ", ".join(sorted(found))
+    return bound_judge(header)
+
+
+def bound_judge(header: EvalLog) -> str:
+    """The judge that the run itself was given."""
     role = (header.eval.model_roles or {}).get(GRADER_ROLE)
     if role is not None and not isinstance(role, list):
         return role.model

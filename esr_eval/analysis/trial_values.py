@@ -4,9 +4,9 @@ import math
 
 from inspect_ai.log import read_eval_log_sample_summaries
 
-from esr_eval.analysis.runs import SCORER, TrialKey
+from esr_eval.analysis.runs import TrialKey
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import ATTEMPTS, reading
 
 
 def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, float]:
@@ -24,7 +24,7 @@ def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, floa
     found = {}
     for sample in samples:
         scores = sample.scores or {}
-        value = next((scores[name].value for name in scores if SCORER.fullmatch(name)), None)
+        value = next((scores[name].value for name in scores if ATTEMPTS.fullmatch(name)), None)
         number = value.get(metric) if isinstance(value, dict) else None
         trial = sample.metadata
         if isinstance(number, int | float) and not math.isnan(number) and "latent" in trial:

@@ -1,7 +1,6 @@
 """Conditions: a log as one judge scored it, with one row per trial and its measured numbers."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from inspect_ai.log import EvalSampleSummary
-from inspect_ai.scorer import Score
 
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.measures import (
@@ -19,11 +17,11 @@ from esr_eval.analysis.report.measures import (
     Measured,
     measure,
 )
-from esr_eval.analysis.runs import GRADER_ROLE, SCORER, TrialKey
+from esr_eval.analysis.runs import TrialKey, judge_of
 from esr_eval.catalogue import Experiment
+from esr_eval.log_files import ATTEMPTS, IMPROVEMENT
 from esr_eval.scorers.values import MEANS, RATES
 
-_HOLISTIC_SCORER = re.compile(r"(?:.*/)?improvement\d*")
 _ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
 
 
@@ -95,9 +93,9 @@ def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
         if not log.samples or any("latent" not in sample.metadata for sample in log.samples):
             continue
         names = dict.fromkeys(name for sample in log.samples for name in sample.scores or {})
-        second = next((name for name in names if _HOLISTIC_SCORER.fullmatch(name)), None)
-        for scorer in (name for name in names if SCORER.fullmatch(name)):
-            judge = _judge(log, scorer)
+        second = next((name for name in names if IMPROVEMENT.fullmatch(name)), None)
+        for scorer in (name for name in names if ATTEMPTS.fullmatch(name)):
+            judge = judge_of(log.header, log.samples, scorer)
             identity = (log.header.eval.eval_id, scorer, judge)
             if identity in seen:
                 continue
@@ -109,7 +107,7 @@ def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
                     judge=judge,
                     name="",
                     trials=_trials(log.samples, scorer, second),
-                    second_judge=_judge(log, second) if second else None,
+                    second_judge=judge_of(log.header, log.samples, second) if second else None,
                 )
             )
     return _named(found)
@@ -154,27 +152,10 @@ def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -
 
 
 def _numbers(sample: EvalSampleSummary, scorer: str, keys: Iterable[str]) -> dict[str, float]:
-    score = _score(sample, scorer)
+    score = (sample.scores or {}).get(scorer)
     values = score.value if score is not None and isinstance(score.value, dict) else {}
     return {key: _number(values.get(key)) for key in keys}
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _score(sample: EvalSampleSummary, scorer: str) -> Score | None:
-    return (sample.scores or {}).get(scorer)
-
-
-def _judge(log: StoredLog, scorer: str) -> str:
-    """The judge that scored: what the scores say, for a log may have been scored again."""
-    scores = (_score(sample, scorer) for sample in log.samples)
-    details = (score.metadata or {} for score in scores if score is not None)
-    found = {str(detail["judge"]) for detail in details if "judge" in detail}
-    if found:
-        return ", ".join(sorted(found))
-    role = (log.header.eval.model_roles or {}).get(GRADER_ROLE)
-    if role is not None and not isinstance(role, list):
-        return role.model
-    return str(log.metadata.get("judge", "?"))

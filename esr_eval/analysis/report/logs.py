@@ -15,7 +15,7 @@ from inspect_ai.log import (
 
 from esr_eval.catalogue import EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import reading, subject_of
 
 _TASKS = {
     "boost_sweep": "boost_sweep",
@@ -52,7 +52,7 @@ class StoredLog:
     @property
     def subject(self) -> str:
         """Name of the model under test."""
-        return str(self.metadata.get("subject", self.header.eval.model))
+        return subject_of(self.header)
 
     @property
     def planned(self) -> int:
