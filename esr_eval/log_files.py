@@ -47,3 +47,11 @@ def source_of(header: EvalLog) -> dict[str, str]:
 def subject_of(header: EvalLog) -> str:
     """Name of the model under test."""
     return str((header.eval.metadata or {}).get("subject", header.eval.model))
+
+
+def planned_of(header: EvalLog) -> int:
+    """How many samples the run was to have, epochs counted."""
+    dataset, epochs = header.eval.dataset, header.eval.config.epochs or 1
+    # Under --limit the dataset still counts all of its samples; the ids are those that run.
+    ids = dataset.sample_ids
+    return (len(ids) if ids is not None else dataset.samples or 0) * epochs

@@ -3,6 +3,9 @@
 import re
 
 import pytest
+from inspect_ai import Task
+from inspect_ai import eval as inspect_eval
+from inspect_ai.dataset import Sample
 from inspect_ai.log import read_eval_log
 
 from esr_eval.analysis.agreement import agreement_of
@@ -13,7 +16,7 @@ from esr_eval.analysis.runs import read_log
 from esr_eval.analysis.trial_values import read_values
 from esr_eval.errors import EsrError
 from esr_eval.judged import read_judged
-from esr_eval.log_files import reading
+from esr_eval.log_files import planned_of, reading
 from esr_eval.replay import read_responses, replay_log
 
 READERS = [
@@ -53,3 +56,12 @@ def test_an_error_of_ours_passes_and_one_without_words_is_named(tmp_path):
         reading(nowhere),
     ):
         read_eval_log(nowhere)
+
+
+def test_what_was_planned_is_what_the_limit_left(tmp_path):
+    task = Task(dataset=[Sample(id=str(at), input="?") for at in range(5)])
+    for limit, planned in ((2, 6), (None, 15)):
+        (log,) = inspect_eval(
+            task, model="mockllm/model", limit=limit, epochs=3, log_dir=str(tmp_path), display="none"
+        )
+        assert planned_of(log) == planned

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_samples
+from inspect_ai.log import read_eval_log, read_eval_log_samples
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from esr_eval.analysis.detector_statistics import Pairs
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading, source_of
+from esr_eval.log_files import planned_of, reading, source_of
 from esr_eval.sidecar import STORE_KEY, load
 from esr_eval.spec import Runtime
 
@@ -66,14 +66,8 @@ def read_discovery(log: str | Path) -> Discovery:
         layer=layer,
         positions=str(about.get("positions", "all")),
         source=source_of(header),
-        missing=_planned(header) - len(read),
+        missing=planned_of(header) - len(read),
     )
-
-
-def _planned(header: EvalLog) -> int:
-    dataset, epochs = header.eval.dataset, header.eval.config.epochs or 1
-    ids = dataset.sample_ids
-    return (len(ids) if ids is not None else dataset.samples or 0) * epochs
 
 
 def _pairs(read: list[dict[str, NDArray[Any]]]) -> Pairs:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from esr_eval.analysis.log_settings import settings_of
 from esr_eval.errors import EsrError
-from esr_eval.log_files import ATTEMPTS, IMPROVEMENT, reading, subject_of
+from esr_eval.log_files import ATTEMPTS, IMPROVEMENT, planned_of, reading, subject_of
 from esr_eval.trial import Trial
 
 
@@ -96,7 +96,7 @@ def read_measured(path: str | Path) -> Measured:
         path=str(path),
         name=", ".join(str(part) for part in parts if part),
         status=header.status,
-        planned=(header.eval.dataset.samples or 0) * (header.eval.config.epochs or 1),
+        planned=planned_of(header),
         settings=settings_of(header) | judges | {"sae_digest": output.get("sae_digest")},
         versions={"device": str(output.get("device"))} | dict(output.get("versions") or {}),
         boosts={key: trial.strength for key, (trial, _) in trials.items()},

@@ -15,7 +15,7 @@ from inspect_ai.log import (
 
 from esr_eval.catalogue import EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading, subject_of
+from esr_eval.log_files import planned_of, reading, subject_of
 
 _TASKS = {
     "boost_sweep": "boost_sweep",
@@ -57,8 +57,7 @@ class StoredLog:
     @property
     def planned(self) -> int:
         """How many samples the run was to have."""
-        spec = self.header.eval
-        return (spec.dataset.samples or 0) * (spec.config.epochs or 1)
+        return planned_of(self.header)
 
     @property
     def file(self) -> str:
