@@ -79,14 +79,22 @@ class ESRModelAPI(ModelAPI):
         self._seconds = 0.0
 
     def preflight(self, edits_needed: bool = True) -> None:
-        """Find what cannot work, in seconds and before any weights load.
+        """Find what cannot work, in seconds and before any weights load or any trial starts.
+
+        A remote backend connects to its server here, which checks it.
 
         Args:
             edits_needed: Whether the run boosts, clamps or reads latents.
 
         Raises:
-            EsrError: The model does not fit into memory, or its layers and SAE do not fit it.
+            EsrError: The model does not fit into memory, its layers and SAE do not fit it, or the
+                server of a remote backend cannot run it.
         """
+        self._check_arguments(edits_needed)
+        if self.runtime.backend != "local" and self._backend is None:
+            self._backend = self._load()
+
+    def _check_arguments(self, edits_needed: bool) -> None:
         runtime, subject = self.runtime, self.subject
         if runtime.backend == "local":
             check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
@@ -200,7 +208,7 @@ class ESRModelAPI(ModelAPI):
                 raise self._refused
             if self._backend is None:
                 try:
-                    self.preflight(edits_needed=False)
+                    self._check_arguments(edits_needed=False)
                     self._backend = await anyio.to_thread.run_sync(self._load)
                 except EsrError as error:
                     # Asking a hub that cannot be reached again for every sample takes minutes.
