@@ -62,6 +62,11 @@ def test_what_was_planned_is_what_the_limit_left(tmp_path):
     task = Task(dataset=[Sample(id=str(at), input="?") for at in range(5)])
     for limit, planned in ((2, 6), (None, 15)):
         (log,) = inspect_eval(
-            task, model="mockllm/model", limit=limit, epochs=3, log_dir=str(tmp_path), display="none"
+            task,
+            model="mockllm/model",
+            limit=limit,
+            epochs=3,
+            log_dir=str(tmp_path),
+            display="none",
         )
         assert planned_of(log) == planned

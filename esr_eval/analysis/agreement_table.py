@@ -4,6 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from esr_eval.analysis.agreement import AgreementReport
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.stats import Estimate, Rate
 
 
@@ -35,7 +36,7 @@ def pair_table(report: AgreementReport) -> Table:
             escape(f"{pair.first} / {pair.second}"),
             str(pair.multi_attempt.trials if pair.multi_attempt else 0),
             _share(pair.multi_attempt),
-            _number(pair.kappa, 1, "", ".2f"),
+            _number(pair.kappa, ".2f"),
             _share(pair.direction, with_trials=True),
         )
     return table
@@ -45,14 +46,10 @@ def _share(found: Rate | None, with_trials: bool = False) -> str:
     if found is None:
         return "-"
     of = f" of {found.trials}" if with_trials else ""
-    return _number(found.estimate, 100, f" %{of}", ".1f")
+    return _number(found.estimate, ".1f", f" %{of}", 100)
 
 
-def _number(found: Estimate | None, scale: float, unit: str, form: str) -> str:
+def _number(found: Estimate | None, form: str, unit: str = "", scale: float = 1) -> str:
     if found is None:
         return "-"
-    text = f"{scale * found.value:{form}}{unit}"
-    if found.low is None or found.high is None:
-        return text
-    # Parentheses: rich reads square brackets as markup.
-    return f"{text} ({scale * found.low:{form}} to {scale * found.high:{form}})"
+    return with_interval(found.value, found.low, found.high, form, unit, scale)

@@ -20,24 +20,21 @@ def detector_table(report: DetectorReport, rule: Rule) -> Table:
     for column in ("latent", "matched", "mismatched", "max", "max", "AUC", "fires", "label"):
         table.add_column(column, justify="left" if column == "label" else "right")
     table.columns[3].header, table.columns[4].header = "max matched", "max mismatched"
-    for one in found.detectors:
-        table.add_row(*_cells(one))
-    if not found.detectors:
-        for one in found.nearest:
-            table.add_row(*_cells(one), style="dim")
+    for one in found.detectors or found.nearest:
+        style = None if found.detectors else "dim"
+        table.add_row(str(one.latent), *figures(one), escape(one.label or ""), style=style)
     return table
 
 
-def _cells(one: Detector) -> tuple[str, ...]:
+def figures(one: Detector) -> tuple[str, ...]:
+    """Shares of active pairs, mean maxima, AUC and firing rate, as tables show them."""
     return (
-        str(one.latent),
         f"{one.matched_active:.0%}",
         f"{one.mismatched_active:.0%}",
         f"{one.matched_max:.2f}",
         f"{one.mismatched_max:.2f}",
         f"{one.auc:.3f}",
         f"{one.rate:.2%}",
-        escape(one.label or ""),
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from esr_eval.analysis.activations import TraceLog, read_traces
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.latent_effects import LatentEffect, halves, latent_effects
 from esr_eval.analysis.regions import RegionContrast, RegionStatistics, region_statistics
 from esr_eval.scorers.trials import plain
@@ -42,7 +43,7 @@ def region_table(log: TraceLog, statistics: RegionStatistics) -> Table:
         table.add_row(
             set_title(log, mean.latents),
             TITLES[mean.region],
-            _interval(mean.mean, mean.low, mean.high),
+            with_interval(mean.mean, mean.low, mean.high, ".4g") if mean.episodes else NONE,
             str(mean.episodes),
             str(mean.without),
             str(mean.tokens),
@@ -74,7 +75,7 @@ def contrast_table(log: TraceLog, statistics: RegionStatistics) -> Table:
         table.add_row(
             *name,
             count,
-            _interval(difference.value, difference.low, difference.high, "+.4g"),
+            with_interval(difference.value, difference.low, difference.high, "+.4g"),
             _number(found.cohens_d, "+.2f"),
             _number(found.cliffs_delta, "+.2f"),
             *(_p_value(p) for p in (one.rank_p, one.t_p, one.clustered_p)),
@@ -183,13 +184,6 @@ def _columns(table: Table, texts: Sequence[str], numbers: Sequence[str]) -> None
 
 def _number(value: float | None, form: str) -> str:
     return NONE if value is None or math.isnan(value) else f"{value:{form}}"
-
-
-def _interval(value: float, low: float | None, high: float | None, form: str = ".4g") -> str:
-    if low is None or high is None:
-        return _number(value, form)
-    # Parentheses: rich reads square brackets as markup.
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _p_value(value: float | None) -> str:

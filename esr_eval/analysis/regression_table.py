@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from esr_eval.analysis.changes import DIRECTIONS, METRICS, Change, Metric
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.regression import COMPLETED_MARGIN, Comparison, NotComparableError
 
 ALL = "all"
@@ -68,10 +69,7 @@ def _cells(change: Change, is_rate: bool) -> Iterator[str]:
     yield f"{scale * change.base:.1f}{unit}"
     yield f"{scale * change.new:.1f}{unit}"
     difference = change.difference
-    bounds = ""
-    if difference.low is not None and difference.high is not None:
-        bounds = f" ({scale * difference.low:+.1f} to {scale * difference.high:+.1f})"
-    yield f"{scale * difference.value:+.1f}{bounds}"
+    yield with_interval(difference.value, difference.low, difference.high, "+.1f", scale=scale)
     yield "-" if change.corrected is None else f"{change.corrected:.2g}"
     base, new = change.trials
     yield f"{base} pairs" if change.paired else f"{base}, {new}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.pairs import PairedDifference, paired_difference
 from esr_eval.analysis.runs import Run
 from esr_eval.analysis.stats import Estimate
@@ -64,7 +65,7 @@ def pair_table(runs: Sequence[Run]) -> Table | None:
     for name, pair in pairs:
         table.add_row(
             name,
-            _with_interval(f"{pair.difference:+.1f}", pair.low, pair.high, "+.1f"),
+            with_interval(pair.difference, pair.low, pair.high, "+.1f"),
             str(pair.trials),
             str(pair.clusters),
         )
@@ -122,14 +123,5 @@ def _count(run: Run) -> str:
 def _shown(found: Estimate | None, row: Row) -> str:
     if found is None:
         return "-"
-    if not row.is_rate:
-        return _with_interval(f"{found.value:.1f}", found.low, found.high, ".1f")
-    low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
-    return _with_interval(f"{100 * found.value:.1f} %", low, high, ".1f")
-
-
-def _with_interval(text: str, low: float | None, high: float | None, form: str) -> str:
-    if low is None or high is None:
-        return text
-    # Parentheses: rich reads square brackets as markup.
-    return f"{text} ({low:{form}} to {high:{form}})"
+    unit, scale = (" %", 100) if row.is_rate else ("", 1)
+    return with_interval(found.value, found.low, found.high, ".1f", unit, scale)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from esr_eval.analysis.pairs import clustered_mean
-from esr_eval.analysis.stats import rate
+from esr_eval.analysis.stats import Rate, rate
 from esr_eval.scorers.values import MEANS, RATES
 
 HOLISTIC = "holistic_"
@@ -17,6 +17,18 @@ SHARES = (*RATES, *(HOLISTIC + key for key in HOLISTIC_RATES))
 """Numbers of 0 or 1 per trial."""
 SCORES = (*MEANS, *(HOLISTIC + key for key in HOLISTIC_MEANS))
 """Other numbers per trial."""
+
+TITLES = {
+    "multi_attempt": "multi-attempt rate",
+    "esr": "ESR rate",
+    "restart_phrase": "restart phrases found",
+    "first_score": "first score",
+    "holistic_improvement": "improvement, 0-10 (second view)",
+    "holistic_improving": "improving (second view)",
+    "holistic_explicit": "explicit (second view)",
+    "holistic_gradual": "gradual (second view)",
+}
+"""Numbers that are compared, as tables and sentences name them."""
 
 
 class Measured(NamedTuple):
@@ -38,6 +50,12 @@ class Measured(NamedTuple):
     clusters: int
     hits: int | None = None
 
+    @classmethod
+    def of(cls, found: Rate) -> "Measured":
+        """A rate."""
+        share = found.estimate
+        return cls(share.value, share.low, share.high, found.trials, found.clusters, found.hits)
+
 
 def measure(trials: pd.DataFrame) -> dict[str, Measured]:
     """Rates and means of some trials, with intervals that respect the clustering by latent."""
@@ -54,8 +72,5 @@ def measure(trials: pd.DataFrame) -> dict[str, Measured]:
             mean, low, high = clustered_mean(values.tolist(), latents.tolist())
             found[key] = Measured(mean, low, high, len(values), clusters)
         elif (share := rate(values, latents)) is not None:
-            point = share.estimate
-            found[key] = Measured(
-                point.value, point.low, point.high, share.trials, share.clusters, share.hits
-            )
+            found[key] = Measured.of(share)
     return found

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.measures import Measured
 
 NONE = "–"
@@ -19,32 +20,18 @@ class Characters(NamedTuple):
     special: bool = False
 
 
-def percent(measured: Measured | None, interval: bool = True) -> str:
+def percent(measured: Measured | None) -> str:
     """A rate in percent, such as `7.4 % (6.6 to 8.3)`."""
     if measured is None:
         return NONE
-    value, low, high = (
-        None if x is None else 100 * x for x in (measured.value, measured.low, measured.high)
-    )
-    return _with(f"{value:.1f} %", low, high, ".1f", interval)
+    return with_interval(measured.value, measured.low, measured.high, ".1f", " %", 100)
 
 
-def mean(measured: Measured | None, interval: bool = True) -> str:
+def mean(measured: Measured | None) -> str:
     """A mean score, such as `26.3 (25.1 to 27.5)`."""
     if measured is None:
         return NONE
-    return _with(f"{measured.value:.1f}", measured.low, measured.high, ".1f", interval)
-
-
-def points(value: float, low: float | None, high: float | None) -> str:
-    """A difference of rates in percentage points."""
-    low, high = (None if x is None else 100 * x for x in (low, high))
-    return _with(f"{100 * value:+.1f} points", low, high, "+.1f", True)
-
-
-def change(value: float, low: float | None, high: float | None) -> str:
-    """A difference of mean scores."""
-    return _with(f"{value:+.1f}", low, high, "+.1f", True)
+    return with_interval(measured.value, measured.low, measured.high, ".1f")
 
 
 def p_value(value: float | None) -> str:
@@ -54,15 +41,15 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def certainty(value: float | None) -> str:
+    """A corrected p value as a phrase: `p = 0.012`, `p < 0.001`, or that there is no test."""
+    told = p_value(value)
+    return "no test" if told == NONE else f"p {told if told.startswith('<') else f'= {told}'}"
+
+
 def count(number: int, noun: str) -> str:
     """A number and what it counts: `1 trial`, `2,400 trials`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _with(text: str, low: float | None, high: float | None, form: str, interval: bool) -> str:
-    if not interval or low is None or high is None or math.isnan(low) or math.isnan(high):
-        return text
-    return f"{text} ({low:{form}} to {high:{form}})"
 
 
 def shown(text: str) -> list[Characters]:

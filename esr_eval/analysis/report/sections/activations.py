@@ -3,6 +3,7 @@
 import pandas as pd
 
 from esr_eval.analysis.activations import TraceLog, read_traces
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.latent_effects import latent_effects
 from esr_eval.analysis.region_tables import TITLES, region_frame
 from esr_eval.analysis.regions import RegionContrast, RegionStatistics, region_statistics
@@ -17,7 +18,7 @@ from esr_eval.analysis.report.section import (
     unusable,
 )
 from esr_eval.analysis.report.style import embed, look
-from esr_eval.analysis.report.text import NONE, count, one_line, p_value
+from esr_eval.analysis.report.text import NONE, certainty, count, one_line, p_value
 from esr_eval.analysis.trace_plot import trace_figure
 from esr_eval.analysis.traces import Trace
 from esr_eval.errors import EsrError
@@ -86,14 +87,12 @@ def _main_set(statistics: RegionStatistics) -> str:
 
 def _sentence(one: RegionContrast) -> str:
     assert one.contrast is not None and one.difference is not None
-    value = p_value(one.clustered_p)
-    certain = "no test" if value == NONE else f"p {value if value[0] == '<' else f'= {value}'}"
     n = f"n = {one.contrast.n_first}"
     if not one.paired:
         n = f"n = {one.contrast.n_second} against {one.contrast.n_first}"
     return (
         f"{SET_TITLES[one.latents].capitalize()}, {TITLES[one.second]} less {TITLES[one.first]}: "
-        f"{one.difference.value:+.3g} ({n}, {certain} after Holm)."
+        f"{one.difference.value:+.3g} ({n}, {certainty(one.clustered_p)} after Holm)."
     )
 
 
@@ -102,7 +101,7 @@ def _means(statistics: RegionStatistics) -> Table:
         (
             SET_TITLES[one.latents],
             TITLES[one.region],
-            _interval(one.mean, one.low, one.high) if one.episodes else NONE,
+            with_interval(one.mean, one.low, one.high, ".3g") if one.episodes else NONE,
             f"{one.episodes:,}",
             f"{one.without:,}",
             f"{one.tokens:,}",
@@ -131,7 +130,7 @@ def _contrasts(statistics: RegionStatistics) -> Table:
             (
                 *names,
                 n,
-                _interval(difference.value, difference.low, difference.high, "+.3g"),
+                with_interval(difference.value, difference.low, difference.high, "+.3g"),
                 NONE if found.cohens_d is None else f"{found.cohens_d:+.2f}",
                 f"{found.cliffs_delta:+.2f}",
                 *(p_value(p) for p in (one.rank_p, one.t_p, one.clustered_p)),
@@ -147,11 +146,6 @@ def _contrasts(statistics: RegionStatistics) -> Table:
         "P values after Holm's correction over the table's rows. Rank and t tests take answers as "
         "units, as published; the clustered test takes boosted latents.",
     )  # fmt: skip
-
-
-def _interval(value: float, low: float | None, high: float | None, form: str = ".3g") -> str:
-    bounds = "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
-    return f"{value:{form}}{bounds}"
 
 
 def _traces(found: TraceLog) -> list[Picture]:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from esr_eval.analysis.agreement import AgreementReport, agreement_of
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
@@ -46,10 +47,7 @@ def _scored_again(evidence: Evidence) -> list[StoredLog]:
 
 
 def _measured(found: Rate | None) -> Measured | None:
-    if found is None:
-        return None
-    share = found.estimate
-    return Measured(share.value, share.low, share.high, found.trials, found.clusters, found.hits)
+    return None if found is None else Measured.of(found)
 
 
 def _answer(log: StoredLog, report: AgreementReport) -> str:
@@ -88,15 +86,13 @@ def _judges(log: StoredLog, report: AgreementReport) -> Table:
 def _pairs(log: StoredLog, report: AgreementReport) -> Table:
     rows = []
     for pair in report.pairs:
-        kappa = NONE if pair.kappa is None else f"{pair.kappa.value:.2f}"
-        if pair.kappa is not None and pair.kappa.low is not None and pair.kappa.high is not None:
-            kappa += f" ({pair.kappa.low:.2f} to {pair.kappa.high:.2f})"
+        kappa = pair.kappa
         both, direction = pair.multi_attempt, pair.direction
         rows.append(
             (
                 f"{one_line(pair.first)} and {one_line(pair.second)}",
                 percent(_measured(both)),
-                kappa,
+                NONE if kappa is None else with_interval(kappa.value, kappa.low, kappa.high, ".2f"),
                 f"{both.trials:,}" if both else "0",
                 percent(_measured(direction)),
                 f"{direction.trials:,}" if direction else "0",

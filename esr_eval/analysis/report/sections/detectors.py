@@ -2,11 +2,12 @@
 
 import pandas as pd
 
+from esr_eval.analysis.detector_table import figures
 from esr_eval.analysis.detectors import find_detectors
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.analysis.report.text import NONE, count, one_line
-from esr_eval.discovery.report import RULES, Detector, DetectorReport, Rule
+from esr_eval.discovery.report import RULES, DetectorReport, Rule
 from esr_eval.errors import EsrError
 
 MOST_ROWS = 40
@@ -78,20 +79,10 @@ def _table(report: DetectorReport, rule: Rule) -> Table:
             "latent", "label", "active matched", "active mismatched", "max matched",
             "max mismatched", "AUC", "fires",
         ),
-        [_row(one) for one in latents[:MOST_ROWS]],
+        [
+            (str(one.latent), one_line(one.label) if one.label else NONE, *figures(one))
+            for one in latents[:MOST_ROWS]
+        ],
         "Active: share of pairs with any activation. Max: mean of the pairs' maxima. Fires: share "
         f"of positions.{f' {more} more are in the CSV file.' if more > 0 else ''}",
     )  # fmt: skip
-
-
-def _row(one: Detector) -> tuple[str, ...]:
-    return (
-        str(one.latent),
-        one_line(one.label) if one.label else NONE,
-        f"{one.matched_active:.0%}",
-        f"{one.mismatched_active:.0%}",
-        f"{one.matched_max:.2f}",
-        f"{one.mismatched_max:.2f}",
-        f"{one.auc:.3f}",
-        f"{one.rate:.2%}",
-    )

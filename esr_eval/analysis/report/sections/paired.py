@@ -2,19 +2,13 @@
 
 import pandas as pd
 
+from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.comparisons import Compared
+from esr_eval.analysis.report.measures import TITLES
 from esr_eval.analysis.report.section import Evidence, Section, Table
-from esr_eval.analysis.report.text import NONE, change, count, one_line, p_value, points
+from esr_eval.analysis.report.text import NONE, certainty, count, one_line, p_value
 
 LEVEL = 0.05
-TITLES = {
-    "multi_attempt": "multi-attempt rate",
-    "esr": "ESR rate",
-    "restart_phrase": "restart phrases found",
-    "holistic_improving": "improving (second view)",
-    "first_score": "first score",
-    "holistic_improvement": "improvement, 0-10 (second view)",
-}
 
 
 def section(evidence: Evidence) -> Section | None:
@@ -45,10 +39,7 @@ def section(evidence: Evidence) -> Section | None:
 
 def in_words(one: Compared) -> str:
     """A comparison as a phrase: how large, how sure, over how many trials."""
-    certain = "no test"
-    if one.holm is not None:
-        value = p_value(one.holm)
-        certain = f"p {value if value.startswith('<') else f'= {value}'} after Holm"
+    certain = certainty(one.holm) + (" after Holm" if one.holm is not None else "")
     shared = count(one.pairs, "shared trial")
     return f"{TITLES[one.metric]} {_difference(one)} over {shared} ({certain})"
 
@@ -68,9 +59,9 @@ def _answer(compared: list[Compared]) -> str:
 def _difference(one: Compared) -> str:
     if one.rate is not None:
         found = one.rate.difference
-        return points(found.value, found.low, found.high)
+        return with_interval(found.value, found.low, found.high, "+.1f", " points", 100)
     assert one.score is not None
-    return change(one.score.value, one.score.low, one.score.high)
+    return with_interval(one.score.value, one.score.low, one.score.high, "+.1f")
 
 
 def _row(one: Compared) -> tuple[str, ...]:
@@ -80,9 +71,7 @@ def _row(one: Compared) -> tuple[str, ...]:
             for found in (one.rate.first, one.rate.second)
         )
         ratio = one.rate.ratio
-        shown = NONE if ratio is None else f"{ratio.value:.2f}"
-        if ratio is not None and ratio.low is not None and ratio.high is not None:
-            shown += f" ({ratio.low:.2f} to {ratio.high:.2f})"
+        shown = NONE if ratio is None else with_interval(ratio.value, ratio.low, ratio.high, ".2f")
     else:
         before, after, shown = *_means(one), NONE
     return (

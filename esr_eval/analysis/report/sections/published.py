@@ -3,7 +3,7 @@
 import pandas as pd
 
 from esr_eval.analysis.report.conditions import Condition
-from esr_eval.analysis.report.measures import SHARES
+from esr_eval.analysis.report.measures import SHARES, TITLES
 from esr_eval.analysis.report.published import (
     OTHER_CONDITION,
     Figure,
@@ -13,16 +13,6 @@ from esr_eval.analysis.report.published import (
 )
 from esr_eval.analysis.report.section import Evidence, Section, Table
 from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
-
-_TITLES = {
-    "multi_attempt": "multi-attempt rate",
-    "esr": "ESR rate",
-    "first_score": "first score",
-    "holistic_improvement": "improvement, 0-10 (second view)",
-    "holistic_improving": "improving (second view)",
-    "holistic_explicit": "explicit (second view)",
-    "holistic_gradual": "gradual (second view)",
-}
 
 
 def section(evidence: Evidence) -> Section | None:
@@ -100,7 +90,7 @@ def _row(condition: Condition, verdict: Verdict) -> tuple[str, ...]:
     shown = percent(ours) if figure.metric in SHARES else mean(ours)
     return (
         one_line(condition.name),
-        _TITLES.get(figure.metric, figure.metric),
+        TITLES.get(figure.metric, figure.metric),
         figure_text(figure),
         ", ".join(filter(None, (figure.subject or "five models", figure.judge, figure.note))),
         NONE if figure.n is None else f"{figure.n:,}",
