@@ -45,6 +45,92 @@ class Term:
 EncodeFn = Callable[[Tensor], Tensor]
 """Residuals (batch, position, d_model) -> activations of a fixed list of latents, last axis."""
 
+LAYER_NORM_EPS = 1e-5
+MOVED = ("directions", "amount", "start", "stop", "clamped", "slot", "sae_scaled")
+
+
+def norm_scale(x: Tensor) -> Tensor:
+    """Scale of constant_norm_rescale: the residual's norm over sqrt(d_model), (..., 1)."""
+    scale: Tensor = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    return scale
+
+
+def spread(x: Tensor) -> Tensor:
+    """Scale of layer_norm: the residual's standard deviation, (..., 1)."""
+    return x.std(dim=-1, keepdim=True)
+
+
+def normalise(x: Tensor, how: str) -> Tensor:
+    """Residuals as an SAE with input normalisation `how` wants them."""
+    if how == "constant_norm_rescale":
+        return x / norm_scale(x)
+    if how == "layer_norm":
+        x = x - x.mean(dim=-1, keepdim=True)
+        return x / (spread(x) + LAYER_NORM_EPS)
+    return x
+
+
+def packed(values: Tensor) -> Tensor:
+    """The same numbers in half the bytes, where 16 bits hold each of them exactly."""
+    for dtype in (torch.bfloat16, torch.float16):
+        small = values.to(dtype)
+        if torch.equal(small.float(), values):
+            return small
+    return values
+
+
+class LatentEncoder:
+    """Activations of single latents of an element-wise SAE, from their own rows alone."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        threshold: Tensor,
+        centre: Tensor | None,
+        normalisation: str,
+    ) -> None:
+        """Take the latents' rows, all float32.
+
+        Args:
+            weight: Encoder columns, (d_model, latents).
+            bias: Encoder biases, (latents,).
+            threshold: Activations at or below it are 0, (latents,).
+            centre: What is subtracted from the input first, (d_model,); None: nothing.
+            normalisation: What is done to the input before that.
+        """
+        self.weight, self.bias, self.threshold, self.centre = weight, bias, threshold, centre
+        self.normalisation = normalisation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Residuals (..., d_model), float32, to activations (..., latents)."""
+        x = normalise(x, self.normalisation)
+        if self.centre is not None:
+            x = x - self.centre
+        hidden = x @ self.weight + self.bias
+        activations: Tensor = torch.relu(hidden) * (hidden > self.threshold)
+        return activations
+
+    def to(self, device: torch.device | str) -> "LatentEncoder":
+        """Move the rows to a device, in place."""
+        for name in ("weight", "bias", "threshold"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.centre = self.centre if self.centre is None else self.centre.to(device)
+        return self
+
+    def __getstate__(self) -> "dict[str, object]":
+        """For sending: rows of an SAE stored in 16 bits travel in 16 bits."""
+        state = dict(self.__dict__)
+        state["weight"] = packed(self.weight)
+        state["centre"] = None if self.centre is None else packed(self.centre)
+        return state
+
+    def __setstate__(self, state: "dict[str, object]") -> None:
+        """Undo the packing."""
+        self.__dict__.update(state)
+        self.weight = self.weight.float()
+        self.centre = None if self.centre is None else self.centre.float()
+
 
 class LayerEdits:
     """All edits at one layer for one batch, ready to apply to that layer's output.
@@ -55,7 +141,7 @@ class LayerEdits:
 
     def __init__(
         self,
-        rows: Sequence[Sequence[Term]],
+        rows: "Sequence[Sequence[Term]]",
         encode: EncodeFn | None = None,
         output_scale: EncodeFn | None = None,
     ) -> None:
@@ -93,9 +179,28 @@ class LayerEdits:
 
     def to(self, device: torch.device | str) -> "LayerEdits":
         """Move the stacked terms to a device, in place."""
-        for name in ("directions", "amount", "start", "stop", "clamped", "slot", "sae_scaled"):
-            setattr(self, name, getattr(self, name).to(device))
+        if self.amount.device != torch.device(device):
+            for name in MOVED:
+                setattr(self, name, getattr(self, name).to(device))
+            if isinstance(self.encode, LatentEncoder):
+                self.encode.to(device)
         return self
+
+    def __getstate__(self) -> "dict[str, object]":
+        """For sending: rows that edit the same latent share its direction."""
+        state = dict(self.__dict__)
+        flat = self.directions.flatten(0, 1).cpu()
+        known: dict[bytes, int] = {}
+        which = [known.setdefault(row.numpy().tobytes(), len(known)) for row in flat]
+        first = [which.index(number) for number in range(len(known))]
+        state["directions"] = packed(flat[first].clone())
+        state["which"] = torch.tensor(which).reshape(self.directions.shape[:2])
+        return state
+
+    def __setstate__(self, state: "dict[str, object]") -> None:
+        """Undo the sharing."""
+        self.__dict__.update(state)
+        self.directions = self.directions.float()[self.__dict__.pop("which")]
 
     def touched(self, positions: Tensor) -> Tensor:
         """Which positions get at least one edit.

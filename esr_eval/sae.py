@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esr_eval.edits import EncodeFn
+from esr_eval.edits import EncodeFn, LatentEncoder, norm_scale, spread
 from esr_eval.errors import EsrError
 from esr_eval.sae_config import (
     WEIGHTS_FILE,
@@ -28,7 +28,6 @@ from esr_eval.spec import SAERef
 
 ELEMENTWISE = frozenset({"standard", "jumprelu"})
 """Architectures whose activation of one latent needs that latent's encoder row alone."""
-LAYER_NORM_EPS = 1e-5
 
 
 class SparseSAE:
@@ -76,15 +75,8 @@ class SparseSAE:
                 threshold = weights.get_tensor("threshold")[wanted].float().to(device)
             b_dec = weights.get_tensor("b_dec").float().to(device)
 
-        def encode(x: Tensor) -> Tensor:
-            x = self._normalise(x)
-            if self.config.subtract_b_dec:
-                x = x - b_dec
-            hidden = x @ w_enc + b_enc
-            activations: Tensor = torch.relu(hidden) * (hidden > threshold)
-            return activations
-
-        return encode
+        centre = b_dec if self.config.subtract_b_dec else None
+        return LatentEncoder(w_enc, b_enc, threshold, centre, self.config.normalisation)
 
     def whole_encoder(self, device: torch.device | str = "cpu") -> EncodeFn:
         """Activations of every latent; loads the whole encoder once, through sae-lens.
@@ -106,26 +98,9 @@ class SparseSAE:
     @property
     def output_scale(self) -> EncodeFn | None:
         """c(x) that undoes the input normalisation, (..., 1); None where it is 1 everywhere."""
-        if self.config.normalisation == "constant_norm_rescale":
-            return self._norm_scale
-        if self.config.normalisation == "layer_norm":
-            return self._spread
-        return None
-
-    def _norm_scale(self, x: Tensor) -> Tensor:
-        scale: Tensor = x.norm(dim=-1, keepdim=True) / self.config.d_model**0.5
-        return scale
-
-    def _spread(self, x: Tensor) -> Tensor:
-        return x.std(dim=-1, keepdim=True)
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        if self.config.normalisation == "constant_norm_rescale":
-            return x / self._norm_scale(x)
-        if self.config.normalisation == "layer_norm":
-            x = x - x.mean(dim=-1, keepdim=True)
-            return x / (self._spread(x) + LAYER_NORM_EPS)
-        return x
+        return {"constant_norm_rescale": norm_scale, "layer_norm": spread}.get(
+            self.config.normalisation
+        )
 
     def _full_encoder(self, latents: Sequence[int], device: torch.device | str) -> EncodeFn:
         sae, index = self._whole(device), torch.tensor(list(latents), device=device)

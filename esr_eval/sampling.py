@@ -43,16 +43,25 @@ def row_uniforms(seed: int, count: int) -> Tensor:
 class RowSampler:
     """Chooses the next token of every row of a batch."""
 
-    def __init__(self, rows: Sequence[Sampling], device: torch.device | str = "cpu") -> None:
-        """Draw every row's uniforms and stack the settings."""
-        longest = max(row.max_tokens for row in rows)
-        self._uniforms = torch.stack([row_uniforms(row.seed, longest) for row in rows]).to(device)
+    def __init__(self, rows: "Sequence[Sampling]", device: torch.device | str = "cpu") -> None:
+        """Stack the rows' settings."""
+        self._longest = max(row.max_tokens for row in rows)
+        self._seeds = [row.seed for row in rows]
+        # Drawn with the first token: sent elsewhere, a sampler is its seeds, not its draws.
+        self._uniforms: Tensor | None = None
         self._temperature = torch.tensor([row.temperature for row in rows], device=device)
         self._penalty = torch.tensor([row.repetition_penalty for row in rows], device=device)
         self._top_p = torch.tensor(
             [1.0 if row.top_p is None else row.top_p for row in rows], device=device
         )
         self._top_k = [row.top_k for row in rows]
+
+    def to(self, device: torch.device) -> "RowSampler":
+        """Move the settings to a device, in place."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
 
     def choose(self, logits: Tensor, seen: Tensor, step: int) -> Tensor:
         """Choose one token per row.
@@ -76,10 +85,13 @@ class RowSampler:
         probabilities = self._truncate(torch.softmax(scaled, dim=-1))
         cumulative = probabilities.cumsum(-1)
         # The uniform is stretched over what truncation and rounding left of the total.
+        if self._uniforms is None:
+            drawn = [row_uniforms(seed, self._longest) for seed in self._seeds]
+            self._uniforms = torch.stack(drawn).to(logits.device)
         target = self._uniforms[:, step] * cumulative[:, -1]
-        drawn = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
-        drawn = drawn.clamp_max(logits.shape[-1] - 1)
-        return torch.where(self._temperature == 0, greedy, drawn)
+        chosen = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
+        chosen = chosen.clamp_max(logits.shape[-1] - 1)
+        return torch.where(self._temperature == 0, greedy, chosen)
 
     def _truncate(self, probabilities: Tensor) -> Tensor:
         for row, k in enumerate(self._top_k):

@@ -13,16 +13,20 @@ from esr_eval.sampling import RowSampler
 class Decoding:
     """State of one batch while it generates: what to choose next, who has ended, and where."""
 
-    def __init__(self, rows: Sequence[Row], mask: Tensor, end_tokens: Sequence[int]) -> None:
+    def __init__(
+        self, rows: "Sequence[Row]", ids: Tensor, mask: Tensor, end_tokens: Sequence[int]
+    ) -> None:
         """Prepare a batch.
 
         Args:
             rows: The batch.
-            mask: Attention mask of the left-padded prompts, (batch, position).
+            ids: The left-padded prompts, (batch, position).
+            mask: Their attention mask, (batch, position).
             end_tokens: Ids that end a response.
         """
         device = mask.device
         self._sampler = RowSampler([row.sampling for row in rows], device)
+        self._ids = ids
         self.limits = torch.tensor([row.sampling.max_tokens for row in rows], device=device)
         self._ends = torch.tensor(list(end_tokens), device=device)
         self._mask = mask.bool()
@@ -32,6 +36,16 @@ class Decoding:
         self.alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         self.ended_by_model = torch.zeros_like(self.alive)
         self.generated = torch.zeros_like(self._prompt_lengths)
+        self._chosen: list[Tensor] = []
+
+    def to(self, device: torch.device) -> "Decoding":
+        """Move the state to a device, in place."""
+        if self.alive.device != device:
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(device))
+            self._sampler.to(device)
+        return self
 
     def positions(self) -> Tensor:
         """Row-relative positions of the forward pass under way, (batch, columns of the pass).
@@ -43,21 +57,22 @@ class Decoding:
         fed = self._prompt_lengths + self._step - 1
         return fed.masked_fill(~self.alive, -1).unsqueeze(1)
 
-    def choose(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+    def choose(self, logits: Tensor) -> Tensor:
         """Choose every row's next token and note which rows that ends.
 
         Args:
-            input_ids: Everything fed so far, padding included, (batch, columns).
             logits: Next-token logits, (batch, vocabulary).
 
         Returns:
-            Token ids, (batch,).
+            Token ids, (batch,); an end token in rows that have ended.
         """
         if self._seen is None:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
             rows, columns = self._mask.nonzero(as_tuple=True)
-            self._seen[rows, input_ids[rows, columns]] = True
+            self._seen[rows, self._ids[rows, columns]] = True
         chosen = self._sampler.choose(logits, self._seen, self._step)
+        chosen = torch.where(self.alive, chosen, self._ends[0])
+        self._chosen.append(chosen)
         self._seen.scatter_(1, chosen.unsqueeze(1), True)
         ends = torch.isin(chosen, self._ends)
         self.ended_by_model |= self.alive & ends
@@ -65,6 +80,10 @@ class Decoding:
         self.alive &= ~ends & (self.generated < self.limits)
         self._step += 1
         return chosen
+
+    def tokens(self) -> Tensor:
+        """What was chosen so far, (batch, steps), meaningless after a row's end."""
+        return torch.stack(self._chosen, dim=1)
 
 
 class ChooseTokens(LogitsProcessor):  # type: ignore[misc]
@@ -76,7 +95,7 @@ class ChooseTokens(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores that are -inf everywhere but at the chosen token."""
-        chosen = self._decoding.choose(input_ids, scores)
+        chosen = self._decoding.choose(scores)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
 
 

@@ -4,7 +4,6 @@ import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
 from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
+from esr_eval.backends.kernel import Work, reduced, residual
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model
-from esr_eval.backends.plan import (
-    BatchPlan,
-    ReadoutRecorder,
-    ReadPlan,
-    expected_positions,
-    plan_batch,
-    reduced,
-)
+from esr_eval.backends.plan import ReadPlan, expected_positions, plan_batch
 from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
@@ -68,12 +61,12 @@ class LocalBackend(Chat):
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once; a row's tokens do not depend on the others."""
         ids, mask = _padded([row.prompt for row in rows], self.pad, self._model.device)
-        decoding = Decoding(rows, mask, self.ends)
+        decoding = Decoding(rows, ids, mask, self.ends)
         plan = plan_batch(rows, self.sae, self._layer_device)
-        receipts = torch.zeros(len(rows), dtype=torch.int64)
-        recorder = ReadoutRecorder(plan)
+        work = plan.work(len(rows))
         with self._engine, torch.inference_mode():
-            out = self._trace(ids, mask, decoding, plan, receipts, recorder)
+            out = self._trace(ids, mask, decoding, work)
+        readings = work.readings()
         results = []
         for b, row in enumerate(rows):
             made = int(decoding.generated[b])
@@ -84,9 +77,9 @@ class LocalBackend(Chat):
                 Generated(
                     tokens=out[b, ids.shape[1] :][:made].tolist(),
                     stop_reason="stop" if by_model else "max_tokens",
-                    edited_positions=int(receipts[b]),
+                    edited_positions=int(work.receipts[b]),
                     expected_positions=expected_positions(row, fed),
-                    readouts=recorder.results(b),
+                    readouts=plan.readouts(b, readings),
                 )
             )
         return results
@@ -104,7 +97,7 @@ class LocalBackend(Chat):
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 for layer in plan.layers:
-                    x = _residual(layers[layer].output)
+                    x = residual(layers[layer].output)
                     here = at.to(x.device)
                     if layer in plan.edits:
                         edits = plan.edits[layer]
@@ -124,16 +117,8 @@ class LocalBackend(Chat):
             for b, passage in enumerate(passages)
         ]
 
-    def _trace(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        decoding: Decoding,
-        plan: BatchPlan,
-        receipts: Tensor,
-        recorder: ReadoutRecorder,
-    ) -> Tensor:
-        """Run transformers' generation with the plan's edits applied at every forward pass."""
+    def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> Tensor:
+        """Run transformers' generation with the batch's edits applied at every forward pass."""
         longest = int(decoding.limits.max())
         settings = GenerationConfig(
             max_new_tokens=longest,
@@ -149,16 +134,9 @@ class LocalBackend(Chat):
             generation_config=settings, logits_processor=processors, stopping_criteria=criteria
         ) as tracer:
             with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
-                for _ in tracer.iter[:] if plan.layers else ():
-                    for layer in plan.layers:
-                        x = _residual(layers[layer].output)
-                        at = decoding.positions().to(x.device)
-                        if layer in plan.edits:
-                            edits = plan.edits[layer]
-                            x[:] = (x.float() + edits.delta(x, at)).to(x.dtype)
-                            receipts += edits.touched(at).sum(-1).cpu()
-                        for read in plan.reads.get(layer, ()):
-                            recorder.record(read, x, at)
+                for _ in tracer.iter[:] if work.layers else ():
+                    for layer in work.layers:
+                        work.visit(layer, residual(layers[layer].output), decoding.positions())
             with tracer.invoke():
                 out = tracer.result.save()
         result: Tensor = out
@@ -184,7 +162,7 @@ class LocalBackend(Chat):
             with model.trace({"input_ids": ids}):
                 plain = model.output.logits[0, -1].float().save()
             with model.trace({"input_ids": ids}):
-                x = _residual(layers[layer].output)
+                x = residual(layers[layer].output)
                 size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self.shape.d_model**0.5
                 x[:] = (x.float() + size).to(x.dtype)
                 edited = model.output.logits[0, -1].float().save()
@@ -225,17 +203,11 @@ class LocalBackend(Chat):
         layers, found = self._traced_layers, {}
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
-                x = _residual(layers[layer].output).float()
+                x = residual(layers[layer].output).float()
                 share = (answers / answers.sum(-1, keepdim=True)).to(x.device)
                 found["means"] = torch.einsum("bp,bpd->bd", share, x).cpu()
                 found["norms"] = (share * x.norm(dim=-1)).sum(-1).cpu()
         return found["means"].numpy(), found["norms"].numpy()
-
-
-def _residual(output: Any) -> Tensor:
-    """The residual stream in a decoder layer's output; some architectures return a tuple."""
-    x: Tensor = output[0] if isinstance(output, tuple) else output
-    return x
 
 
 def _read_one(read: ReadPlan, x: Tensor, positions: Tensor) -> Tensor:

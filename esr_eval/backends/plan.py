@@ -1,6 +1,6 @@
 """From specs to tensors: what each layer of one batch has to add and to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from esr_eval.backends.base import ReadoutResult, Steered
+from esr_eval.backends.kernel import Read, Work
+from esr_eval.backends.kernel import reduced as reduced
 from esr_eval.digests import file_sha256
 from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
 from esr_eval.errors import EsrError
@@ -49,6 +51,38 @@ class BatchPlan:
     def layers(self) -> list[int]:
         """Layers visited, in the order the model reaches them."""
         return sorted({*self.edits, *self.reads})
+
+    def work(self, rows: int) -> Work:
+        """The same as what the process of the model does, nothing done yet.
+
+        Args:
+            rows: Size of the batch.
+        """
+        reads = {
+            layer: [
+                Read((r.row, r.index), r.start, r.stop, r.readout.reduce, r.encode) for r in plans
+            ]
+            for layer, plans in self.reads.items()
+        }
+        return Work(rows, self.edits, reads)
+
+    def readouts(
+        self, row: int, readings: Mapping[tuple[int, int], tuple[Tensor | None, int]]
+    ) -> list[ReadoutResult]:
+        """A generated row's readouts in the order of its spec.
+
+        Args:
+            row: Index of the row.
+            readings: What `Work.readings` found.
+        """
+        plans = {(r.row, r.index): r for reads in self.reads.values() for r in reads}
+        found = []
+        for key in sorted(k for k in plans if k[0] == row):
+            latents = plans[key].readout.latents
+            assert latents != "all"  # refused by the backend's check
+            value, count = readings[key]
+            found.append(ReadoutResult(latents, [] if value is None else value.tolist(), count))
+        return found
 
 
 def plan_batch(
@@ -103,25 +137,6 @@ def expected_positions(row: Steered, fed: int) -> int:
         start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
         touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
     return sum(len(positions) for positions in touched.values())
-
-
-def reduced(series: Tensor, how: str) -> Tensor:
-    """A readout's result from the activations at its positions.
-
-    Args:
-        series: Activations, (position, latent); at least one position.
-        how: `spec.Readout.reduce`.
-
-    Returns:
-        (latent,), or (latent, position) for "tokens".
-    """
-    if how == "max":
-        return series.amax(0)
-    if how == "mean":
-        return series.mean(0)
-    if how == "rate":
-        return (series > 0).float().mean(0)
-    return series.T
 
 
 def _layer_edits(
@@ -190,40 +205,3 @@ def _vector_from_file(path: str, name: str, sha256: str | None) -> Tensor:
             raise EsrError(f"The vector file {path} holds no tensor '{name}'.")
         vector: Tensor = tensors.get_tensor(name)
     return vector.float()
-
-
-class ReadoutRecorder:
-    """Collects activations step by step and reduces them at the end."""
-
-    def __init__(self, plan: BatchPlan) -> None:
-        """Start empty."""
-        self._kept: dict[tuple[int, int], list[Tensor]] = {}
-        self._plans = {(r.row, r.index): r for reads in plan.reads.values() for r in reads}
-
-    def record(self, plan: ReadPlan, x: Tensor, positions: Tensor) -> None:
-        """Keep one step's activations.
-
-        Args:
-            plan: Which readout.
-            x: Output of its layer, (batch, position, d_model).
-            positions: Row-relative positions, (batch, position), negative where not to be read.
-        """
-        at = positions[plan.row]
-        wanted = (at >= plan.start) & (at < plan.stop) & (at >= 0)
-        if bool(wanted.any()):
-            activations = plan.encode(x[plan.row][wanted].float())
-            self._kept.setdefault((plan.row, plan.index), []).append(activations.cpu())
-
-    def results(self, row: int) -> list[ReadoutResult]:
-        """The row's readouts in the order of its spec."""
-        found = []
-        for key in sorted(k for k in self._plans if k[0] == row):
-            readout = self._plans[key].readout
-            kept = self._kept.get(key)
-            values: list[float] | list[list[float]] = []
-            if kept:
-                values = reduced(torch.cat(kept), readout.reduce).tolist()
-            count = sum(len(k) for k in kept) if kept else 0
-            assert readout.latents != "all"  # refused by the backend's check
-            found.append(ReadoutResult(readout.latents, values, count))
-        return found

@@ -1,0 +1,133 @@
+"""What is done to a batch inside the process that runs the model, wherever that is.
+
+On NDIF these classes travel with the request, by value: their code as source text, their tensors
+as data. So nothing here, nor in `edits.py`, `sampling.py` and `decoding.Decoding`, may reach at
+run time for anything but torch, numpy and the standard library, and annotations name other
+classes of this project in quotes only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esr_eval.edits import LayerEdits
+
+
+def residual(output: Any) -> Tensor:
+    """The residual stream in a decoder layer's output; some architectures return a tuple."""
+    x: Tensor = output[0] if isinstance(output, tuple) else output
+    return x
+
+
+def reduced(series: Tensor, how: str) -> Tensor:
+    """A readout's result from the activations at its positions.
+
+    Args:
+        series: Activations, (position, latent); at least one position.
+        how: `spec.Readout.reduce`.
+
+    Returns:
+        (latent,), or (latent, position) for "tokens".
+    """
+    if how == "max":
+        return series.amax(0)
+    if how == "mean":
+        return series.mean(0)
+    if how == "rate":
+        return (series > 0).float().mean(0)
+    return series.T
+
+
+class Read:
+    """One readout of one row.
+
+    Attributes:
+        key: Row in the batch, and which of its readouts this is.
+        start: First position read.
+        stop: Position after the last.
+        how: `spec.Readout.reduce`.
+        encode: Activations of its latents; None brings the residuals themselves, as they are.
+    """
+
+    def __init__(self, key: tuple[int, int], start: int, stop: int, how: str, encode: Any) -> None:
+        """Take what the plan says."""
+        self.key, self.start, self.stop, self.how, self.encode = key, start, stop, how, encode
+
+
+class Work:
+    """A batch's edits and readouts by layer, with what has been counted and read so far."""
+
+    def __init__(
+        self, rows: int, edits: dict[int, LayerEdits], reads: "dict[int, list[Read]]"
+    ) -> None:
+        """Start with nothing done.
+
+        Args:
+            rows: Size of the batch.
+            edits: What to edit at each layer.
+            reads: What to read at each layer.
+        """
+        self.edits = edits
+        self.reads = reads
+        self.layers = sorted({*edits, *reads})
+        self.receipts = torch.zeros(rows, dtype=torch.int64)
+        self.kept: dict[tuple[int, int], list[Tensor]] = {}
+
+    def visit(self, layer: int, x: Tensor, positions: Tensor) -> None:
+        """Edit a layer's output in place, count the edited positions, and read.
+
+        Args:
+            layer: Which layer.
+            x: Its output, (batch, position, d_model).
+            positions: Row-relative positions, (batch, position); negative where nothing is done.
+        """
+        at = positions.to(x.device)
+        if layer in self.edits:
+            edits = self.edits[layer].to(x.device)
+            x[:] = (x.float() + edits.delta(x, at)).to(x.dtype)
+            self.receipts += edits.touched(at).sum(-1).cpu()
+        for read in self.reads.get(layer, ()):
+            here = at[read.key[0]]
+            wanted = (here >= read.start) & (here < read.stop) & (here >= 0)
+            if bool(wanted.any()):
+                self.kept.setdefault(read.key, []).append(self._values(read, x, wanted))
+
+    def _values(self, read: Read, x: Tensor, wanted: Tensor) -> Tensor:
+        seen = x[read.key[0]][wanted]
+        if read.encode is None:
+            return seen.cpu()
+        if hasattr(read.encode, "to"):
+            read.encode.to(x.device)
+        values: Tensor = read.encode(seen.float()).cpu()
+        return values
+
+    def readings(self) -> dict[tuple[int, int], tuple[Tensor | None, int]]:
+        """Every readout's value, None where no position was read, and its number of positions."""
+        found: dict[tuple[int, int], tuple[Tensor | None, int]] = {}
+        for read in (read for reads in self.reads.values() for read in reads):
+            kept = self.kept.get(read.key)
+            series = torch.cat(kept) if kept else None
+            count = 0 if series is None else len(series)
+            if series is not None and read.encode is not None:
+                series = reduced(series, read.how).contiguous()
+            found[read.key] = (series, count)
+        return found
+
+
+def force(logits: Tensor, chosen: Tensor) -> None:
+    """Leave only the chosen token possible, in place, so that a greedy loop follows.
+
+    Args:
+        logits: Logits of one forward pass, (batch, position, vocabulary).
+        chosen: Token ids, (batch,).
+    """
+    logits[:, -1] = float("-inf")
+    logits[:, -1].scatter_(1, chosen.to(logits.device).unsqueeze(1), 0.0)
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits as the model returns them, from the output of its last linear layer."""
+    if cap is None:
+        return logits
+    return torch.tanh(logits / cap) * cap
