@@ -1,0 +1,296 @@
+"""The vLLM backend: requests to a vLLM server, each with its own edits, readouts and seed."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esr_eval.backends.base import (
+    BackendInfo,
+    Generated,
+    Passage,
+    Reading,
+    ReadoutResult,
+    Row,
+    Steered,
+)
+from esr_eval.backends.chat import Chat
+from esr_eval.backends.kernel import reduced
+from esr_eval.backends.plan import expected_positions
+from esr_eval.backends.vllm_client import Server
+from esr_eval.backends.vllm_payload import Payloads, residual_args, sampling_args
+from esr_eval.backends.vllm_preflight import check_server, check_trust, first_check
+from esr_eval.backends.vllm_results import Saved
+from esr_eval.digests import folder_digest
+from esr_eval.edits import EncodeFn
+from esr_eval.errors import EsrError
+from esr_eval.remote import RemoteArgs
+from esr_eval.spec import Readout, Runtime, Span
+from esr_eval.subjects import check_layer
+
+COMPLETIONS = "/v1/completions"
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+class VLLMBackend(Chat):
+    """A model on a vLLM server; the server's continuous batching mixes the requests.
+
+    Only rows of the SAE that a request names travel with it. A readout of the whole SAE, or of
+    one whose latents depend on each other, brings the residual stream of the positions it reads
+    back instead (4/3 of d_model values of the model's dtype per position, in base64), and the
+    SAE is loaded here to encode it.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        remote: RemoteArgs,
+        report: Callable[[str, str], None] = lambda label, value: None,
+    ) -> None:
+        """Connect to a server, and check it before anything is spent on it.
+
+        Args:
+            runtime: What the server must run.
+            remote: Where it is; without an address, the server of `esr-eval serve vllm`, which
+                is started when it is installed but does not run.
+            report: Told how the server is, in few words.
+
+        Raises:
+            EsrError: The server does not answer, does not fit, or is not trusted.
+        """
+        super().__init__(runtime)
+        url = remote.base_url or _own_server(runtime, report)
+        check_trust(url, remote.trust_server)
+        self._server = Server(url, remote.api_key, remote.wait, report)
+        self._found = first_check(self._server, self)
+        self._server.check_again = self._check_again
+        self._payloads = Payloads(self.sae, self.shape.n_layers)
+        self._encoding = threading.Lock()
+        self.info = BackendInfo(
+            device=f"vllm {url}",
+            versions=self._found.versions,
+            self_check=self._found.self_check,
+            sae_digest=folder_digest(self.sae.config.folder) if self.sae else None,
+        )
+
+    def check(self, row: Row | Passage) -> None:
+        """Find what is wrong with one request before it is sent.
+
+        Raises:
+            EsrError: It is too long, names what is not there, or cannot be done on a server.
+        """
+        super().check(row)
+        made = row.sampling.max_tokens if isinstance(row, Row) else len(row.answer) + 1
+        longest = self._found.longest
+        if longest is not None and len(row.prompt) + made > longest:
+            raise EsrError(
+                f"A prompt of {len(row.prompt)} tokens and an answer of {made} exceed the "
+                f"{longest} that the vLLM server was started for (--max-model-len)."
+            )
+        if row.steering is not None:
+            self._payloads.check(row.steering.edits)
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Generate for all rows, each in a request of its own; may be called from any thread."""
+        return _all_at_once(self._generate, rows)
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """Read over finished conversations, each in a request that makes one more token."""
+        return _all_at_once(self._read, passages)
+
+    def mean_residuals(
+        self, passages: Sequence[Passage], layer: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The residual stream over answers, unedited; it comes back whole and is averaged here.
+
+        Args:
+            passages: Conversations; only their answers are averaged over.
+            layer: Decoder layer whose output is read.
+
+        Returns:
+            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
+            (passages,).
+
+        Raises:
+            EsrError: The model has no such layer, or an answer no tokens.
+        """
+        check_layer(layer, self.shape.n_layers, self.runtime.subject)
+        if not all(passage.answer for passage in passages):
+            raise EsrError("An empty text has no activations.")
+
+        def one(passage: Passage) -> tuple[NDArray[np.float32], float]:
+            prompt, whole = len(passage.prompt), (*passage.prompt, *passage.answer)
+            span = Span(positions="generated")
+            args = residual_args(layer, span, prompt, self.shape.n_layers)
+            saved = Saved(self._ask(whole, 1, args))
+            x = saved.read(0, prompt, len(whole))
+            assert x is not None
+            return x.mean(0).numpy(), float(x.norm(dim=-1).mean())
+
+        means, norms = zip(*_all_at_once(one, passages), strict=True)
+        return np.stack(means), np.array(norms, dtype=np.float32)
+
+    def _generate(self, row: Row) -> Generated:
+        args, own = self._payloads.hook_args(row), dict[str, Any]()
+        if self._found.our_sampler:
+            args |= sampling_args(row.sampling)
+        else:
+            own = _server_sampling(row)
+        answer = self._ask(row.prompt, row.sampling.max_tokens, args, own)
+        choice = answer["choices"][0]
+        tokens = [int(token) for token in choice["token_ids"]]
+        by_model = bool(tokens) and tokens[-1] in self.ends
+        if by_model:
+            tokens.pop()
+        # The last token is fed back only when the model went on to choose an end token.
+        fed = len(row.prompt) + len(tokens) - (0 if by_model else 1)
+        saved = Saved(answer)
+        return Generated(
+            tokens=tokens,
+            stop_reason="stop" if by_model else "max_tokens",
+            edited_positions=saved.edited_positions(fed),
+            expected_positions=expected_positions(row, fed),
+            readouts=[
+                self._readout(saved, row, index, readout, fed)
+                for index, readout in enumerate(row.steering.readouts if row.steering else ())
+            ],
+        )
+
+    def _read(self, passage: Passage) -> Reading:
+        whole = (*passage.prompt, *passage.answer)
+        saved = Saved(self._ask(whole, 1, self._payloads.hook_args(passage)))
+        return Reading(
+            values=[
+                self._reading(saved, passage, index, readout, len(whole))
+                for index, readout in enumerate(passage.steering.readouts)
+            ],
+            prompt_tokens=len(passage.prompt),
+            answer_tokens=len(passage.answer),
+            offsets=passage.offsets,
+            edited_positions=saved.edited_positions(len(whole)),
+            expected_positions=expected_positions(passage, len(whole)),
+        )
+
+    def _ask(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        args: dict[str, str],
+        sampling: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._found.model,
+            "prompt": list(prompt),
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+            "repetition_penalty": 1.0,
+            # Ends are the model's as the client knows them, whatever the server's defaults are.
+            "ignore_eos": True,
+            "stop_token_ids": self.ends,
+            "return_token_ids": True,
+            **(sampling or {}),
+        }
+        if args:
+            body["vllm_xargs"] = args
+        return self._server.post_patiently(COMPLETIONS, body)
+
+    def _readout(
+        self, saved: Saved, row: Row, index: int, readout: Readout, fed: int
+    ) -> ReadoutResult:
+        found = self._activations(saved, row, index, readout, fed)
+        assert readout.latents != "all"  # refused by the check
+        if found is None:
+            return ReadoutResult(readout.latents, [], 0)
+        return ReadoutResult(
+            readout.latents, reduced(found, readout.reduce).tolist(), found.shape[0]
+        )
+
+    def _reading(
+        self, saved: Saved, passage: Passage, index: int, readout: Readout, fed: int
+    ) -> NDArray[np.float32]:
+        found = self._activations(saved, passage, index, readout, fed)
+        if found is None:
+            assert self.sae is not None
+            whole = readout.latents == "all"
+            width = self.sae.config.n_latents if whole else len(readout.latents)
+            found = torch.zeros(0 if readout.reduce == "tokens" else 1, width)
+        values: NDArray[np.float32] = reduced(found, readout.reduce).numpy()
+        return values
+
+    def _activations(
+        self, saved: Saved, row: Steered, index: int, readout: Readout, fed: int
+    ) -> Tensor | None:
+        """A readout's activations, (position, latent); None without a position."""
+        assert row.steering is not None
+        start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
+        values = saved.read(index, start, fed if stop is None else min(stop, fed))
+        if values is None or not self._payloads.reads_residuals(readout):
+            return values
+        return self._encode(readout, values)
+
+    def _encode(self, readout: Readout, residuals: Tensor) -> Tensor:
+        assert self.sae is not None
+        with self._encoding:  # the SAE is loaded once, whoever asks first
+            encode: EncodeFn = (
+                self.sae.whole_encoder()
+                if readout.latents == "all"
+                else self.sae.encoder(readout.latents)
+            )
+            with torch.inference_mode():
+                return encode(residuals).float()
+
+    def _check_again(self) -> None:
+        self._found = check_server(self._server, self)
+
+
+def _server_sampling(row: Row) -> dict[str, Any]:
+    """The row's settings for vLLM's own sampler, where ours is not on the server.
+
+    Greedy tokens are the same; sampled ones come from another stream of random numbers.
+    """
+    wanted = row.sampling
+    return {
+        "temperature": wanted.temperature,
+        "top_p": 1.0 if wanted.top_p is None else wanted.top_p,
+        "top_k": 0 if wanted.top_k is None else wanted.top_k,
+        "repetition_penalty": wanted.repetition_penalty,
+        "seed": wanted.seed,
+    }
+
+
+def _all_at_once(one: Callable[[Request], Result], requests: Sequence[Request]) -> list[Result]:
+    if len(requests) == 1:
+        return [one(requests[0])]
+    with ThreadPoolExecutor(max_workers=len(requests) or 1) as threads:
+        return list(threads.map(one, requests))
+
+
+def _own_server(runtime: Runtime, report: Callable[[str, str], None]) -> str:
+    """Address of the server that `esr-eval serve vllm` started, or starts now."""
+    from esr_eval.serve.vllm import VLLMServer, running_url
+
+    url = running_url()
+    if url is not None:
+        return url
+    report("vLLM", "starting a server")
+    adapters = [runtime.adapter] if runtime.adapter else []
+    server = VLLMServer()
+    try:
+        return server.start(
+            runtime.subject,
+            dtype=runtime.dtype,
+            revision=runtime.revision,
+            adapters=adapters,
+            say=lambda line: report("vLLM", line),
+        )
+    except EsrError as error:
+        raise EsrError(
+            f"No vLLM server runs here, and none could be started: {error} Or name one with "
+            "--model-base-url."
+        ) from error

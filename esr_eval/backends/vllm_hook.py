@@ -1,0 +1,210 @@
+"""The one function that a vLLM server runs on our behalf: edits and readouts of one request.
+
+It travels as source text (`vllm_payload.py`), together with `edits.py`, as the server has neither
+this package nor, maybe, this Python version. So it needs nothing but torch there. vLLM-lens drops
+the edits of a whole batch when any hook of that batch raises, be it another client's; so nothing
+may raise here, and an edit counts as done only when the next layer was seen to receive it.
+"""
+
+import base64
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esr_eval.edits import NO_END, LatentEncoder, LayerEdits, Term, norm_scale, spread
+
+_DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_UNDERWAY: OrderedDict[tuple[str, int], tuple[list[list[int]], Tensor]] = OrderedDict()
+"""Edits that the next layer has not confirmed yet, by request and layer."""
+_MOST_UNDERWAY = 4096
+
+
+def tensor(data: list[Any], device: Any) -> Tensor:
+    """A tensor from `[dtype, shape, bytes]`, as float32 on a device."""
+    dtype, shape, raw = data
+    plain = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).reshape(shape)
+    return plain.to(device).float()
+
+
+def encoder(data: dict[str, Any], device: Any) -> LatentEncoder:
+    """Activations of single latents, from their packed rows."""
+    return LatentEncoder(
+        weight=tensor(data["weight"], device).T,
+        bias=tensor(data["bias"], device),
+        threshold=tensor(data["threshold"], device),
+        centre=None if data["centre"] is None else tensor(data["centre"], device),
+        normalisation=data["normalisation"],
+    )
+
+
+_OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}
+
+
+class _Layer:
+    """What to do at one layer."""
+
+    def __init__(self, data: dict[str, Any], device: Any) -> None:
+        self.spans = [(term["start"], _end(term["stop"])) for term in data["terms"]]
+        self.edits: LayerEdits | None = None
+        if data["terms"]:
+            terms = [
+                Term(**{**term, "direction": tensor(term["direction"], device)})
+                for term in data["terms"]
+            ]
+            encode = encoder(data["clamped"], device) if data["clamped"] is not None else None
+            self.edits = LayerEdits([terms], encode, _OUTPUT_SCALES.get(data["normalisation"])).to(
+                device
+            )
+        self.reads = [
+            (
+                read["index"],
+                read["start"],
+                _end(read["stop"]),
+                encoder(read["latents"], device) if read["latents"] is not None else None,
+            )
+            for read in data["reads"]
+        ]
+
+    def touched(self, first: int, count: int) -> list[list[int]]:
+        """Runs `[first, end]` of the positions that at least one edit touches, out of `count`."""
+        runs: list[list[int]] = []
+        for at in range(first, first + count):
+            if any(start <= at < stop for start, stop in self.spans):
+                if runs and runs[-1][1] == at:
+                    runs[-1][1] = at + 1
+                else:
+                    runs.append([at, at + 1])
+        return runs
+
+
+class _Hook:
+    """Loads again on the server's workers the way it was loaded on the server."""
+
+    recipe: tuple[str, dict[str, Any]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, self.recipe  # noqa: S307 - our own expression, to our own workers
+
+
+class EditHook(_Hook):
+    """Edits and reads the residual stream behind the layers that the request names."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        """Keep the request's plan; tensors are unpacked where the model is."""
+        self._data = data
+        self._layers: dict[int, _Layer] = {}
+
+    def __call__(self, ctx: Any, hidden: Tensor) -> Tensor | None:
+        """vLLM-lens's hook: the request's part of a layer's output, (position, d_model)."""
+        try:
+            return self._run(ctx, hidden)
+        except Exception as error:  # see above: an error is told, never raised
+            _tell(ctx, error)
+            return None
+
+    def _run(self, ctx: Any, hidden: Tensor) -> Tensor | None:
+        number, rank = ctx.layer_idx, _rank()
+        layer = self._layers.get(number)
+        if layer is None:
+            layer = self._layers[number] = _Layer(self._data["layers"][number], hidden.device)
+            dtype = str(hidden.dtype).removeprefix("torch.")
+            ctx.saved.update(width=hidden.shape[-1], dtype=dtype, torch=torch.__version__)
+        first, count = _first_position(ctx, hidden), hidden.shape[0]
+        runs = layer.touched(first, count)
+        edited = None
+        if runs and layer.edits is not None:
+            at = torch.arange(first, first + count, device=hidden.device)
+            delta = layer.edits.delta(hidden.unsqueeze(0), at.unsqueeze(0))[0]
+            edited = (hidden.float() + delta).to(hidden.dtype)
+            _note(ctx, "edited", number, rank, runs)
+            _UNDERWAY[self._data["token"], number] = (runs, edited)
+            while len(_UNDERWAY) > _MOST_UNDERWAY:
+                _UNDERWAY.popitem(last=False)
+        now = hidden if edited is None else edited
+        for index, start, stop, encode in layer.reads:
+            low, high = max(start, first), min(stop, first + count)
+            if low < high:
+                values = now[low - first : high - first]
+                if encode is not None:
+                    values = encode(values.float())
+                ctx.saved.setdefault("reads", []).append([index, low, high - low, *_plain(values)])
+        return edited
+
+
+class ArrivalHook(_Hook):
+    """Confirms, before the next layer, that this layer's edit is what that layer gets to see."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        """Keep the request's token, by which its edits are found."""
+        self._data = data
+
+    def __call__(self, ctx: Any, hidden: Tensor) -> None:
+        """vLLM-lens's hook: the request's part of a layer's input, (position, d_model)."""
+        try:
+            number = ctx.layer_idx - 1
+            found = _UNDERWAY.pop((self._data["token"], number), None)
+            if found is not None:
+                runs, edited = found
+                if torch.equal(hidden, edited.to(hidden.device)):
+                    _note(ctx, "arrived", number, _rank(), runs)
+                else:
+                    _note(ctx, "lost", number, _rank(), runs)
+        except Exception as error:
+            _tell(ctx, error)
+
+
+def _end(stop: int | None) -> int:
+    return NO_END if stop is None else stop
+
+
+def _plain(values: Tensor) -> tuple[str, str]:
+    """Name of the dtype, and the values' bytes in base64."""
+    raw = values.detach().contiguous().cpu()
+    name = str(raw.dtype).removeprefix("torch.")
+    raw = raw.view(_DTYPES.get(raw.dtype, raw.dtype))
+    return name, base64.b64encode(raw.numpy().tobytes()).decode("ascii")
+
+
+def _note(ctx: Any, name: str, layer: int, rank: int, runs: list[list[int]]) -> None:
+    """Write runs of positions down as `[layer, rank, first, end]`, joined to what precedes them."""
+    noted = ctx.saved.setdefault(name, [])
+    for first, end in runs:
+        if noted and noted[-1][:2] == [layer, rank] and noted[-1][3] == first:
+            noted[-1][3] = end
+        else:
+            noted.append([layer, rank, first, end])
+
+
+def _tell(ctx: Any, error: Exception) -> None:
+    told = f"layer {ctx.layer_idx}: {type(error).__name__}: {error}"[:300]
+    errors = ctx.saved.setdefault("errors", [])
+    if told not in errors:
+        errors.append(told)
+
+
+def _rank() -> int:
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0
+
+
+def _first_position(ctx: Any, hidden: Tensor) -> int:
+    """Where in its sequence the request's part of this forward pass begins.
+
+    vLLM-lens does not tell. The part is a slice of the batch, so its offset says which request of
+    the batch it is. Counting would not do: under memory pressure vLLM computes a request anew.
+    """
+    from vllm.forward_context import get_forward_context
+
+    metadata = get_forward_context().attn_metadata
+    if isinstance(metadata, list):
+        metadata = metadata[0]
+    one = next(m for m in metadata.values() if hasattr(m, "query_start_loc"))
+    row = hidden.storage_offset() // hidden.stride(0)
+    starts = one.query_start_loc.tolist()
+    # Requests that wait have no rows in this pass: theirs would be the same start.
+    request = next(
+        i for i in range(len(starts) - 1) if starts[i] == row and starts[i + 1] > starts[i]
+    )
+    return int(one.seq_lens[request]) - (starts[request + 1] - starts[request])

@@ -1,0 +1,105 @@
+"""What the hooks saved on a vLLM server, read as plain data: the receipt and the readouts."""
+
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Runs = list[list[int]]
+"""Positions as `[layer, rank, first, end]`."""
+_READ_DTYPES = {"float32": torch.float32, "bfloat16": torch.int16, "float16": torch.int16}
+
+
+class Saved:
+    """What one request's hooks saved.
+
+    A server may feed one token more than it returns, and compute positions twice when it runs out
+    of memory; every rank of a tensor-parallel server tells its own. So positions are sets here.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        """Read the answer of the server.
+
+        Raises:
+            RuntimeError: A hook failed there, or the answer is not of our hooks' form.
+        """
+        found = answer.get("hook_results") or {}
+        edit, arrival = (_plain(found.get(place)) for place in ("0", "1"))
+        self.about = {key: edit[key] for key in ("width", "dtype", "torch") if key in edit}
+        errors = [*edit.get("errors", ()), *arrival.get("errors", ())]
+        if errors:
+            raise RuntimeError(f"The hook failed on the vLLM server: {str(errors[0])[:300]}")
+        self._edited = _positions(edit.get("edited", []))
+        self._arrived = _positions(arrival.get("arrived", []))
+        self._lost = _positions(arrival.get("lost", []))
+        self._reads: list[list[Any]] = edit.get("reads", [])
+
+    def edited_positions(self, fed: int) -> int:
+        """Positions at which an edit was made and seen to arrive, counted per layer.
+
+        Args:
+            fed: Number of tokens that went through the model, prompt included.
+        """
+        count = 0
+        for layer in {layer for layer, _ in self._edited}:
+            ranks = [key for key in self._edited if key[0] == layer]
+            # Every rank that computes the layer must have edited it.
+            sure = set.intersection(*(self._sure(key) for key in ranks))
+            count += sum(position < fed for position in sure)
+        return count
+
+    def _sure(self, key: tuple[int, int]) -> set[int]:
+        confirmed = self._arrived.get(key, set()) | self._lost.get(key, set())
+        if not confirmed:  # the last layer, or the next one is another machine's to compute
+            return self._edited[key]
+        return (self._edited[key] & self._arrived.get(key, set())) - self._lost.get(key, set())
+
+    def read(self, index: int, start: int, stop: int) -> Tensor | None:
+        """Values of a readout at positions `start` up to `stop`, float32 (position, value).
+
+        Returns:
+            None when there is no such position.
+
+        Raises:
+            RuntimeError: The server has not read every one of them.
+        """
+        rows: dict[int, Tensor] = {}
+        for which, first, count, dtype, text in self._reads:
+            if which == index:
+                values = _tensor(text, dtype).reshape(count, -1)
+                rows |= {first + i: values[i] for i in range(count)}
+        wanted = range(start, stop)
+        missing = [position for position in wanted if position not in rows]
+        if missing:
+            raise RuntimeError(
+                f"The vLLM server read {len(wanted) - len(missing)} positions where "
+                f"{len(wanted)} were due."
+            )
+        return torch.stack([rows[position] for position in wanted]) if wanted else None
+
+
+def _plain(saved: Any) -> dict[str, Any]:
+    """A hook's results; anything that would have to be unpickled is refused."""
+    if saved is None:
+        return {}
+    if not isinstance(saved, dict) or any("__type__" in v for v in _dicts(saved.values())):
+        raise RuntimeError("The vLLM server's answer does not come from this project's hooks.")
+    return saved
+
+
+def _dicts(values: Iterable[Any]) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _positions(runs: Runs) -> dict[tuple[int, int], set[int]]:
+    found: dict[tuple[int, int], set[int]] = {}
+    for layer, rank, first, end in runs:
+        found.setdefault((layer, rank), set()).update(range(first, end))
+    return found
+
+
+def _tensor(text: str, dtype: str) -> Tensor:
+    raw = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=_READ_DTYPES[dtype])
+    return raw.view(getattr(torch, dtype)).float()
