@@ -1,5 +1,6 @@
 """The provider's `-M` arguments: read, checked, and turned into a runtime."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +28,9 @@ class ModelArgs(BaseModel):
     adapter: str | None = Field(default=None, description="PEFT adapter: path or hub id.")
     sae_release: str | None = Field(default=None, description="sae-lens release or local folder.")
     sae_id: str | None = Field(default=None, description="SAE within the release.")
+    sae_rows: Path | None = Field(
+        default=None, description="File of `esr-eval latents rows`, in the whole SAE's place."
+    )
     steering_layer: int | None = Field(default=None, ge=0, description="Layer that is edited.")
     feature_layer: int | None = Field(default=None, ge=0, description="Layer the SAE reads.")
     repetition_penalty: float | None = Field(default=None, gt=0)
@@ -107,5 +111,6 @@ class ModelArgs(BaseModel):
             api_key=api_key,
             requests=self.requests or DEFAULT_REQUESTS,
             wait=self.wait or DEFAULT_WAIT,
+            sae_rows=self.sae_rows,
             trust_server=bool(self.trust_server),
         )

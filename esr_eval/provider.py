@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,7 +23,8 @@ from inspect_ai.util import display_counter
 from esr_eval.batching import Batcher
 from esr_eval.errors import EsrError
 from esr_eval.model_args import ModelArgs
-from esr_eval.sae_config import local_folder, read_sae_config
+from esr_eval.sae_config import SAEConfig, local_folder, read_sae_config
+from esr_eval.sae_rows import RowsFile
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
 from esr_eval.weights import check_memory
@@ -111,10 +113,9 @@ class ESRModelAPI(ModelAPI):
                 f"{subject.name} is no named subject, so say which SAE steers it and where: "
                 "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
             )
-        folder = local_folder(runtime.sae)
-        if folder is None:
+        sae = self._sae_config()
+        if sae is None:
             return
-        sae = read_sae_config(folder)
         if subject.d_model is not None:
             sae.check_width(subject.d_model, subject.name)
         if runtime.feature_layer is not None:
@@ -123,11 +124,12 @@ class ESRModelAPI(ModelAPI):
     def check_latents(self, latents: Sequence[int]) -> None:
         """Raise an `EsrError` when the SAE has no such latent, as far as is known by now."""
         sae, subject = self.runtime.sae, self.subject
-        folder = local_folder(sae) if sae is not None else None
-        if folder is not None:
-            config = read_sae_config(folder)
+        config = self._sae_config()
+        if config is not None:
             for latent in latents:
                 config.check_latent(latent)
+                if self._rows is not None:
+                    self._rows.at(latent)
         elif sae == subject.sae and subject.n_latents is not None:
             for latent in latents:
                 if latent >= subject.n_latents:
@@ -135,6 +137,18 @@ class ESRModelAPI(ModelAPI):
                         f"Latent {latent} is out of range: the SAE of {subject.name} has latents "
                         f"0 to {subject.n_latents - 1}."
                     )
+
+    @cached_property
+    def _rows(self) -> RowsFile | None:
+        sae, file = self.runtime.sae, self.args.sae_rows
+        return None if sae is None or file is None else RowsFile.read(file, sae)
+
+    def _sae_config(self) -> SAEConfig | None:
+        """Config of the SAE, as far as it is on this machine already."""
+        if self._rows is not None:
+            return self._rows.config
+        folder = local_folder(self.runtime.sae) if self.runtime.sae is not None else None
+        return None if folder is None else read_sae_config(folder)
 
     async def generate(
         self,
@@ -229,7 +243,7 @@ class ESRModelAPI(ModelAPI):
             return VLLMBackend(self.runtime, self.remote, display_counter)
         from esr_eval.backends.local import LocalBackend
 
-        return LocalBackend(self.runtime, self.args.device)
+        return LocalBackend(self.runtime, self.args.device, self.args.sae_rows)
 
     def _run(self, rows: "Sequence[Row]") -> "list[Generated]":
         assert self._backend is not None

@@ -1,6 +1,7 @@
 """How a backend on another machine, or in another process, is reached."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 DEFAULT_WAIT = 600.0
 DEFAULT_REQUESTS = 2
@@ -17,6 +18,7 @@ class RemoteArgs:
         requests: Most requests of whole batches under way at once.
         wait: Seconds for which a server that went away, or a request that got no answer, is tried
             again.
+        sae_rows: A file with the rows of the SAE that are needed, in the SAE's place.
         trust_server: Send hooks, which are code, to a server that is not on this machine.
     """
 
@@ -24,4 +26,5 @@ class RemoteArgs:
     api_key: str | None = field(default=None, repr=False)
     requests: int = DEFAULT_REQUESTS
     wait: float = DEFAULT_WAIT
+    sae_rows: Path | None = None
     trust_server: bool = False

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from esr_eval.digests import folder_digest
 from esr_eval.edits import EncodeFn, LatentEncoder, norm_scale, spread
 from esr_eval.errors import EsrError
 from esr_eval.sae_config import (
@@ -24,6 +25,7 @@ from esr_eval.sae_config import (
     local_folder,
     read_sae_config,
 )
+from esr_eval.sae_rows import RowsFile
 from esr_eval.spec import SAERef
 
 ELEMENTWISE = frozenset({"standard", "jumprelu"})
@@ -33,18 +35,46 @@ ELEMENTWISE = frozenset({"standard", "jumprelu"})
 class SparseSAE:
     """Single rows of an SAE, and activations of single latents."""
 
-    def __init__(self, config: SAEConfig) -> None:
-        """Open a folder; weights are read row by row, later."""
+    def __init__(self, config: SAEConfig, rows: RowsFile | None = None) -> None:
+        """Open an SAE; weights are read row by row, later.
+
+        Args:
+            config: Of the folder that holds it whole, or of the SAE that the rows belong to.
+            rows: A file with some of its rows, in the folder's place.
+        """
         self.config = config
+        self._rows = rows
         self._decoder: dict[int, Tensor] = {}
         self._full: Any = None
 
+    @property
+    def digest(self) -> str:
+        """Digest of the whole SAE's files, also where only rows of it are here."""
+        return self._rows.origin.digest if self._rows else folder_digest(self.config.folder)
+
+    def check_latent(self, latent: int) -> None:
+        """Raise an `EsrError` when the SAE has no such latent, or its row is not here."""
+        self._at(latent)
+
+    def check_whole(self) -> None:
+        """Raise an `EsrError` when only rows of the SAE are here."""
+        if self._rows is not None:
+            raise EsrError(
+                f"{self._rows.file} holds {len(self._rows.latents)} of {self.config.n_latents} "
+                "latents, and this takes the whole SAE: leave -M sae_rows= out."
+            )
+
+    def _at(self, latent: int) -> int:
+        """Where a latent's row stands in the weights' file."""
+        self.config.check_latent(latent)
+        return self._rows.at(latent) if self._rows else latent
+
     def decoder_row(self, latent: int) -> Tensor:
         """What one unit of the latent adds to the (normalised) residual, float32 (d_model,)."""
-        self.config.check_latent(latent)
+        at = self._at(latent)
         if latent not in self._decoder:
-            with self._open() as weights:
-                row: Tensor = weights.get_slice("W_dec")[latent].float()
+            with self.open_weights() as weights:
+                row: Tensor = weights.get_slice("W_dec")[at].float()
             self._decoder[latent] = row / row.norm() if self.config.unit_decoder else row
         return self._decoder[latent]
 
@@ -61,14 +91,12 @@ class SparseSAE:
         Returns:
             Function from residuals (..., d_model) to activations (..., len(latents)).
         """
-        for latent in latents:
-            self.config.check_latent(latent)
+        wanted = [self._at(latent) for latent in latents]
         if self.config.architecture not in ELEMENTWISE:
             return self._full_encoder(latents, device)
-        with self._open() as weights:
+        with self.open_weights() as weights:
             columns = weights.get_slice("W_enc")
-            w_enc = torch.stack([columns[:, i].float() for i in latents], dim=1).to(device)
-            wanted = list(latents)
+            w_enc = torch.stack([columns[:, i].float() for i in wanted], dim=1).to(device)
             b_enc = weights.get_tensor("b_enc")[wanted].float().to(device)
             threshold = torch.zeros_like(b_enc)
             if self.config.architecture == "jumprelu":
@@ -79,7 +107,7 @@ class SparseSAE:
         return LatentEncoder(w_enc, b_enc, threshold, centre, self.config.normalisation)
 
     def whole_encoder(self, device: torch.device | str = "cpu") -> EncodeFn:
-        """Activations of every latent; loads the whole encoder once, through sae-lens.
+        """Activations of every latent; the first use loads the whole encoder, through sae-lens.
 
         Args:
             device: Where to compute.
@@ -87,10 +115,9 @@ class SparseSAE:
         Returns:
             Function from residuals (..., d_model) to activations (..., d_sae).
         """
-        sae = self._whole(device)
 
         def encode(x: Tensor) -> Tensor:
-            activations: Tensor = sae.encode(x)
+            activations: Tensor = self._whole(device).encode(x)
             return activations
 
         return encode
@@ -107,22 +134,32 @@ class SparseSAE:
         return lambda x: sae.encode(x)[..., index]
 
     def _whole(self, device: torch.device | str) -> Any:
+        self.check_whole()
         if self._full is None:
             from sae_lens import SAE
 
             self._full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
         return self._full
 
-    def _open(self) -> Any:
-        return safe_open(self.config.folder / WEIGHTS_FILE, framework="pt")
+    def open_weights(self) -> Any:
+        """The weights' safetensors file, opened."""
+        file = self._rows.file if self._rows else self.config.folder / WEIGHTS_FILE
+        return safe_open(file, framework="pt")
 
 
-def open_sae(ref: SAERef) -> SparseSAE:
+def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
     """Open an SAE: the embedded one, a local folder, or a release of sae-lens's registry.
+
+    Args:
+        ref: Which SAE.
+        rows: A file with some of its rows (`sae_rows.write_rows`), used in its place.
 
     Raises:
         EsrError: It cannot be found, downloaded or used.
     """
+    if rows is not None:
+        part = RowsFile.read(rows, ref)
+        return SparseSAE(part.config, part)
     return SparseSAE(read_sae_config(local_folder(ref) or _registry_folder(ref)))
 
 

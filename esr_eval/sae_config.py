@@ -75,7 +75,24 @@ def read_sae_config(folder: Path) -> SAEConfig:
         EsrError: It is no SAE folder, or one this project cannot edit with.
     """
     try:
-        cfg = _current_format(json.loads((folder / CFG_FILE).read_text("utf-8")))
+        cfg = json.loads((folder / CFG_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    return parse_sae_config(cfg, folder)
+
+
+def parse_sae_config(raw: dict[str, Any], folder: Path) -> SAEConfig:
+    """Check the content of a cfg.json.
+
+    Args:
+        raw: What it holds.
+        folder: Where it was read; named in messages.
+
+    Raises:
+        EsrError: It is no SAE's, or of one this project cannot edit with.
+    """
+    try:
+        cfg = _current_format(raw)
         config = SAEConfig(
             folder=folder,
             architecture=str(cfg["architecture"]),
@@ -86,11 +103,8 @@ def read_sae_config(folder: Path) -> SAEConfig:
             unit_decoder=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
             layer=_hook_layer((cfg.get("metadata") or {}).get("hook_name")),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EsrError(
-            f"{folder} is not an SAE folder that sae-lens can read ({error!r}); it needs "
-            f"{CFG_FILE} and {WEIGHTS_FILE} as written by sae.save_model()."
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from error
     if config.normalisation not in NORMALISATIONS:
         raise EsrError(
             f"{folder}: input normalisation '{config.normalisation}' is not supported; fold it "
@@ -99,6 +113,13 @@ def read_sae_config(folder: Path) -> SAEConfig:
     if cfg.get("reshape_activations", "none") != "none":
         raise EsrError(f"{folder}: an SAE on attention heads (hook_z) cannot steer the residual.")
     return config
+
+
+def _unreadable(folder: Path, error: Exception) -> EsrError:
+    return EsrError(
+        f"{folder} is not an SAE folder that sae-lens can read ({error!r}); it needs "
+        f"{CFG_FILE} and {WEIGHTS_FILE} as written by sae.save_model()."
+    )
 
 
 def local_folder(ref: SAERef) -> Path | None:

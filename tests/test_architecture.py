@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted(p for d in ("esr_eval", "tasks", "scorers") for p in (ROOT / d).rglob("*.py"))
+# What a server of another environment imports, by itself and without this package.
+ON_SERVER = {ROOT / "esr_eval" / "serve" / "ndif_server.py"}
+SOURCES = sorted(
+    p
+    for d in ("esr_eval", "tasks", "scorers")
+    for p in (ROOT / d).rglob("*.py")
+    if p not in ON_SERVER
+)
 HEAVY = {"torch", "transformers", "nnsight", "sae_lens", "safetensors", "peft", "gguf"}
 BELOW_PROVIDER = {"edits", "sae", "sampling", "backends"}
 
@@ -56,3 +63,8 @@ def test_nothing_at_run_time_needs_what_is_outside_the_package():
     for path in SOURCES:
         text = path.read_text("utf-8")
         assert "shared/" not in text, path
+
+
+def test_what_runs_on_a_server_needs_nothing_of_this_package():
+    for path in ON_SERVER:
+        assert not [name for name in imports(path, False) if name.split(".")[0] == "esr_eval"]

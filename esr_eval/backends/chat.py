@@ -1,6 +1,7 @@
 """What every backend does on the client, without weights: chats to tokens, and checks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,12 @@ class Chat:
         pad: Id that fills shorter rows of a batch.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, sae_rows: Path | None = None) -> None:
         """Read config, tokenizer and SAE config; check that layers and SAE fit the model.
+
+        Args:
+            runtime: What is being run.
+            sae_rows: A file with the rows of the SAE that are needed, in the SAE's place.
 
         Raises:
             EsrError: Something does not fit or cannot be loaded.
@@ -38,7 +43,7 @@ class Chat:
                 check_layer(layer, self.shape.n_layers, runtime.subject)
         self.sae: SparseSAE | None = None
         if runtime.sae is not None:
-            self.sae = open_sae(runtime.sae)
+            self.sae = open_sae(runtime.sae, sae_rows)
             self.sae.config.check_width(self.shape.d_model, runtime.subject)
         self.tokenizer = load_tokenizer(runtime)
         self.ends = read_ends(runtime, self.tokenizer)
@@ -107,6 +112,7 @@ class Chat:
                             "A readout of the whole SAE while generating would fill the log: "
                             "name its latents, or read over the finished answer."
                         )
+                    self.sae.check_whole()
                     continue
                 for latent in wanted:
-                    self.sae.config.check_latent(int(latent))
+                    self.sae.check_latent(int(latent))

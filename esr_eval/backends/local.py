@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from esr_eval.backends.kernel import Work, reduced, residual
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model
 from esr_eval.backends.plan import ReadPlan, expected_positions, plan_batch
-from esr_eval.digests import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import check_layer
@@ -31,17 +31,20 @@ SELF_CHECK_SHARE = 0.5
 class LocalBackend(Chat):
     """A model in this process, steered through nnsight."""
 
-    def __init__(self, runtime: Runtime, device: str | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, device: str | None = None, sae_rows: Path | None = None
+    ) -> None:
         """Load the model and prove that an edit reaches its logits.
 
         Args:
             runtime: What to load; the layers and the SAE are checked before the weights load.
             device: transformers device map; None picks one.
+            sae_rows: A file with the rows of the SAE that are needed, in the SAE's place.
 
         Raises:
             EsrError: Something does not fit or cannot be loaded.
         """
-        super().__init__(runtime)
+        super().__init__(runtime, sae_rows)
         self._engine = threading.Lock()  # one trace at a time, whether it generates or reads
         # The loop over decoding steps is open by design, and nnsight warns when it ends. Not in a
         # `catch_warnings` around each batch: batches run in a thread, and filters are global.
@@ -55,7 +58,7 @@ class LocalBackend(Chat):
             device=str(self._model.device),
             versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
             self_check=self._self_check(),
-            sae_digest=folder_digest(self.sae.config.folder) if self.sae else None,
+            sae_digest=self.sae.digest if self.sae else None,
         )
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:

@@ -26,7 +26,6 @@ from esr_eval.backends.vllm_client import Server
 from esr_eval.backends.vllm_payload import Payloads, residual_args, sampling_args
 from esr_eval.backends.vllm_preflight import check_server, check_trust, first_check
 from esr_eval.backends.vllm_results import Saved
-from esr_eval.digests import folder_digest
 from esr_eval.edits import EncodeFn
 from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
@@ -64,7 +63,7 @@ class VLLMBackend(Chat):
         Raises:
             EsrError: The server does not answer, does not fit, or is not trusted.
         """
-        super().__init__(runtime)
+        super().__init__(runtime, remote.sae_rows)
         url = remote.base_url or _own_server(runtime, report)
         check_trust(url, remote.trust_server)
         self._server = Server(url, remote.api_key, remote.wait, report)
@@ -76,7 +75,7 @@ class VLLMBackend(Chat):
             device=f"vllm {url}",
             versions=self._found.versions,
             self_check=self._found.self_check,
-            sae_digest=folder_digest(self.sae.config.folder) if self.sae else None,
+            sae_digest=self.sae.digest if self.sae else None,
         )
 
     def check(self, row: Row | Passage) -> None:
