@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject
 from esr_eval.commands.plainly import pairs, plainly
 
 app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
@@ -13,7 +14,7 @@ app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 @app.command("select")
 @plainly
 def select_latents(
-    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    subject: Subject,
     out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label.")],
     latents: Annotated[
         str | None,
@@ -30,13 +31,9 @@ def select_latents(
         str, typer.Option(help="zero: silent on all task prompts; top100: never among the top 100.")
     ] = "zero",
     seed: Annotated[int, typer.Option(help="Seed of the draw of candidates.")] = 0,
-    grader: Annotated[
-        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
-    ] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
-    ] = None,
-    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    log_dir: LogDir = None,
 ) -> None:
     """Choose latents to boost: concrete labels, and irrelevant to the tasks.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.commands.options import Csv
 from esr_eval.commands.plainly import plainly
 
 app = typer.Typer()
@@ -14,7 +15,7 @@ app = typer.Typer()
 @plainly
 def summary(
     logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
-    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from rich.console import Console
@@ -82,7 +83,7 @@ def detectors(
 @plainly
 def activations(
     log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
-    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
     from esr_eval.analysis.region_tables import report_activations
@@ -96,7 +97,7 @@ def agreement(
     logs: Annotated[
         list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
     ],
-    csv: Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")] = None,
+    csv: Csv = None,
 ) -> None:
     """Print how far judges of the same responses agree, pair by pair."""
     from rich.console import Console

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject, TaskArgs
 from esr_eval.commands.plainly import pairs, plainly
 
 app = typer.Typer()
@@ -24,7 +25,7 @@ def subjects() -> None:
 @app.command()
 @plainly
 def calibrate(
-    subject: Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")],
+    subject: Subject,
     latents: Annotated[
         str | None,
         typer.Option(
@@ -32,15 +33,9 @@ def calibrate(
         ),
     ] = None,
     n_latents: Annotated[int | None, typer.Option(help="How many of them, at random.")] = None,
-    grader: Annotated[
-        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
-    ] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
-    ] = None,
-    task_args: Annotated[
-        list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
-    ] = None,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    task_args: TaskArgs = None,
     seed: Annotated[int, typer.Option(help="Seed of latents, tasks and samplers.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Search again what is known.")] = False,
     max_samples: Annotated[
@@ -49,7 +44,7 @@ def calibrate(
     export: Annotated[
         Path | None, typer.Option(help="Write the strengths to this file, for a subject to ship.")
     ] = None,
-    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+    log_dir: LogDir = None,
 ) -> None:
     """Find each latent's strength: the boost at which first attempts score 30 of 100.
 
@@ -82,9 +77,7 @@ def paper(
         Path | None, typer.Option("-o", "--output", help="The report. Default: LOGS/report.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
-    grader: Annotated[
-        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
-    ] = None,
+    grader: Grader = None,
     graders: Annotated[
         list[str] | None, typer.Option(help="A further judge for the cross-judge experiment.")
     ] = None,
@@ -96,9 +89,7 @@ def paper(
         str | None, typer.Option(help="Set to ablate: file or published name. Default: found.")
     ] = None,
     vectors: Annotated[str | None, typer.Option(help="File of concept vectors.")] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
-    ] = None,
+    model_args: ModelArgs = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(help="The subject's speed, for the estimate.")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.commands.options import Grader, LogDir, ModelArgs, TaskArgs
 from esr_eval.commands.plainly import pairs, plainly
 
 app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=True)
@@ -25,13 +26,9 @@ def extract_vectors(
     calibrated: Annotated[
         bool, typer.Option("--calibrate", help="Find the vectors' strengths, too.")
     ] = False,
-    grader: Annotated[
-        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
-    ] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
-    ] = None,
-    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    log_dir: LogDir = None,
 ) -> None:
     """Take concept vectors: mean activation on a concept's texts minus that on the others'."""
     from esr_eval.vectors.run import run_extraction, run_vector_calibration
@@ -49,16 +46,10 @@ def extract_vectors(
 def calibrate_vectors(
     file: Annotated[Path, typer.Argument(help="File made by `esr-eval vectors extract`.")],
     model: Annotated[str, typer.Option(help="The model that they were taken from.")],
-    grader: Annotated[
-        str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")
-    ] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
-    ] = None,
-    task_args: Annotated[
-        list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
-    ] = None,
-    log_dir: Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")] = None,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    task_args: TaskArgs = None,
+    log_dir: LogDir = None,
 ) -> None:
     """Find each vector's strength (first attempts score 30 of 100) and write it into the file."""
     from esr_eval.vectors.run import run_vector_calibration
