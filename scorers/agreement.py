@@ -13,7 +13,7 @@ from inspect_ai.model import Model
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.scorers.explain import answer
+from esr_eval.scorers.explain import answer, judge_line
 from esr_eval.scorers.grader import Verdict, ask
 from esr_eval.scorers.keyed import NAN, keyed_metrics
 from esr_eval.scorers.rubric import RUBRIC_VERSION
@@ -121,5 +121,4 @@ def _record(state: TaskState) -> Mapping[str, Any]:
 
 def _explain(verdict: Verdict, judge: str) -> str:
     problem = f"\n- Unscored: {plain(verdict.problem, 300)}" if verdict.attempts is None else ""
-    again = f", asked {verdict.retries + 1} times" if verdict.retries else ""
-    return f"{plain(answer(verdict))}{problem}\n- Judge: {plain(judge)}{again}"
+    return f"{plain(answer(verdict))}{problem}\n{judge_line(judge, verdict.retries)}"

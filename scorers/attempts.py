@@ -10,7 +10,7 @@ from esr_eval.scorers.grader import Verdict, ask, grader_model
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.rubric import RUBRIC_VERSION
 from esr_eval.scorers.runs import is_degraded
-from esr_eval.scorers.trials import errored, plain, task_of, trial_of
+from esr_eval.scorers.trials import failed, task_of, trial_of
 from esr_eval.scorers.values import Outcome, metrics, values
 
 
@@ -26,15 +26,8 @@ def attempts() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         trial = trial_of(state)
         grader = grader_model(str(state.model))
-        failure = errored(state)
-        if failure is not None:
-            return Score(
-                value=values(None),
-                answer="errored",
-                explanation=f"Failed before there was a response: {plain(failure.message, 400)}",
-                reason="scoring_failed",
-                metadata={"judge": str(grader)},
-            )
+        if (failure := failed(str(grader), values(None))) is not None:
+            return failure
         response = state.output.completion
         restarts = find_restarts(response)
         degraded = is_degraded(response)

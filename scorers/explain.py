@@ -53,10 +53,14 @@ def explain(judged: Judged) -> str:
         f"({trial.condition})",
         f"- Restart phrases: {_phrases(judged.restarts)}",
         f"- Degraded (a word five times running): {'yes' if judged.degraded else 'no'}",
-        f"- Judge: {plain(judged.judge)}"
-        + (f", asked {verdict.retries + 1} times" if verdict.retries else ""),
+        judge_line(judged.judge, verdict.retries),
     ]
     return "\n".join(lines)
+
+
+def judge_line(judge: str, retries: int) -> str:
+    """Who judged, and how often it had to be asked."""
+    return f"- Judge: {plain(judge)}" + (f", asked {retries + 1} times" if retries else "")
 
 
 def _meaning(verdict: Verdict) -> str:

@@ -7,6 +7,7 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.asking import Answered, ask_for
+from esr_eval.scorers.explain import judge_line
 from esr_eval.scorers.fencing import Request
 from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.improvement_rubric import (
@@ -18,7 +19,7 @@ from esr_eval.scorers.improvement_rubric import (
     render,
 )
 from esr_eval.scorers.keyed import NAN, keyed_metrics
-from esr_eval.scorers.trials import errored, plain, task_of, trial_of
+from esr_eval.scorers.trials import failed, plain, task_of, trial_of
 
 MEANS = {"improvement": "how much the response improves, 0-10; of judged trials"}
 """Other numbers, with what they mean and their denominator."""
@@ -49,15 +50,8 @@ def improvement() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         trial = trial_of(state)
         grader = grader_model(str(state.model))
-        failure = errored(state)
-        if failure is not None:
-            return Score(
-                value=values(None),
-                answer="errored",
-                explanation=f"Failed before there was a response: {plain(failure.message, 400)}",
-                reason="scoring_failed",
-                metadata={"judge": str(grader)},
-            )
+        if (failure := failed(str(grader), values(None))) is not None:
+            return failure
         request = Request(task_of(state), trial.label, state.output.completion)
         found = (
             await ask_for(grader, render(request), parse_output, CONFIG)
@@ -108,11 +102,9 @@ def _answer(found: Answered[Improvement]) -> str:
 
 
 def _explain(found: Answered[Improvement], judge: str) -> str:
-    lines = [
+    said = (
         f"Improvement over the response: {_answer(found)}"
         if found.value
-        else f"Unscored: {plain(found.problem, 300)}",
-        f"- Judge: {plain(judge)}"
-        + (f", asked {found.retries + 1} times" if found.retries else ""),
-    ]
-    return "\n".join(lines)
+        else f"Unscored: {plain(found.problem, 300)}"
+    )
+    return f"{said}\n{judge_line(judge, found.retries)}"

@@ -5,6 +5,7 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.asking import QUOTES_REMINDER, Answered, ask_for
+from esr_eval.scorers.explain import judge_line
 from esr_eval.scorers.fencing import Request
 from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.keyed import NAN, keyed_metrics
@@ -15,7 +16,7 @@ from esr_eval.scorers.regions_rubric import (
     parse_output,
     render,
 )
-from esr_eval.scorers.trials import errored, plain, task_of, trial_of
+from esr_eval.scorers.trials import failed, plain, task_of, trial_of
 
 MEANS = {
     "off_topic": "share of the response's characters that are off topic; of judged trials",
@@ -44,15 +45,8 @@ def regions() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         trial = trial_of(state)
         grader = grader_model(str(state.model))
-        failure = errored(state)
-        if failure is not None:
-            return Score(
-                value=values(None, ""),
-                answer="errored",
-                explanation=f"Failed before there was a response: {plain(failure.message, 400)}",
-                reason="scoring_failed",
-                metadata={"judge": str(grader)},
-            )
+        if (failure := failed(str(grader), values(None, ""))) is not None:
+            return failure
         response = state.output.completion
 
         def parse(output: ModelOutput) -> list[Region]:
@@ -116,7 +110,4 @@ def _explain(found: Answered[list[Region]], response: str, judge: str) -> str:
         f"“{plain(response[one.start : one.end], 120)}”"
         for number, one in enumerate((found.value or [])[:_SHOWN], 1)
     ]
-    lines.append(
-        f"- Judge: {plain(judge)}" + (f", asked {found.retries + 1} times" if found.retries else "")
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, judge_line(judge, found.retries)])

@@ -27,7 +27,7 @@ def restarts() -> Scorer:
     """Whether, and how often, the response says in so many words that it starts over."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        if errored(state) is not None:
+        if errored() is not None:
             nan = float("nan")
             return Score(value={"restart_phrase": nan, "restarts": nan}, answer="errored")
         found = find_restarts(state.output.completion)

@@ -1,20 +1,15 @@
 """What every scorer needs to know of a trial."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from inspect_ai.event import ErrorEvent, SpanBeginEvent
 from inspect_ai.log import transcript
+from inspect_ai.scorer import Score
 from inspect_ai.solver import TaskState
 
 from esr_eval.errors import EsrError
 from esr_eval.trial import Trial
-
-
-class Errored(NamedTuple):
-    """The error that kept a sample from its response."""
-
-    message: str
 
 
 def trial_of(state: TaskState) -> Trial:
@@ -40,7 +35,7 @@ def task_of(state: TaskState) -> str:
     return state.input_text
 
 
-def errored(state: TaskState) -> Errored | None:
+def errored() -> str | None:
     """The error that ended the sample before scoring, if one did.
 
     With `Task(score_on_error=True)` scorers see such samples, but neither their state nor Inspect's
@@ -52,8 +47,27 @@ def errored(state: TaskState) -> Errored | None:
         if isinstance(event, SpanBeginEvent) and event.name == "scorers":
             return None
         if isinstance(event, ErrorEvent):
-            return Errored(event.error.message)
+            return event.error.message
     return None
+
+
+def failed(judge: str, values: Mapping[str, float]) -> Score | None:
+    """The score of a sample that ended before it had a response; None where it has one.
+
+    Args:
+        judge: Who would have judged.
+        values: A failed trial's numbers.
+    """
+    message = errored()
+    if message is None:
+        return None
+    return Score(
+        value=dict(values),
+        answer="errored",
+        explanation=f"Failed before there was a response: {plain(message, 400)}",
+        reason="scoring_failed",
+        metadata={"judge": judge},
+    )
 
 
 _INVISIBLE = re.compile(

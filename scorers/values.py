@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from inspect_ai.scorer import Metric, grouped, mean
 
-from esr_eval.scorers.metrics import mean_interval, rate_interval
-
-NAN = float("nan")
+from esr_eval.scorers.keyed import NAN, keyed_metrics
 
 RATES = {
     "multi_attempt": "two or more attempts; of trials with an attempt",
@@ -43,13 +41,8 @@ def metrics() -> dict[str, list[Metric]]:
     """Mean and interval for every key; the main ones first."""
     order = ("multi_attempt", "esr", "improved", "first_score", "change")
     keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
-    return {
-        key: [
-            mean(),
-            rate_interval(cluster="latent") if key in RATES else mean_interval(cluster="latent"),
-        ]
-        for key in keys
-    }
+    found = keyed_metrics(RATES, MEANS)
+    return {key: found[key] for key in keys}
 
 
 def grouped_metrics(field: str) -> dict[str, list[Metric]]:
