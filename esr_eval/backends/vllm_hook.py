@@ -31,7 +31,7 @@ def tensor(data: list[Any], device: Any) -> Tensor:
 def encoder(data: dict[str, Any], device: Any) -> LatentEncoder:
     """Activations of single latents, from their packed rows."""
     return LatentEncoder(
-        weight=tensor(data["weight"], device).T,
+        weight=tensor(data["weight"], device),
         bias=tensor(data["bias"], device),
         threshold=tensor(data["threshold"], device),
         centre=None if data["centre"] is None else tensor(data["centre"], device),

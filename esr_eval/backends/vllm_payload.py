@@ -166,7 +166,7 @@ class Payloads:
         encoders = [self._encoder(latent) for latent in latents]
         centre = encoders[0].centre
         return {
-            "weight": packed(torch.stack([one.weight[:, 0] for one in encoders])),
+            "weight": packed(torch.cat([one.weight for one in encoders], dim=1)),
             "bias": packed(torch.cat([one.bias for one in encoders])),
             "threshold": packed(torch.cat([one.threshold for one in encoders])),
             "centre": None if centre is None else packed(centre),

@@ -98,6 +98,7 @@ class VLLMServer:
         quantization: str | None = None,
         adapters: Sequence[str] = (),
         options: Sequence[str] = (),
+        our_sampler: bool = True,
         say: Callable[[str], None] = print,
     ) -> str:
         """Start a server and wait until it answers.
@@ -113,6 +114,7 @@ class VLLMServer:
             quantization: vLLM's name of a quantisation, e.g. fp8 for the 70B on fewer GPUs.
             adapters: LoRA adapters to serve beside the model, as named with `-M adapter=`.
             options: More options of vLLM's own server, passed on as they are.
+            our_sampler: Choose tokens as every other backend does; False leaves it to vLLM.
             say: Told what goes on.
 
         Returns:
@@ -121,6 +123,8 @@ class VLLMServer:
         Raises:
             EsrError: It is not installed, or does not start.
         """
+        from esr_eval.backends.vllm_names import SAMPLER_CLASS
+
         began = time.monotonic()
         known = find_subject(subject)
         runtime = known.runtime()
@@ -134,6 +138,7 @@ class VLLMServer:
             *_adapter_options(wanted),
             *_parallel_options(*parallel),
             *(["--quantization", quantization] if quantization else []),
+            *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
         ]
         self.processes.remember(port=port, subject=subject, command=command)
@@ -194,7 +199,6 @@ def running_url() -> str | None:
 
 def _command(subject: Subject, runtime: Runtime, dtype: str, revision: str | None) -> list[str]:
     from esr_eval.backends.loading import model_source
-    from esr_eval.backends.vllm_names import SAMPLER_CLASS
 
     source, _ = model_source(runtime)
     names = list(dict.fromkeys([_base_name(subject), runtime.model]))
@@ -210,7 +214,6 @@ def _command(subject: Subject, runtime: Runtime, dtype: str, revision: str | Non
         "--no-enable-prefix-caching",
         # Our sampler reads the tokens made so far, so each step must be over before the next.
         "--no-async-scheduling",
-        *("--logits-processors", SAMPLER_CLASS),
         *("--generation-config", "vllm"),
     ]
 
