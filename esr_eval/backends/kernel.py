@@ -39,6 +39,14 @@ def reduced(series: Tensor, how: str) -> Tensor:
     return series.T
 
 
+class MeanParts:
+    """Stands in for an SAE: the residual itself, and its norm as one more value."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Residuals (..., d_model) to (..., d_model + 1)."""
+        return torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1)
+
+
 class Read:
     """One readout of one row.
 

@@ -123,6 +123,27 @@ def _encoder(sae: SparseSAE, readout: Readout, device: torch.device) -> EncodeFn
     return sae.encoder(readout.latents, device)
 
 
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, left: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Token ids of equal length, and their attention mask, both (batch, position), int64.
+
+    Args:
+        rows: Token ids.
+        pad: Id that fills shorter rows.
+        device: Where the tensors go.
+        left: Whether to fill on the left, as generation needs it.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for b, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        ids[b, start : start + len(row)] = torch.tensor(row)
+        mask[b, start : start + len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
 def expected_positions(row: Steered, fed: int) -> int:
     """How many positions a row's edits must have touched, counted per layer.
 
