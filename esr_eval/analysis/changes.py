@@ -6,7 +6,7 @@ unit. All tests of one comparison are one family, corrected by Holm.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -116,7 +116,7 @@ def judge(changes: Sequence[Change], metrics: Mapping[str, Metric], level: float
     """Correct the p values for their number and say what each change is."""
     corrected = holm({"all": [change.p_value for change in changes]})["all"]
     return [
-        Change(**vars(change) | {"corrected": p, "verdict": _verdict(change, metrics, p, level)})
+        replace(change, corrected=p, verdict=_verdict(change, metrics, p, level))
         for change, p in zip(changes, corrected, strict=True)
     ]
 

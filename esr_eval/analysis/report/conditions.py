@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -127,10 +127,7 @@ def _named(found: list[Condition]) -> list[Condition]:
         f"{name} ({names[: at + 1].count(name)})" if names.count(name) > 1 else name
         for at, name in enumerate(names)
     ]
-    return [
-        Condition(one.log, one.scorer, one.judge, name, one.trials, one.second_judge)
-        for one, name in zip(found, numbered, strict=True)
-    ]
+    return [replace(one, name=name) for one, name in zip(found, numbered, strict=True)]
 
 
 def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -> pd.DataFrame:
