@@ -5,6 +5,7 @@ from inspect_ai import Task, task
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench, Plan, experiment, plan_trials
+from esr_eval.finetune.card import adapter_facts
 
 VERSION = 1
 PAPER = {
@@ -68,6 +69,10 @@ def finetuned(
     )
     if replay is not None and steering and strength != "replay":
         plan = Plan(_recalibrated(bench, plan.planned, strength), plan.source)
+    facts = adapter_facts(adapter)
+    # A subject that always has its adapter is told by its name; of others the mix tells them apart.
+    unnamed = adapter != bench.provider.subject.adapter
+    mix = f", {facts.mix_percent:g} %" if facts is not None and unnamed else ""
     return experiment(
         bench,
         plan,
@@ -75,9 +80,10 @@ def finetuned(
         paper=PAPER,
         name="esr-finetuned",
         experiment_id="finetuned",
-        condition="fine-tuned" + ("" if steering else ", no steering"),
+        condition=f"fine-tuned{mix}" + ("" if steering else ", no steering"),
         holistic=holistic,
         until_token=until_token,
+        extra={"adapter": facts.model_dump(mode="json")} if facts is not None else None,
     )
 
 

@@ -1,16 +1,21 @@
-"""`esr-eval finetune data` and `esr-eval finetune train`."""
+"""`esr-eval finetune`: examples, one adapter, a sweep over mixes, tables of what came out."""
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esr_eval.commands.plainly import plainly
+from esr_eval.commands.options import Csv, Grader, ModelArgs, Subject
+from esr_eval.commands.plainly import pairs, plainly
 from esr_eval.errors import EsrError
 
+if TYPE_CHECKING:
+    from esr_eval.finetune.presets import Preset
+    from esr_eval.subjects import Subject as Found
+
 app = typer.Typer(
-    help="Self-correction training: write examples, train an adapter on a mix of them.",
+    help="Self-correction training: write examples, train adapters on mixes of them.",
     no_args_is_help=True,
 )
 
@@ -109,13 +114,11 @@ def train(
     """Train a LoRA adapter; use it with `-M adapter=FOLDER`."""
     from esr_eval.finetune.data import read_examples
     from esr_eval.finetune.mixes import mix
-    from esr_eval.finetune.presets import find_preset
     from esr_eval.finetune.train import train as run
     from esr_eval.subjects import find_subject
 
     found = find_subject(subject)
-    embedded = found.model.startswith("package:")
-    chosen = find_preset(preset or ("embedded" if embedded else "paper-8b"))
+    chosen = _preset(preset, found)
     changes = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -141,3 +144,97 @@ def train(
         f"{folder}: {trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}. "
         f"Evaluate it: inspect eval esr_eval/esr --model esr/{subject} -M adapter={folder}"
     )
+
+
+@app.command()
+@plainly
+def sweep(
+    subject: Subject,
+    examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
+    folder: Annotated[Path, typer.Argument(help="Where adapters (mix-30) and logs go.")],
+    mixes: Annotated[
+        str, typer.Option(help="Percent self-correction of each adapter.")
+    ] = "10,30,50,70,90",
+    preset: Annotated[
+        str | None, typer.Option(help="`embedded` or `paper-8b`. Default: the subject's.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Examples in each mix. Default: what all of them allow.")
+    ] = None,
+    latents: Annotated[str | None, typer.Option(help="File of labelled latents.")] = None,
+    n_latents: Annotated[int, typer.Option(help="How many of them are boosted.")] = 12,
+    trials: Annotated[int, typer.Option(help="Trials for each, boost on, and off.")] = 4,
+    until_token: Annotated[
+        int | None, typer.Option(help="Also with the boost ended after so many tokens.")
+    ] = None,
+    holistic: Annotated[bool, typer.Option(help="Also score the second view.")] = True,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    seed: Annotated[int, typer.Option(help="Seed of mixes, training, latents and tasks.")] = 0,
+    max_steps: Annotated[int, typer.Option(help="End each training early; -1: all epochs.")] = -1,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="The subject's speed, for the estimate.")
+    ] = None,
+    judge_price: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
+) -> None:
+    """Train, calibrate and evaluate an adapter for each mix, all on the base's trials.
+
+    The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
+    command goes on where it stopped; with further --mixes and the same --count it adds them.
+    """
+    from esr_eval.finetune import sweep as sweeping
+    from esr_eval.finetune.data import read_examples
+    from esr_eval.finetune.sweep_command import run
+    from esr_eval.subjects import find_subject
+
+    found = find_subject(subject)
+    percents = sweeping.read_mixes(mixes)
+    sizes = sweeping.Sizes(
+        latents=latents,
+        n_latents=n_latents,
+        trials=trials,
+        until_token=until_token,
+        seed=seed,
+        holistic=holistic,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+    )
+    planned = sweeping.plan(
+        found,
+        read_examples(examples),
+        percents,
+        _preset(preset, found),
+        folder,
+        sizes,
+        count=count,
+        model_args=pairs(model_args, "-M"),
+        grader=grader,
+    )
+    run(planned, speed=tokens_per_second, price=judge_price, dry_run=dry_run, yes=yes)
+
+
+@app.command()
+@plainly
+def table(
+    logs: Annotated[
+        list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders.")
+    ],
+    csv: Csv = None,
+) -> None:
+    """Print restarts under the boost, and what training costs where nobody steers."""
+    from esr_eval.finetune.sweep_command import print_tables
+
+    print_tables(logs, csv, note=lambda text: typer.echo(text, err=True))
+
+
+def _preset(name: str | None, subject: "Found") -> "Preset":
+    from esr_eval.finetune.presets import find_preset
+
+    embedded = subject.model.startswith("package:")
+    return find_preset(name or ("embedded" if embedded else "paper-8b"))

@@ -1,13 +1,21 @@
 """The card beside an adapter: data, mix, settings, loss, seed, versions."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esr_eval.finetune.data import Example
-from esr_eval.finetune.presets import Preset
+from esr_eval.finetune.presets import PRESETS, Preset
 from esr_eval.spec import Runtime, fingerprint
+from esr_eval.subjects import embedded_path
+
+FACTS_FILE, CARD_FILE = "training.json", "README.md"
+"""What lies beside an adapter; a shipped one has its card alone."""
+MIX_ROW, BOOST_ROW = "self-correction in the mix", "boost during training"
 
 
 class Facts(BaseModel):
@@ -85,6 +93,83 @@ class Facts(BaseModel):
         )
 
 
+class AdapterFacts(BaseModel):
+    """What a log says of the adapter that it ran.
+
+    Attributes:
+        mix_percent: Share of self-correction examples, 0 to 100.
+        examples: Examples trained on.
+        steps: Optimiser steps.
+        preset: Name of the settings, or where they come from.
+        boosted: Whether boosts were on in training.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    mix_percent: float
+    examples: int
+    steps: int
+    preset: str
+    boosted: bool
+
+    @classmethod
+    def of(cls, facts: Facts) -> Self:
+        """From the facts of the training run."""
+        return cls(
+            mix_percent=facts.preset.mix_percent,
+            examples=sum(facts.examples.values()),
+            steps=facts.steps,
+            preset=_preset(facts.preset.source),
+            boosted=facts.boosted_examples > 0,
+        )
+
+    @classmethod
+    def of_card(cls, card: str) -> Self | None:
+        """From the card's table; None when it is another's card."""
+        rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", card, re.MULTILINE))
+        try:
+            counts = rows["examples"].partition(";")[0].split(", ")
+            return cls(
+                mix_percent=float(rows[MIX_ROW].removesuffix(" %")),
+                examples=sum(int(count.split()[0]) for count in counts),
+                steps=int(rows["steps"].split()[0]),
+                preset=_preset(rows["settings"]),
+                boosted=rows[BOOST_ROW] != "none",
+            )
+        except (KeyError, ValueError, IndexError):
+            return None
+
+
+def read_facts(folder: Path) -> Facts | None:
+    """The facts of a finished training run; None where there are none that can be read."""
+    try:
+        return Facts.model_validate_json((folder / FACTS_FILE).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return None
+
+
+def adapter_facts(adapter: str) -> AdapterFacts | None:
+    """What is known of an adapter's training, from the files beside it.
+
+    Args:
+        adapter: As in `-M adapter=`: path, `embedded:` name, or hub id.
+
+    Returns:
+        None for an adapter of the hub, or one that was trained elsewhere.
+    """
+    folder = embedded_path(adapter)
+    if (facts := read_facts(folder)) is not None:
+        return AdapterFacts.of(facts)
+    try:
+        return AdapterFacts.of_card((folder / CARD_FILE).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _preset(source: str) -> str:
+    return next((name for name, preset in PRESETS.items() if preset.source == source), source)
+
+
 def model_card(facts: Facts) -> str:
     """The card as Markdown, with the metadata block that model hubs read."""
     preset = facts.preset
@@ -92,11 +177,11 @@ def model_card(facts: Facts) -> str:
     rows = [
         ("base model", f"`{facts.base_model}`"),
         ("examples", f"{data}; {facts.validation_examples} more held out for validation"),
-        ("self-correction in the mix", f"{facts.percent_correction:.0f} %"),
+        (MIX_ROW, f"{facts.percent_correction:.0f} %"),
         ("topics", str(facts.topics)),
         ("written by", ", ".join(facts.writers)),
         ("digest of the data", f"`{facts.data_digest}`"),
-        ("boost during training", _boost(facts)),
+        (BOOST_ROW, _boost(facts)),
         ("loss on", f"correction and answer alone: {facts.trained_tokens:,} tokens an epoch"),
         (
             "LoRA",

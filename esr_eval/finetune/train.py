@@ -1,7 +1,9 @@
 """LoRA training with peft and trl: any subject or model path, resumable, with a card beside it."""
 
 import json
+import math
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,7 +12,7 @@ from typing import Any
 
 from esr_eval.errors import EsrError
 from esr_eval.finetune.boosting import boosted, make_collator
-from esr_eval.finetune.card import Facts, model_card
+from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
 from esr_eval.finetune.data import Example, read_examples, write_examples
 from esr_eval.finetune.encoding import IGNORED, Encoded, encode
 from esr_eval.finetune.presets import MODULES, Preset
@@ -19,7 +21,6 @@ from esr_eval.spec import Runtime
 INSTALL = "pip install 'esr-eval[finetune]'"
 PACKAGES = ("peft", "trl", "torch", "transformers")
 SET_FILE = "examples.jsonl"
-STATE_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def split(
     topics = sorted({example.topic for example in examples})
     held = set(random.Random(f"val-{seed}").sample(topics, round(len(topics) * val_fraction)))  # noqa: S311
     return [e for e in examples if e.topic not in held], [e for e in examples if e.topic in held]
+
+
+def planned_steps(examples: Sequence[Example], preset: Preset, max_steps: int = -1) -> int:
+    """Optimiser steps that a training takes."""
+    if max_steps >= 0:
+        return max_steps
+    training, _ = split(examples, preset.val_fraction, preset.seed)
+    per_epoch = math.ceil(len(training) / (preset.micro_batch * preset.grad_accumulation))
+    return math.ceil(preset.epochs * per_epoch)
 
 
 def train(
@@ -211,6 +221,10 @@ def _dataset(encoded: Sequence[Encoded]) -> Any:
 
 def _checkpoint(folder: Path, resume: bool, last: Any) -> str | None:
     checkpoints = folder / "checkpoints"
+    for partial in checkpoints.glob("checkpoint-*"):
+        # Its state is written last: without it the checkpoint was cut short.
+        if partial.is_dir() and not (partial / "trainer_state.json").is_file():
+            shutil.rmtree(partial)
     found: str | None = last(str(checkpoints)) if checkpoints.is_dir() else None
     if resume:
         if found is None:
@@ -247,7 +261,8 @@ def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
     config.lora_alpha = facts.preset.saved_alpha or facts.preset.lora_alpha
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
-    (folder / STATE_FILE).write_text(
+    (folder / FACTS_FILE).write_text(
         json.dumps(facts.model_dump(mode="json"), indent=1) + "\n", "utf-8"
     )
-    (folder / "README.md").write_text(model_card(facts), "utf-8")
+    # Last: a folder with a card holds all the rest.
+    (folder / CARD_FILE).write_text(model_card(facts), "utf-8")

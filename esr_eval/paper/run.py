@@ -93,11 +93,13 @@ def choose(
             f"{len(available)} with a label: pass more of them (--latents FILE) or a smaller scale."
         )
     uncalibrated = {
-        "calibrate": _uncalibrated(paper, False, latents, sizes.latents, seed),
-        "calibrate_sweep": _uncalibrated(paper, False, latents, sizes.sweep[1], seed),
+        "calibrate": responses_to_calibrate(paper, False, latents, sizes.latents, seed),
+        "calibrate_sweep": responses_to_calibrate(paper, False, latents, sizes.sweep[1], seed),
     }
     if paper.has_tuned:
-        uncalibrated["calibrate_tuned"] = _uncalibrated(paper, True, latents, sizes.latents, seed)
+        uncalibrated["calibrate_tuned"] = responses_to_calibrate(
+            paper, True, latents, sizes.latents, seed
+        )
     return Choices(
         scale=sizes,
         seed=seed,
@@ -132,7 +134,7 @@ def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
         if step.key in logs:
             continue
         console.rule(f"{number} of {len(steps)}: {step.key}")
-        logs[step.key] = _run(paper, step, logs, about)
+        logs[step.key] = run_step(paper, step, logs, about)
     return [logs[step.key] for step in steps]
 
 
@@ -174,15 +176,29 @@ def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
         other = metadata.get(RUN, {})
         if different := [name for name, value in wanted.items() if other.get(name) != value]:
             raise EsrError(
-                f"{folder} holds another run (other {', '.join(different)}): name another folder "
-                "with --logs, or repeat that run's arguments."
+                f"{folder} holds another run (other {', '.join(different)}): name another folder, "
+                "or repeat that run's arguments."
             )
         if log.status == "success":
             found[str(step)] = str(folder / Path(info.name).name)
     return found
 
 
-def _run(paper: Paper, step: Step, logs: dict[str, str], about: dict[str, Any]) -> str:
+def run_step(paper: Paper, step: Step, logs: dict[str, str], about: dict[str, Any]) -> str:
+    """Run one step, or go on with it where it was interrupted.
+
+    Args:
+        paper: The subject and where logs lie.
+        step: What to run.
+        logs: Logs of the steps that have ended.
+        about: What must be the same for a run to go on from this one's logs.
+
+    Returns:
+        The step's log.
+
+    Raises:
+        EsrError: It did not end well; what is done is kept.
+    """
     model, model_args = paper.model(step.tuned)
     success, made = eval_set(
         f"esr_eval/{step.task}",
@@ -223,8 +239,21 @@ def _count_vectors(subject: Subject, vectors: str | None) -> int:
     return len(read_vectors(vectors).info.concepts)
 
 
-def _uncalibrated(paper: Paper, tuned: bool, latents: str | None, count: int, seed: int) -> int:
-    """Responses that calibrating the run's latents still takes."""
+def responses_to_calibrate(
+    paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
+) -> int:
+    """Responses that calibrating a run's latents still takes.
+
+    Args:
+        paper: The subjects.
+        tuned: Whether it is the fine-tuned one.
+        latents: File of labelled latents; None takes the subject's.
+        count: How many of them.
+        seed: Of their draw.
+
+    Raises:
+        EsrError: The subject has no calibration prior.
+    """
     name, args = paper.model(tuned)
     subject = find_subject(name)
     prior: CalibrationPrior | None = subject.calibration

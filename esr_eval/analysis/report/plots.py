@@ -77,6 +77,7 @@ def curves(
     ylabel: str,
     scale: float = 1.0,
     top: float | None = None,
+    signed: bool = False,
 ) -> Picture:
     """Measured numbers over a level, with their intervals.
 
@@ -87,6 +88,7 @@ def curves(
         ylabel: What was measured.
         scale: 100 to show shares in percent.
         top: Upper end of the axis; None leaves it to the data.
+        signed: Differences: the axis goes as far down as they do, with a line at 0.
     """
 
     def paint(axes: "Axes") -> None:
@@ -115,7 +117,10 @@ def curves(
                 label=name,
             )
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        axes.set_ylim(0, top or max(1.0, axes.get_ylim()[1]))
+        if signed:
+            axes.axhline(0, color="black", linewidth=0.9, linestyle=":")
+        else:
+            axes.set_ylim(0, top or max(1.0, axes.get_ylim()[1]))
         if len(series) > 1:
             axes.legend(fontsize=8, frameon=False)
 
