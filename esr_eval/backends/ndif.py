@@ -194,7 +194,8 @@ class NDIFBackend(Chat):
         if value is None and isinstance(plan.encode, LatentEncoder):
             activations = torch.zeros(0, len(plan.readout.latents))
         else:
-            activations = plan.encode(residuals).float()
+            with torch.inference_mode():
+                activations = plan.encode(residuals).float()
         if len(activations) or plan.readout.reduce == "tokens":
             return np.asarray(reduced(activations, plan.readout.reduce).numpy())
         return np.zeros(activations.shape[-1], dtype=np.float32)

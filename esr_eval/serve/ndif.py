@@ -17,6 +17,7 @@ import httpx
 from esr_eval.errors import EsrError
 from esr_eval.serve import environment
 from esr_eval.serve.processes import LOOPBACK, Processes, free_ports, http_ok, port_open
+from esr_eval.subjects import find_subject
 
 NAME = "ndif"
 NDIF = "ndif[api,ray]==0.1.2"
@@ -68,6 +69,11 @@ class NDIFServer:
         self.processes = Processes(folder or environment.server_folder(NAME) / "run")
 
     @property
+    def running(self) -> bool:
+        """Whether its HTTP interface lives; it may not answer yet."""
+        return self.processes.alive("api")
+
+    @property
     def url(self) -> str:
         """Address of the HTTP interface.
 
@@ -80,30 +86,44 @@ class NDIFServer:
 
     def start(
         self,
-        model: str,
-        dtype: str = "float32",
+        subject: str = "smollm2-135m",
+        *,
+        port: int | None = None,
+        dtype: str | None = None,
         sandbox: bool = False,
         say: Callable[[str], None] = print,
-    ) -> None:
-        """Start everything and deploy a model.
+    ) -> str:
+        """Start everything, deploy a model, and wait until it is ready.
 
         Args:
-            model: Folder or Hugging Face id, as the client names it.
-            dtype: What the weights are held in.
+            subject: Name, hub id or path of the subject.
+            port: Port of the HTTP interface on 127.0.0.1; None takes a free one.
+            dtype: float32, bfloat16 or float16; None takes the subject's.
             sandbox: Run each request's code in a process of its own, as NDIF itself does; slower.
             say: Told what goes on.
+
+        Returns:
+            The server's address.
 
         Raises:
             EsrError: Something is not installed or does not start.
         """
+        from esr_eval.backends.loading import model_source
+
         began = time.monotonic()
         environment.server_python(NAME, requirements())
+        runtime = find_subject(subject).runtime()
+        source, _ = model_source(runtime)
         self.processes.stop()
-        names = ("redis", "s3", "ray", "ray_client", "ray_dashboard", "api")
+        names = ("api", "redis", "s3", "ray", "ray_client", "ray_dashboard")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.processes.remember(ports=ports, model=model, dtype=dtype, sandbox=sandbox)
+        ports["api"] = port or ports["api"]
+        self.processes.remember(
+            ports=ports, model=str(source), dtype=dtype or runtime.dtype, sandbox=sandbox
+        )
         self._start_all()
-        say(f"ndif: {model} answers at {self.url} after {time.monotonic() - began:.0f} s")
+        say(f"ndif: {subject} answers at {self.url} after {time.monotonic() - began:.0f} s")
+        return self.url
 
     def bring_back(self) -> None:
         """Start whatever does not run, on the same ports, with the same model.
@@ -124,12 +144,15 @@ class NDIFServer:
             raise EsrError(f"The NDIF server at {url} does not answer: start it again.")
         with httpx.Client(trust_env=False, timeout=60) as client:
             deployed = client.get(f"{url}/status").raise_for_status().json()["deployments"]
-        states = [f"{d['repo_id']} {d.get('application_state')}" for d in deployed.values()]
-        return f"{url}: {', '.join(states) or 'nothing deployed'}"
+        states = sorted({str(one.get("application_state")) for one in deployed.values()})
+        model = self.processes.facts["model"]
+        return f"{url}: {model} {', '.join(states) or 'not deployed'}"
 
     def stop(self) -> None:
         """End everything that was started."""
         self.processes.stop()
+        if "ports" in self.processes.facts:
+            shutil.rmtree(self._ray_folder(), ignore_errors=True)
 
     def kill_api(self) -> None:
         """Kill the HTTP interface with its queue, as a crash would; the model lives on."""
