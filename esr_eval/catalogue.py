@@ -143,8 +143,3 @@ EXPERIMENTS = (
         "vectors",
     ),
 )
-
-
-def experiment_of(identifier: str) -> Experiment:
-    """The experiment with this id."""
-    return next(one for one in EXPERIMENTS if one.id == identifier)

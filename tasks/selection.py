@@ -11,6 +11,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.dataset import choose_prompts, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench
+from esr_eval.scorers.concreteness_rubric import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
 
@@ -86,6 +87,7 @@ def select_latents(
             **PAPER,
             "subject": subject.name,
             "judge": str(bench.judge),
+            "rubric": CONCRETENESS_RUBRIC_VERSION,
             "skip_first": bench.provider.runtime.skip_first,
             "rule": chosen_rule,
             "min_concreteness": min_concreteness,

@@ -84,3 +84,17 @@ def test_an_evaluation_with_rows_alone_gives_the_same_samples(rows, run_in):
         return {s.id: (s.output.completion, s.output.metadata["sae_digest"]) for s in log.samples}
 
     assert answers(sae_rows=str(rows)) == answers()
+
+
+def test_the_command_writes_rows_of_latents_and_detectors(tmp_path):
+    from typer.testing import CliRunner
+
+    from esr_eval.cli import app
+    from esr_eval.sae_rows import RowsFile
+
+    out = tmp_path / "rows.safetensors"
+    command = ["latents", "rows", "smollm2-135m", "-o", str(out), "--detectors", "1,2"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "rows of 46 latents" in done.output
+    assert {1, 2, 795} <= set(RowsFile.read(out, SUBJECT.sae).latents)

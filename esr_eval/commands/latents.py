@@ -7,6 +7,7 @@ import typer
 
 from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject
 from esr_eval.commands.plainly import pairs, plainly
+from esr_eval.errors import EsrError
 
 app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 
@@ -50,3 +51,39 @@ def select_latents(
         grader=grader,
         log_dir=log_dir,
     )
+
+
+@app.command("rows")
+@plainly
+def write_latent_rows(
+    subject: Subject,
+    out: Annotated[Path, typer.Option("-o", "--out", help="safetensors file to write.")],
+    latents: Annotated[
+        str | None,
+        typer.Option(help="CSV of latents, or a Neuronpedia export. Default: the subject's own."),
+    ] = None,
+    detectors: Annotated[
+        str | None, typer.Option(help="Detector set to ablate, too: a name or a JSON file.")
+    ] = None,
+    sae_release: Annotated[str | None, typer.Option(help="Another SAE than the subject's.")] = None,
+    sae_id: Annotated[str | None, typer.Option(help="Its id in the release.")] = None,
+) -> None:
+    """Write the SAE rows of some latents into a small file, for machines without the SAE.
+
+    Evaluate with it: `-M sae_rows=FILE`. 64 KB a latent at d_model 8,192 in float32.
+    """
+    from esr_eval.dataset import load_latents
+    from esr_eval.discovery.detectors import load_detectors
+    from esr_eval.model_args import ModelArgs
+    from esr_eval.sae_rows import write_rows
+    from esr_eval.subjects import find_subject
+
+    found = find_subject(subject)
+    runtime = ModelArgs(sae_release=sae_release, sae_id=sae_id).runtime(found)
+    if runtime.sae is None:
+        raise EsrError(f"{found.name} has no SAE of its own: name one with --sae-release.")
+    wanted = [latent.index for latent in load_latents(found, latents)]
+    if detectors is not None:
+        wanted += load_detectors(detectors, runtime).latents
+    size = write_rows(runtime.sae, wanted, out)
+    typer.echo(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")

@@ -319,8 +319,3 @@ def _correction(
 def journal_of(folder: Path) -> Journal:
     """The journal of a folder's answers."""
     return Journal(folder / "answers.jsonl")
-
-
-def settings_from(given: dict[str, Any]) -> OfflineSettings:
-    """Settings from a mapping (a preset's), checked."""
-    return OfflineSettings.model_validate(given)
