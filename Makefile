@@ -20,7 +20,7 @@ DEMO := -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline test lint format types clean
+.PHONY: help setup demo regression baseline test test-ndif test-vllm lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,14 @@ baseline: $(READY)  ## measure that baseline anew, after a change that is meant 
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
 	$(BIN)/python -m pytest
+
+test-ndif: $(READY)  ## the parity suite and faults against a real NDIF server on loopback
+	$(BIN)/esr-eval serve ndif install
+	$(BIN)/python -m pytest -m ndif
+
+test-vllm: $(READY)  ## the same against a real vLLM server on loopback
+	$(BIN)/esr-eval serve vllm install
+	$(BIN)/python -m pytest -m vllm
 
 lint: $(READY)  ## ruff and inspect-evals-lint
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 
 import typer
 
-from esr_eval.commands import deciding, finetune, latents, reading, running, vectors
+from esr_eval.commands import deciding, finetune, latents, reading, running, serve, vectors
 
 app = typer.Typer(
     help="Evaluations of endogenous steering resistance: does a language model notice and correct "
@@ -19,3 +19,4 @@ for group in (running, reading, deciding):
 app.add_typer(latents.app, name="latents")
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(finetune.app, name="finetune")
+app.add_typer(serve.app, name="serve")
