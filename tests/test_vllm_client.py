@@ -302,7 +302,7 @@ def test_what_cannot_get_better_is_not_asked_again_and_again(answers):
 
 def test_a_server_that_stays_away_is_told_in_one_sentence():
     server = Server("http://127.0.0.1:9", None, 0.2, lambda label, value: None)
-    with pytest.raises(EsrError, match="did not come back within 0 s .*inspect eval-retry"):
+    with pytest.raises(EsrError, match=r"did not come back within 0 s .*inspect eval-retry"):
         server.post_patiently("/v1/completions", {})
 
 
@@ -372,5 +372,5 @@ def test_each_check_of_a_server_has_its_sentence(answers, told, sentence):
 
 
 def test_a_server_that_is_down_is_told_at_once():
-    with pytest.raises(EsrError, match="No vLLM server answers at .* `esr-eval serve vllm start`"):
+    with pytest.raises(EsrError, match=r"No vLLM server answers at .* `esr-eval serve vllm start`"):
         first_check(Server("http://127.0.0.1:9", None, 600.0, lambda label, value: None), CHAT)

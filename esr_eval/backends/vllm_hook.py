@@ -207,4 +207,4 @@ def _first_position(ctx: Any, hidden: Tensor) -> int:
     request = next(
         i for i in range(len(starts) - 1) if starts[i] == row and starts[i + 1] > starts[i]
     )
-    return int(one.seq_lens[request]) - (starts[request + 1] - starts[request])
+    return int(one.seq_lens[request]) - int(starts[request + 1] - starts[request])

@@ -13,8 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.logits_processor import (
+    BatchUpdate,
+    LogitsProcessor,
+)
+from vllm.v1.sample.logits_processor.builtin import (
+    process_dict_updates,
+)
 
 from esr_eval.backends.vllm_names import PROBE_ARG, SAMPLER_SAYS, SAMPLING_ARG, sampler_digest
 from esr_eval.sampling import RowSampler, Sampling, row_uniforms
