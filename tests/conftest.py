@@ -24,3 +24,25 @@ def backend():
     from esr_eval.subjects import find_subject
 
     return LocalBackend(find_subject("smollm2-135m").runtime(), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def ndif_server(tmp_path_factory: pytest.TempPathFactory):
+    """A real NDIF server on loopback with the embedded subject (marker ndif)."""
+    from esr_eval.serve.ndif import NDIFServer
+
+    server = NDIFServer(tmp_path_factory.mktemp("ndif"))
+    server.start("smollm2-135m")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ndif_backend(ndif_server):
+    """The embedded subject on that server."""
+    from esr_eval.backends.ndif import NDIFBackend
+    from esr_eval.remote import RemoteArgs
+    from esr_eval.subjects import find_subject
+
+    runtime = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "ndif"})
+    return NDIFBackend(runtime, RemoteArgs(base_url=ndif_server.url, wait=300))
