@@ -188,14 +188,14 @@ def sweep(
     The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
-    from esr_eval.finetune import sweep as sweeping
     from esr_eval.finetune.data import read_examples
     from esr_eval.finetune.sweep_command import run
+    from esr_eval.finetune.sweep_plan import Sizes, plan, read_mixes
     from esr_eval.subjects import find_subject
 
     found = find_subject(subject)
-    percents = sweeping.read_mixes(mixes)
-    sizes = sweeping.Sizes(
+    percents = read_mixes(mixes)
+    sizes = Sizes(
         latents=latents,
         n_latents=n_latents,
         trials=trials,
@@ -205,7 +205,7 @@ def sweep(
         max_steps=max_steps,
         max_tokens=max_tokens,
     )
-    planned = sweeping.plan(
+    planned = plan(
         found,
         read_examples(examples),
         percents,

@@ -9,12 +9,14 @@ from rich.console import Console
 
 from esr_eval.errors import EsrError
 from esr_eval.finetune import sweep as sweeping
+from esr_eval.finetune.sweep_plan import Sweep
+from esr_eval.finetune.sweep_steps import all_steps
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
 
 
 def run(
-    sweep: sweeping.Sweep,
+    sweep: Sweep,
     *,
     speed: float | None,
     price: tuple[float, float] | None,
@@ -33,7 +35,7 @@ def run(
     console, subject = Console(), sweep.subject
     if sweep.sizes.max_tokens is not None:
         subject = subject.model_copy(update={"max_tokens": sweep.sizes.max_tokens})
-    steps, done, judge = sweeping.all_steps(sweep), sweeping.done_steps(sweep), sweep.paper().judge
+    steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep), sweep.paper().judge
     table = estimate_table(steps, list(done), subject, judge, speed, price)
     table.title = f"Mixes of {subject.name}, judged by {judge} (at most; training comes on top)"
     console.print(table)
