@@ -15,7 +15,7 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
 from parity_cases import cases, rows
-from vllm_serving import ADAPTER, connect
+from vllm_serving import connect
 
 from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
@@ -162,30 +162,6 @@ def test_what_does_not_fit_the_server_is_told_at_the_connection(vllm_server, mon
             connect(vllm_server, "smollm2-135m")
 
 
-def test_the_adapter_gives_the_tuned_subject_beside_its_base(vllm_server, vllm_backend, backend):
-    from esr_eval.backends.local import LocalBackend
-    from esr_eval.subjects import find_subject
-
-    tuned = connect(vllm_server, "smollm2-135m-esr")
-    assert tuned.runtime.adapter == ADAPTER
-    wanted = {
-        engine: [
-            boosted(engine, seed, prompts()[seed].text, temperature=temperature)
-            for seed, temperature in enumerate((0.0, 0.6, 0.6))
-        ]
-        for engine in (tuned, vllm_backend)
-    }
-    jobs = [(engine, row) for engine, made in wanted.items() for row in made]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        got = list(pool.map(lambda job: job[0].generate([job[1]])[0], jobs))
-    local = LocalBackend(find_subject("smollm2-135m-esr").runtime(), device="cpu")
-    want = [local.generate([row])[0] for row in wanted[tuned]]
-    want += [backend.generate([row])[0] for row in wanted[vllm_backend]]
-    assert [one.tokens for one in got] == [one.tokens for one in want]
-    assert [one.edited_positions for one in got] == [one.expected_positions for one in want]
-    assert got[0].tokens != got[3].tokens
-
-
 def test_mean_residuals_equal_the_local_ones(vllm_backend, backend):
     passages = [
         vllm_backend.passage([{"role": "user", "content": "Hi"}], text, Steering(runtime=e.runtime))
@@ -264,30 +240,40 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(vllm_server, 
 
 @pytest.fixture(scope="module")
 def foreign_server(tmp_path_factory):
-    """As others would start one: prefix cache on, and without our sampler."""
+    """As others would start one: prefix cache on, without our sampler, and with an adapter."""
     from esr_eval.serve.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("foreign"))
-    server.start("smollm2-135m", options=["--enable-prefix-caching"], our_sampler=False)
+    server.start("smollm2-135m-esr", options=["--enable-prefix-caching"], our_sampler=False)
     yield server
     server.stop()
 
 
 def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
-    foreign_server, backend, monkeypatch
+    foreign_server, monkeypatch
 ):
+    from esr_eval.backends.local import LocalBackend
+    from esr_eval.subjects import find_subject
+
     with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
-        connect(foreign_server, "smollm2-135m")
+        connect(foreign_server, "smollm2-135m-esr")
     # A server that keeps quiet about it is caught at work.
     monkeypatch.setattr("esr_eval.backends.vllm_preflight._check_prefix_cache", lambda server: None)
     with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
+        connect(foreign_server, "smollm2-135m-esr")
+    # vLLM on a CPU would apply the adapter to the plain model's requests, too.
+    with pytest.raises(EsrError, match="needs a server without adapters"):
         connect(foreign_server, "smollm2-135m")
     monkeypatch.setattr("esr_eval.backends.vllm_preflight.SAME_SHARE", float("inf"))
-    engine = connect(foreign_server, "smollm2-135m")
+    engine = connect(foreign_server, "smollm2-135m-esr")
+    assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"
-    # Greedy tokens are the same all the same, the repetition penalty included.
-    row = boosted(engine, temperature=0.0)
-    assert engine.generate([row])[0].tokens == backend.generate([row])[0].tokens
+    # Greedy tokens are the local ones all the same, adapter and repetition penalty included.
+    texts = [prompt.text for prompt in prompts()[:3]]
+    wanted = [boosted(engine, text=text, temperature=0.0) for text in texts]
+    local = LocalBackend(find_subject("smollm2-135m-esr").runtime(), device="cpu")
+    got = engine.generate(wanted)
+    assert [one.tokens for one in got] == [one.tokens for one in local.generate(wanted)]
+    assert [one.edited_positions for one in got] == [one.expected_positions for one in got]
     sampled = boosted(engine, temperature=1.0)
-    got = [engine.generate([sampled])[0] for _ in range(2)]
-    assert got[0] == got[1] and got[0].edited_positions == got[0].expected_positions
+    assert engine.generate([sampled]) == engine.generate([sampled])

@@ -2,8 +2,6 @@
 
 import pytest
 
-ADAPTER = "embedded:smollm2-135m-esr"
-
 
 @pytest.fixture(scope="session")
 def vllm_server():
@@ -13,7 +11,7 @@ def vllm_server():
     ours = not server.running
     if ours:
         install()
-        server.start("smollm2-135m", adapters=[ADAPTER])
+        server.start("smollm2-135m")
     yield server
     if ours:
         server.stop()

@@ -111,6 +111,7 @@ class EditHook(_Hook):
             layer = self._layers[number] = _Layer(self._data["layers"][number], hidden.device)
             dtype = str(hidden.dtype).removeprefix("torch.")
             ctx.saved.update(width=hidden.shape[-1], dtype=dtype, torch=torch.__version__)
+            ctx.saved["device"] = hidden.device.type
         first, count = _first_position(ctx, hidden), hidden.shape[0]
         runs = layer.touched(first, count)
         edited = None

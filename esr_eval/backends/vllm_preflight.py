@@ -35,13 +35,15 @@ class Found:
         model: Name by which the server knows the model, or the adapter on it.
         longest: Most tokens of prompt and answer together; None when the server does not say.
         our_sampler: Whether the server chooses tokens as every other backend does.
+        adapters: Adapters that the server has beside the model.
         self_check: The proof that an edit reaches the logits, in words.
         versions: Versions on the server.
     """
 
     model: str
     longest: int | None
-    our_sampler: bool
+    our_sampler: bool = False
+    adapters: tuple[str, ...] = ()
     self_check: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -114,8 +116,8 @@ def _find_model(server: Server, runtime: Runtime) -> Found:
             "one it was started with (--api-key)."
         )
     served = answer.raise_for_status().json()["data"]
-    names = {runtime.subject, runtime.model, str(model_source(runtime)[0])}
-    bases = [m for m in served if not m.get("parent") and names & {m["id"], m.get("root")}]
+    known = {runtime.subject, runtime.model, str(model_source(runtime)[0])}
+    bases = [m for m in served if not m.get("parent") and known & {m["id"], m.get("root")}]
     if not bases:
         raise EsrError(
             f"The vLLM server at {server.url} serves {_listed(served)}, not {runtime.model}: "
@@ -123,18 +125,19 @@ def _find_model(server: Server, runtime: Runtime) -> Found:
             "another one with --model-base-url."
         )
     base = bases[0]
-    longest = base.get("max_model_len")
+    longest, adapters = base.get("max_model_len"), [m for m in served if m.get("parent")]
+    names = tuple(str(m["id"]) for m in adapters)
     if runtime.adapter is None:
-        return Found(base["id"], longest, our_sampler=False)
+        return Found(base["id"], longest, adapters=names)
     wanted = {runtime.adapter, str(embedded_path(runtime.adapter))}
-    adapters = [m for m in served if m.get("parent") and wanted & {m["id"], m.get("root")}]
+    adapters = [m for m in adapters if wanted & {m["id"], m.get("root")}]
     if not adapters:
         raise EsrError(
             f"The vLLM server at {server.url} was started without the adapter {runtime.adapter}: "
             f"stop it and start it with `esr-eval serve vllm start {runtime.subject} --adapter "
             f"{runtime.adapter}` (vLLM's own options: --enable-lora --lora-modules NAME=PATH)."
         )
-    return Found(adapters[0]["id"], longest, our_sampler=False)
+    return Found(adapters[0]["id"], longest, adapters=names)
 
 
 def _listed(served: list[dict[str, Any]]) -> str:
@@ -242,6 +245,14 @@ def _check_residual(
             f"The vLLM server at {server.url} computes in {saved.about.get('dtype')}, but "
             f"{runtime.dtype} is asked for: pass -M dtype={saved.about.get('dtype')}, or start "
             f"the server with --dtype {runtime.dtype}."
+        )
+    if saved.about["device"] == "cpu" and found.adapters and runtime.adapter is None:
+        raise EsrError(
+            f"The vLLM server at {server.url} runs on a CPU and has the adapter "
+            f"{found.adapters[0]}: there vLLM {found.versions['vllm']} applies an adapter to "
+            "whatever shares a batch with a request for it, so the plain model needs a server "
+            f"without adapters: stop it and start it with `esr-eval serve vllm start "
+            f"{runtime.subject}`."
         )
     found.versions["torch"] = str(saved.about["torch"])
     residual = saved.read(0, len(tokens) - 1, len(tokens))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 Runs = list[list[int]]
 """Positions as `[layer, rank, first, end]`."""
+ABOUT = ("width", "dtype", "torch", "device")
+"""What the hook tells of the server."""
 _READ_DTYPES = {"float32": torch.float32, "bfloat16": torch.int16, "float16": torch.int16}
 
 
@@ -27,7 +29,7 @@ class Saved:
         """
         found = answer.get("hook_results") or {}
         edit, arrival = (_plain(found.get(place)) for place in ("0", "1"))
-        self.about = {key: edit[key] for key in ("width", "dtype", "torch") if key in edit}
+        self.about = {key: edit[key] for key in ABOUT if key in edit}
         errors = [*edit.get("errors", ()), *arrival.get("errors", ())]
         if errors:
             raise RuntimeError(f"The hook failed on the vLLM server: {str(errors[0])[:300]}")
