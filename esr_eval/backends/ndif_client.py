@@ -23,23 +23,17 @@ import zstandard
 from nnsight.schema.config import CONFIG
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from esr_eval.backends.ndif_errors import PassingError, explain, refused
+from esr_eval.backends.ndif_errors import PassingError, explain, refused, said
+from esr_eval.backends.ndif_patience import Patience, Watch
 from esr_eval.remote import RemoteArgs
 
 Report = Callable[[str, str], None]
 """Told what goes on: a caption and a short text."""
 
-REQUEST_SECONDS = httpx.Timeout(60.0, connect=10.0)
+SEND_SECONDS = httpx.Timeout(120.0, connect=10.0)
+ASK_SECONDS = httpx.Timeout(15.0, connect=10.0)
 POLL_FIRST, POLL_LAST, POLL_GROWTH = 0.05, 1.0, 1.3
-MISSES = 3
-"""A known request that the server knows no more, so many times in a row, is lost."""
-FORGOTTEN_SECONDS = 15.0
-"""A server that went away and is back runs what waited in its memory within this, or never."""
-QUEUE_PATIENCE = 6
-"""A queue may stand still for so many times as long as a running request may say nothing."""
 MOST_RESULT_BYTES = 1 << 30
-LEAST_COST = 20
-"""At most so many tries, however fast each fails."""
 CAPTION = "NDIF"
 
 
@@ -84,7 +78,7 @@ class Client:
         self._at_once = threading.BoundedSemaphore(remote.requests)
         self._counting = threading.Lock()
         # A proxy of the environment knows nothing of this machine's loopback address.
-        self._http = httpx.Client(trust_env=not self.loopback, timeout=REQUEST_SECONDS)
+        self._http = httpx.Client(trust_env=not self.loopback, timeout=SEND_SECONDS)
 
     @property
     def has_key(self) -> bool:
@@ -97,7 +91,7 @@ class Client:
         Raises:
             httpx.HTTPError: It cannot be reached.
         """
-        return self._http.get(f"{self.url}{path}", headers=self._headers())
+        return self._http.get(f"{self.url}{path}", headers=self._headers(), timeout=ASK_SECONDS)
 
     def post(self, data: dict[str, Any], payload: bytes | None) -> httpx.Response:
         """Post a request, once; without a payload it is checked but not run.
@@ -123,7 +117,7 @@ class Client:
             EsrError: The server refuses it, or `wait` seconds have been lost on tries.
             MemoryError: The server ran out of memory: a smaller batch may fit.
         """
-        patience = _Patience(self._wait)
+        patience = Patience(self._wait)
         with self._at_once:
             for attempt in Retrying(
                 retry=retry_if_exception_type(PassingError),
@@ -141,7 +135,7 @@ class Client:
         try:
             response = self.post(data, job.payload)
         except httpx.HTTPError as error:
-            raise PassingError(f"the server cannot be reached ({_said(error)})") from error
+            raise PassingError(f"the server cannot be reached ({said(error)})") from error
         if not response.is_success:
             raise refused(response, self.url)
         with self._counting:
@@ -151,7 +145,7 @@ class Client:
 
     def _follow(self, name: str) -> dict[str, Any]:
         """Ask for a request's state until it has an end."""
-        watch = _Watch(self._wait)
+        watch = Watch(self._wait)
         pause = POLL_FIRST
         while True:
             time.sleep(pause)
@@ -161,7 +155,7 @@ class Client:
                 if response.status_code >= 500:
                     raise httpx.TransportError(f"HTTP status {response.status_code}")
             except httpx.HTTPError as error:
-                self._report(CAPTION, f"no contact ({_said(error)}), waiting")
+                self._report(CAPTION, f"no contact ({said(error)}), waiting")
                 watch.no_contact(error)
                 continue
             if response.status_code == 404:
@@ -181,7 +175,7 @@ class Client:
         try:
             response = self._http.get(str(done["data"]))
         except httpx.HTTPError as error:
-            raise PassingError(f"its result cannot be fetched ({_said(error)})") from error
+            raise PassingError(f"its result cannot be fetched ({said(error)})") from error
         if not response.is_success:
             raise PassingError(f"its result is gone (HTTP status {response.status_code})")
         seconds = float((done.get("meta") or {}).get("runtime") or 0.0)
@@ -201,84 +195,9 @@ class Client:
         self._report(CAPTION, f"sending again: {state.outcome.exception()}")
 
     def _headers(self) -> dict[str, str]:
-        said = {
+        about = {
             "ndif-timestamp": repr(time.time()),
             "nnsight-version": version("nnsight"),
             "python-version": sys.version,
         }
-        return said | ({"ndif-api-key": self._key} if self._key else {})
-
-
-class _Watch:
-    """Decides from what is heard of a request, and not heard, when it is lost."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._heard = self._changed = time.monotonic()
-        self._state: dict[str, Any] = {}
-        self._misses = 0
-        self._back: float | None = None  # when a server that had gone away answered again
-        self._gone = False
-
-    def no_contact(self, error: httpx.HTTPError) -> None:
-        # A refused connection says that the server's process has ended, a timeout only that the
-        # network is cut.
-        self._gone |= isinstance(error, (httpx.ConnectError, httpx.RemoteProtocolError))
-        if time.monotonic() - self._heard > self._limit:
-            raise PassingError(f"the server cannot be reached ({_said(error)})", self._limit)
-
-    def unknown(self) -> None:
-        self._contact()
-        self._misses += 1
-        if self._state and self._misses >= MISSES:
-            raise PassingError("the server has lost the request")
-        self._check(self._limit)
-
-    def saw(self, state: dict[str, Any]) -> bool:
-        """Take note of a state; whether it is a new one."""
-        self._contact()
-        self._misses = 0
-        if state != self._state:
-            self._state, self._changed, self._back = state, self._heard, None
-            return True
-        queued = state["status"] in {"QUEUED", "PROVISIONING", "DEPLOYING"}
-        self._check(self._limit * (QUEUE_PATIENCE if queued else 1))
-        return False
-
-    def _contact(self) -> None:
-        self._heard = time.monotonic()
-        if self._gone:
-            self._back, self._gone = self._heard, False
-
-    def _check(self, limit: float) -> None:
-        silent = self._heard - self._changed
-        if silent > limit:
-            raise PassingError(f"nothing was heard of the request for {silent:.0f} s", limit)
-        # A running request lives in another process than the one that went away.
-        running = self._state.get("status") == "RUNNING"
-        if self._back is not None and not running and self._heard - self._back > FORGOTTEN_SECONDS:
-            raise PassingError("the server was started anew and has lost the request")
-
-
-class _Patience:
-    """Ends the tries once too many seconds have been lost on them."""
-
-    def __init__(self, wait: float) -> None:
-        self._wait = wait
-        self._lost = 0.0
-
-    def __call__(self, state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        lost = error.lost if isinstance(error, PassingError) else 0.0
-        self._lost += max(lost, self._wait / LEAST_COST) + state.upcoming_sleep
-        return self._lost > self._wait
-
-    def give_up(self, state: RetryCallState, url: str) -> dict[str, Any]:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert isinstance(error, PassingError)
-        raise error.for_good(url, state.attempt_number) from error
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+        return about | ({"ndif-api-key": self._key} if self._key else {})

@@ -100,3 +100,8 @@ def detail(response: httpx.Response) -> str:
     except ValueError:
         said = response.text
     return " ".join(str(said).split())[:300] or f"HTTP status {response.status_code}"
+
+
+def said(error: Exception) -> str:
+    """An error's own words, or else its name."""
+    return str(error).strip() or type(error).__name__
