@@ -18,10 +18,10 @@ from esr_eval.subjects import embedded_path, find_subject, subjects
 EXAMPLES = str(embedded_path("embedded:smollm2-135m-esr") / "examples.jsonl")
 
 
-def sweep(folder, *more, mixes="20,80"):
+def sweep(folder, *more, mixes="25,75"):
     sizes = ["--n-latents", "2", "--trials", "1", "--max-tokens", "8", "--max-steps", "1"]
     arguments = ["sweep", "smollm2-135m", EXAMPLES, str(folder), "--mixes", mixes, *sizes]
-    return CliRunner().invoke(app, [*arguments, "--count", "10", "-M", "device=cpu", *more])
+    return CliRunner().invoke(app, [*arguments, "--count", "4", "-M", "device=cpu", *more])
 
 
 def logs_of(folder):
@@ -37,7 +37,8 @@ def trials(log):
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
     """The embedded subject with a search of strengths that ends soon; nothing is known of it."""
-    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "cache"))
+    # Strengths alone: in a cache of its own the model would have to be unpacked again.
+    monkeypatch.setattr("esr_eval.strengths.cache_root", lambda: tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "200")
     known = dict(subjects())
     base = known["smollm2-135m"]
@@ -76,7 +77,7 @@ def test_interrupted_in_training_and_between_logs_a_sweep_goes_on(tmp_path, quic
 
     monkeypatch.setattr(paper_run, "eval_set", interrupted)
     assert sweep(folder).exit_code != 0
-    assert trained == [False, True] and ran == ["mix-20 calibrate", "mix-20 steered"]
+    assert trained == [False, True] and ran == ["mix-25 calibrate", "mix-25 steered"]
     first = logs_of(folder / "logs")
     monkeypatch.setattr(paper_run, "eval_set", eval_set)
     result = sweep(folder)
@@ -86,37 +87,37 @@ def test_interrupted_in_training_and_between_logs_a_sweep_goes_on(tmp_path, quic
     assert {key: done[key].location for key in first} == {k: v.location for k, v in first.items()}
 
     runs = ("calibrate", "steered", "no_steering")
-    expected = [f"mix-{mix} {run}" for mix in (20, 80) for run in runs]
+    expected = [f"mix-{mix} {run}" for mix in (25, 75) for run in runs]
     assert set(done) == {"calibrate", "main", "no_steering", *expected}
     asked = trials(done["main"])
     assert len(asked) == 2
-    for mix in (20, 80):
+    for mix in (25, 75):
         for run, condition in (("steered", ""), ("no_steering", ", no steering")):
             log = done[f"mix-{mix} {run}"]
             assert trials(log) == asked
             assert log.eval.metadata["condition"] == f"fine-tuned, {mix} %{condition}"
             told = log.eval.metadata["adapter"]
             assert told["mix_percent"] == mix and told["steps"] == 1
-            assert told["preset"] == "embedded" and 0 < told["examples"] <= 10
+            assert told["preset"] == "embedded" and told["examples"] == 4
             assert log.eval.metadata["runtime"]["adapter"].endswith(f"mix-{mix}")
     # The card alone tells the same, but for the mix, which it counts after the validation split.
     card, facts = (
-        (folder / "mix-80" / "README.md").read_text("utf-8"),
-        read_facts(folder / "mix-80"),
+        (folder / "mix-75" / "README.md").read_text("utf-8"),
+        read_facts(folder / "mix-75"),
     )
     told = AdapterFacts.of_card(card).model_dump(exclude={"mix_percent"})
     assert told == AdapterFacts.of(facts).model_dump(exclude={"mix_percent"})
     # The tables stand at the end, one row for the base and one for each mix, twice.
-    for name in ("smollm2-135m, 20 %", "smollm2-135m, 80 %", "The cost: nobody steers"):
+    for name in ("smollm2-135m, 25 %", "smollm2-135m, 75 %", "The cost: nobody steers"):
         assert name in result.output
-    assert result.output.count("smollm2-135m, 80 %") == 2
+    assert result.output.count("smollm2-135m, 75 %") == 2
 
     # Again, nothing is left to do; other settings do not take what lies there for their own.
     monkeypatch.setattr(paper_run, "eval_set", None)
     assert sweep(folder).exit_code == 0
     assert "other seed" in " ".join(sweep(folder, "--seed", "1", mixes="50").output.split())
     other = tmp_path / "other"
-    shutil.copytree(folder / "mix-20", other / "mix-20")
+    shutil.copytree(folder / "mix-25", other / "mix-25")
     assert "other examples or settings" in sweep(other, "--seed", "1").output
 
 

@@ -10,7 +10,7 @@ from esr_eval.finetune.card import read_facts
 from esr_eval.finetune.data import read_examples
 from esr_eval.finetune.sweep_plan import Adapter, Sweep
 from esr_eval.finetune.sweep_steps import adapter_steps, base_steps
-from esr_eval.finetune.train import SET_FILE, planned_steps, train
+from esr_eval.finetune.train import SET_FILE, STATE_FILE, planned_steps, train
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.run import Paper, finished, run_step
 from esr_eval.paper.steps import Step
@@ -91,7 +91,7 @@ def _train(sweep: Sweep, adapter: Adapter) -> None:
         adapter.preset,
         adapter.folder,
         device=None if device is None else str(device),
-        resume=any(checkpoints.glob("checkpoint-*/trainer_state.json")),
+        resume=any(checkpoints.glob(f"checkpoint-*/{STATE_FILE}")),
         max_steps=sweep.sizes.max_steps,
     )
     # The trained model must be gone before the evaluation loads its own.

@@ -21,6 +21,8 @@ from esr_eval.spec import Runtime
 INSTALL = "pip install 'esr-eval[finetune]'"
 PACKAGES = ("peft", "trl", "torch", "transformers")
 SET_FILE = "examples.jsonl"
+STATE_FILE = "trainer_state.json"
+"""The trainer's own, in each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,11 @@ def train(
     )
     steered = runtime.steering_layer
     layer = layers[steered if steered is not None else len(layers) // 2]
-    with boosted(trainer.model, layer, runtime.skip_first):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+    loss, seconds = math.nan, 0.0
+    if not _restored(trainer, checkpoint, planned_steps(examples, preset, max_steps)):
+        with boosted(trainer.model, layer, runtime.skip_first):
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        loss, seconds = float(result.training_loss), float(result.metrics["train_runtime"])
     facts = Facts.of(
         training=training,
         validation=validation,
@@ -144,9 +149,9 @@ def train(
         runtime=runtime,
         preset=preset,
         boosted=boosts,
-        steps=int(result.global_step),
-        seconds=float(result.metrics["train_runtime"]),
-        train_loss=_last_loss(trainer.state.log_history, float(result.training_loss)),
+        steps=int(trainer.state.global_step),
+        seconds=seconds,
+        train_loss=_last_loss(trainer.state.log_history, loss),
         val_loss=_validation(trainer.state.log_history),
         device=str(trainer.args.device),
         versions={name: version(name) for name in PACKAGES},
@@ -189,6 +194,7 @@ def _arguments(preset: Preset, folder: Path, count: int, validated: bool, max_st
         num_train_epochs=preset.epochs,
         max_steps=max_steps,
         logging_steps=min(5, per_epoch),
+        logging_first_step=True,
         eval_strategy="epoch" if validated else "no",
         save_strategy="steps",
         save_steps=max(10, per_epoch // 2),
@@ -202,6 +208,23 @@ def _arguments(preset: Preset, folder: Path, count: int, validated: bool, max_st
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=False,
     )
+
+
+def _restored(trainer: Any, checkpoint: str | None, steps: int) -> bool:
+    """Load a checkpoint after which nothing is left to train: going on would add a step."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import TrainerState
+
+    if checkpoint is None:
+        return False
+    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+    if state.global_step < steps:
+        return False
+    weights = load_file(Path(checkpoint) / "adapter_model.safetensors")
+    set_peft_model_state_dict(trainer.model, weights)
+    trainer.state = state
+    return True
 
 
 def _dataset(encoded: Sequence[Encoded]) -> Any:
@@ -223,7 +246,7 @@ def _checkpoint(folder: Path, resume: bool, last: Any) -> str | None:
     checkpoints = folder / "checkpoints"
     for partial in checkpoints.glob("checkpoint-*"):
         # Its state is written last: without it the checkpoint was cut short.
-        if partial.is_dir() and not (partial / "trainer_state.json").is_file():
+        if partial.is_dir() and not (partial / STATE_FILE).is_file():
             shutil.rmtree(partial)
     found: str | None = last(str(checkpoints)) if checkpoints.is_dir() else None
     if resume:
