@@ -1,5 +1,6 @@
 """The vLLM backend: requests to a vLLM server, each with its own edits, readouts and seed."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ from esr_eval.spec import Readout, Runtime, Span
 from esr_eval.subjects import check_layer
 
 COMPLETIONS = "/v1/completions"
+KEY_ENV = "VLLM_API_KEY"
+"""Environment variable with the server's key; the one that the server itself reads."""
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
@@ -66,7 +69,8 @@ class VLLMBackend(Chat):
         super().__init__(runtime, remote.sae_rows)
         url = remote.base_url or _own_server(runtime, report)
         check_trust(url, remote.trust_server)
-        self._server = Server(url, remote.api_key, remote.wait, report)
+        key = remote.api_key or os.environ.get(KEY_ENV)
+        self._server = Server(url, key, remote.wait, report)
         self._found = first_check(self._server, self)
         self._server.check_again = self._check_again
         self._payloads = Payloads(self.sae, self.shape.n_layers)
