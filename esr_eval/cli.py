@@ -5,7 +5,7 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 
 import typer
 
-from esr_eval.commands import deciding, finetune, latents, reading, running, serve, vectors
+from esr_eval.commands import deciding, finetune, latents, reading, running, scaling, serve, vectors
 
 app = typer.Typer(
     help="Evaluations of endogenous steering resistance: does a language model notice and correct "
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (running, reading, deciding):
+for group in (running, reading, deciding, scaling):
     app.add_typer(group.app)
 app.add_typer(latents.app, name="latents")
 app.add_typer(vectors.app, name="vectors")

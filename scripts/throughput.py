@@ -198,10 +198,8 @@ def cost(ratios: Sequence[float]) -> Cost:
     mean = sum(logs) / len(logs)
     if len(logs) < 2:
         return Cost(math.exp(mean), 0.0, math.inf)
-    low, high = stats.t.interval(LEVEL, len(logs) - 1, loc=mean, scale=stats.sem(logs))
-    # Without any spread the interval is a point, which scipy calls undefined.
-    spread = (mean, mean) if math.isnan(low) else (low, high)
-    return Cost(math.exp(mean), math.exp(spread[0]), math.exp(spread[1]))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(logs) - 1) * stats.sem(logs)
+    return Cost(*(math.exp(value) for value in (mean, mean - half, mean + half)))
 
 
 def kinds_of(batches: Iterable[Timed]) -> dict[str, Kind]:

@@ -1,0 +1,1 @@
+"""What steering and the whole paper cost: FLOP, bytes, hours, money. Imports no torch."""
