@@ -47,3 +47,22 @@ def ndif_backend(ndif_server):
 
     runtime = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "ndif"})
     return NDIFBackend(runtime, RemoteArgs(base_url=ndif_server.url, wait=300))
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory):
+    """A real vLLM server on loopback with the embedded subject (marker vllm)."""
+    from esr_eval.serve.vllm import VLLMServer
+
+    server = VLLMServer(tmp_path_factory.mktemp("vllm"))
+    server.start("smollm2-135m")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def vllm_backend(vllm_server):
+    """The embedded subject on that server."""
+    from vllm_serving import connect
+
+    return connect(vllm_server, "smollm2-135m")

@@ -1,25 +1,4 @@
-"""The loopback vLLM server for tests: one for the whole session, left alone if it ran before."""
-
-import pytest
-
-
-@pytest.fixture(scope="session")
-def vllm_server():
-    from esr_eval.serve.vllm import VLLMServer, install
-
-    server = VLLMServer()
-    ours = not server.running
-    if ours:
-        install()
-        server.start("smollm2-135m")
-    yield server
-    if ours:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def vllm_backend(vllm_server):
-    return connect(vllm_server, "smollm2-135m")
+"""Connections to a vLLM server under test."""
 
 
 def connect(server, subject, **remote):
