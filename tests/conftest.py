@@ -7,7 +7,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("INSPECT_DISPLAY", "none")
 
 import pytest
-from vllm_serving import vllm_backend, vllm_server  # noqa: F401 - fixtures
 
 
 @pytest.fixture
