@@ -94,7 +94,7 @@ def curves(
     def paint(axes: "Axes") -> None:
         levels = sorted({level for points in series.values() for level, _ in points})
         # Side by side, so that intervals do not hide each other.
-        shift = 0.06 * min(1.0, *np.diff(levels)) if len(levels) > 1 else 0.06
+        shift = 0.06 * float(np.diff(levels).min()) if len(levels) > 1 else 0.06
         for at, (name, points) in enumerate(series.items()):
             colour, marker, line = LINES[at % len(LINES)]
             x = np.array([level for level, _ in points]) + shift * (at - (len(series) - 1) / 2)
