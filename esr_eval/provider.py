@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -236,11 +238,11 @@ class ESRModelAPI(ModelAPI):
         if self.runtime.backend == "ndif":
             from esr_eval.backends.ndif import NDIFBackend
 
-            return NDIFBackend(self.runtime, self.remote, display_counter)
+            return NDIFBackend(self.runtime, self.remote, _show)
         if self.runtime.backend == "vllm":
             from esr_eval.backends.vllm import VLLMBackend
 
-            return VLLMBackend(self.runtime, self.remote, display_counter)
+            return VLLMBackend(self.runtime, self.remote, _show)
         from esr_eval.backends.local import LocalBackend
 
         return LocalBackend(self.runtime, self.args.device, self.args.sae_rows)
@@ -283,6 +285,12 @@ class ESRModelAPI(ModelAPI):
     def close(self) -> None:
         """Let go of the weights."""
         self._backend = None
+
+
+def _show(caption: str, value: str) -> None:
+    """Show a counter from a worker thread; Inspect's display belongs to the event loop."""
+    with suppress(RuntimeError):  # no event loop, no display
+        anyio.from_thread.run_sync(display_counter, caption, value)
 
 
 def _check_receipt(result: "Generated | Reading") -> None:
