@@ -45,6 +45,7 @@ class SparseSAE:
         self.config = config
         self._rows = rows
         self._decoder: dict[int, Tensor] = {}
+        self._columns: dict[int, Tensor] = {}
         self._full: Any = None
 
     @property
@@ -95,8 +96,12 @@ class SparseSAE:
         if self.config.architecture not in ELEMENTWISE:
             return self._full_encoder(latents, device)
         with self.open_weights() as weights:
+            # A column lies scattered over the whole file: each is read once, not for every batch.
             columns = weights.get_slice("W_enc")
-            w_enc = torch.stack([columns[:, i].float() for i in wanted], dim=1).to(device)
+            for i in wanted:
+                if i not in self._columns:
+                    self._columns[i] = columns[:, i].float()
+            w_enc = torch.stack([self._columns[i] for i in wanted], dim=1).to(device)
             b_enc = weights.get_tensor("b_enc")[wanted].float().to(device)
             threshold = torch.zeros_like(b_enc)
             if self.config.architecture == "jumprelu":
