@@ -20,7 +20,7 @@ from esr_eval.scaling.costs import (
 )
 from esr_eval.scaling.paper import JUDGE_LIMITS, SECONDS_PER_HOUR, hours, judge_hours
 from esr_eval.scaling.shapes import BYTES, ModelShape
-from esr_eval.scaling.speed import Plan, Software
+from esr_eval.scaling.speed import NO_SOFTWARE, Plan, Software
 from esr_eval.scaling.wire import (
     NDIF_LIMIT,
     Batch,
@@ -96,9 +96,12 @@ def speed_table(plan: Plan, context: float, positions: int, software: Software) 
         )
     bound = plan.compute_bound_from(context)
     table.caption = (
-        f"{plan.copies} copies of {plan.each} GPUs {how}. Computing is the limit "
+        f"{plan.copies} x {plan.each} GPUs {how}. Computing is the limit "
         f"{'at no number of rows' if bound is None else f'from {bound} rows on'}."
     )
+    if software != NO_SOFTWARE:
+        below = plan.software_bound_below(context, software)
+        table.caption += f" Below {below} rows Python is." if below else " Python never is."
     return table
 
 
