@@ -46,6 +46,7 @@ demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (a
 	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
 	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr -T steering=false $(DEMO)
 	$(BIN)/esr-eval summary $(LOGS)
+	$(BIN)/esr-eval finetune table $(LOGS)
 	@echo "Look at every trial: $(BIN)/inspect view --log-dir $(LOGS)"
 
 regression: $(READY)  ## evaluate the embedded subject and compare with the committed baseline (2 minutes)
