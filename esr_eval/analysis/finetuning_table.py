@@ -69,7 +69,7 @@ def finetuning_tables(found: Finetuning) -> Iterator[Table]:
     for cells in (boosted_cells(found), cost_cells(found)):
         table = Table(title=cells.caption, caption=cells.notes)
         for at, column in enumerate(cells.columns):
-            table.add_column(column, justify="right" if at else "left")
+            table.add_column(column, justify="right" if at else "left", overflow="fold")
         for row in cells.rows:
             table.add_row(*map(escape, row))
         yield table
