@@ -239,3 +239,11 @@ def test_the_self_check_catches_an_edit_that_does_not_arrive(backend, monkeypatc
     monkeypatch.setattr("esr_eval.backends.local.SELF_CHECK_SHARE", 0.0)
     with pytest.raises(EsrError, match="silently lost"):
         backend._self_check()
+
+
+def test_the_models_own_generation_settings_have_no_say(backend, monkeypatch):
+    row = Row(chat(backend, prompts()[3].text), sampling(1, n=16))
+    [want] = backend.generate([row])
+    for setting, value in (("repetition_penalty", 1.9), ("no_repeat_ngram_size", 1)):
+        monkeypatch.setattr(backend._model.generation_config, setting, value)
+    assert backend.generate([row]) == [want]

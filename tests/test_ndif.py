@@ -199,7 +199,7 @@ def test_everything_killed_in_the_middle_of_a_request_and_back(asked, ndif_serve
 
 def test_a_request_that_nobody_takes_is_sent_again(ndif_server, backend):
     runtime = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "ndif"})
-    engine = NDIFBackend(runtime, RemoteArgs(base_url=ndif_server.url, wait=60))
+    engine = NDIFBackend(runtime, RemoteArgs(base_url=ndif_server.url, wait=30))
     row = boosted(engine, 8)
     for process in ndif_server.processes.members("api"):
         if "spawn_main" in " ".join(process.cmdline()):
@@ -296,7 +296,8 @@ def evaluate(log_dir, model_args, base_url=None):
         log_dir=str(log_dir),
         display="none",
     )
-    assert log.status == "success", log.error
+    failed = [sample.error.message for sample in log.samples or [] if sample.error]
+    assert log.status == "success", (log.error, failed[:1])
     return log
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from esr_eval.backends.base import Row
 from esr_eval.sampling import RowSampler
@@ -109,3 +109,27 @@ class EndRows(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         """Which rows have ended, (batch,)."""
         return ~self._decoding.alive
+
+
+def greedy_settings(limits: Tensor, end_tokens: Sequence[int], pad: int) -> GenerationConfig:
+    """Settings of transformers' loop, which only follows what is chosen here.
+
+    Args:
+        limits: Most tokens of each row.
+        end_tokens: Ids that end a response.
+        pad: Id that fills rows that have ended.
+    """
+    return GenerationConfig(
+        max_new_tokens=int(limits.max()),
+        do_sample=False,
+        eos_token_id=list(end_tokens),
+        pad_token_id=pad,
+        use_cache=True,
+        # What is left open here is taken from the model's own settings: a penalty would count
+        # twice, as the rows bring theirs.
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        min_length=0,
+        min_new_tokens=0,
+        num_beams=1,
+    )

@@ -11,15 +11,15 @@ import torch
 from nnsight import TransformersModel
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows
+from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
 from esr_eval.backends.kernel import Work, reduced, residual
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model
-from esr_eval.backends.plan import ReadPlan, expected_positions, plan_batch
+from esr_eval.backends.plan import ReadPlan, expected_positions, padded, plan_batch
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import check_layer
@@ -63,7 +63,7 @@ class LocalBackend(Chat):
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once; a row's tokens do not depend on the others."""
-        ids, mask = _padded([row.prompt for row in rows], self.pad, self._model.device)
+        ids, mask = padded([row.prompt for row in rows], self.pad, self._model.device)
         decoding = Decoding(rows, ids, mask, self.ends)
         plan = plan_batch(rows, self.sae, self._layer_device)
         work = plan.work(len(rows))
@@ -91,7 +91,7 @@ class LocalBackend(Chat):
         """One forward pass over all passages, each with its own edits and readouts."""
         whole = [(*passage.prompt, *passage.answer) for passage in passages]
         # Padded on the right: without generation's bookkeeping positions count from the left.
-        ids, mask = _padded(whole, self.pad, self._model.device, left=False)
+        ids, mask = padded(whole, self.pad, self._model.device, left=False)
         at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
         plan = plan_batch(passages, self.sae, self._layer_device)
         receipts = torch.zeros(len(passages), dtype=torch.int64)
@@ -122,14 +122,7 @@ class LocalBackend(Chat):
 
     def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> Tensor:
         """Run transformers' generation with the batch's edits applied at every forward pass."""
-        longest = int(decoding.limits.max())
-        settings = GenerationConfig(
-            max_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=self.ends,
-            pad_token_id=self.pad,
-            use_cache=True,
-        )
+        settings = greedy_settings(decoding.limits, self.ends, self.pad)
         processors = LogitsProcessorList([ChooseTokens(decoding)])
         criteria = StoppingCriteriaList([EndRows(decoding)])
         layers = self._traced_layers
@@ -197,7 +190,7 @@ class LocalBackend(Chat):
         """
         check_layer(layer, self.shape.n_layers, self.runtime.subject)
         whole = [(*passage.prompt, *passage.answer) for passage in passages]
-        ids, mask = _padded(whole, self.pad, self._model.device, left=False)
+        ids, mask = padded(whole, self.pad, self._model.device, left=False)
         answers = torch.zeros_like(mask, dtype=torch.bool)
         for b, passage in enumerate(passages):
             if not passage.answer:
@@ -221,16 +214,3 @@ def _read_one(read: ReadPlan, x: Tensor, positions: Tensor) -> Tensor:
     if len(activations) or read.readout.reduce == "tokens":
         return reduced(activations, read.readout.reduce).cpu()
     return activations.new_zeros(activations.shape[-1]).cpu()
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool = True
-) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for b, row in enumerate(rows):
-        start = width - len(row) if left else 0
-        ids[b, start : start + len(row)] = torch.tensor(row)
-        mask[b, start : start + len(row)] = 1
-    return ids.to(device), mask.to(device)

@@ -17,10 +17,9 @@ from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 from torch import Tensor
-from transformers import GenerationConfig
 
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.decoding import Decoding
+from esr_eval.backends.decoding import Decoding, greedy_settings
 from esr_eval.backends.kernel import Work, force, residual, softcapped
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import model_source
@@ -100,13 +99,7 @@ class RemoteModel:
             own loop returned (batch, prompt + steps), generated, ended, receipts (batch,),
             readings, dtype.
         """
-        settings = GenerationConfig(
-            max_new_tokens=int(decoding.limits.max()),
-            do_sample=False,
-            eos_token_id=self._ends,
-            pad_token_id=self._pad,
-            use_cache=True,
-        )
+        settings = greedy_settings(decoding.limits, self._ends, self._pad)
         lm, layers, head, cap, made = self._lm, self._layers, self._head, self._cap, _Payload()
         with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
             with lm.generate(generation_config=settings, backend=made) as tracer:
