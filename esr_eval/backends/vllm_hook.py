@@ -7,18 +7,30 @@ may raise here, and an edit counts as done only when the next layer was seen to 
 """
 
 import base64
-from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esr_eval.edits import NO_END, LatentEncoder, LayerEdits, Term, norm_scale, spread
 
 _DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_UNDERWAY: OrderedDict[tuple[str, int], tuple[list[list[int]], Tensor]] = OrderedDict()
-"""Edits that the next layer has not confirmed yet, by request and layer."""
-_MOST_UNDERWAY = 4096
+_OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}
+
+
+class _Edit(NamedTuple):
+    """An edit that the next layer has not confirmed yet."""
+
+    ctx: Any
+    runs: list[list[int]]
+    row: int
+    edited: Tensor
+
+
+_UNDERWAY: dict[int, tuple[Any, list[_Edit]]] = {}
+"""Edits of the forward pass under way, by layer, with the pass's own context."""
+_WATCHED: dict[int, bool] = {}
+"""Whether the layer behind a layer confirms what arrives there."""
 
 
 def tensor(data: list[Any], device: Any) -> Tensor:
@@ -37,9 +49,6 @@ def encoder(data: dict[str, Any], device: Any) -> LatentEncoder:
         centre=None if data["centre"] is None else tensor(data["centre"], device),
         normalisation=data["normalisation"],
     )
-
-
-_OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}
 
 
 class _Layer:
@@ -79,22 +88,19 @@ class _Layer:
         return runs
 
 
-class _Hook:
-    """Loads again on the server's workers the way it was loaded on the server."""
+class EditHook:
+    """Edits and reads the residual stream behind the layers that the request names."""
 
     recipe: tuple[str, dict[str, Any]]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return eval, self.recipe  # noqa: S307 - our own expression, to our own workers
-
-
-class EditHook(_Hook):
-    """Edits and reads the residual stream behind the layers that the request names."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         """Keep the request's plan; tensors are unpacked where the model is."""
         self._data = data
         self._layers: dict[int, _Layer] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Load again on the server's workers the way it was loaded on the server."""
+        return eval, self.recipe  # noqa: S307 - our own expression
 
     def __call__(self, ctx: Any, hidden: Tensor) -> Tensor | None:
         """vLLM-lens's hook: the request's part of a layer's output, (position, d_model)."""
@@ -120,9 +126,9 @@ class EditHook(_Hook):
             delta = layer.edits.delta(hidden.unsqueeze(0), at.unsqueeze(0))[0]
             edited = (hidden.float() + delta).to(hidden.dtype)
             _note(ctx, "edited", number, rank, runs)
-            _UNDERWAY[self._data["token"], number] = (runs, edited)
-            while len(_UNDERWAY) > _MOST_UNDERWAY:
-                _UNDERWAY.popitem(last=False)
+            if _watch(ctx.model, number, self._data["n_layers"]):
+                row = hidden.storage_offset() // hidden.stride(0)
+                _await(number, _Edit(ctx, runs, row, edited))
         now = hidden if edited is None else edited
         for index, start, stop, encode in layer.reads:
             low, high = max(start, first), min(stop, first + count)
@@ -134,26 +140,43 @@ class EditHook(_Hook):
         return edited
 
 
-class ArrivalHook(_Hook):
-    """Confirms, before the next layer, that this layer's edit is what that layer gets to see."""
+def _watch(model: nn.Module, layer: int, n_layers: int) -> bool:
+    """Have the next layer confirm edits of this one; False when nobody here can.
 
-    def __init__(self, data: dict[str, Any]) -> None:
-        """Keep the request's token, by which its edits are found."""
-        self._data = data
+    The last layer has none behind it, and that of a pipeline stage is on another machine.
+    """
+    if layer not in _WATCHED:
+        stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+        after = stacks[0][layer + 1] if stacks and layer + 1 < n_layers else None
+        _WATCHED[layer] = after is not None and type(after).__name__ != "PPMissingLayer"
+        if after is not None and _WATCHED[layer]:
+            after.register_forward_pre_hook(lambda module, args: _confirm(layer, args))
+    return _WATCHED[layer]
 
-    def __call__(self, ctx: Any, hidden: Tensor) -> None:
-        """vLLM-lens's hook: the request's part of a layer's input, (position, d_model)."""
-        try:
-            number = ctx.layer_idx - 1
-            found = _UNDERWAY.pop((self._data["token"], number), None)
-            if found is not None:
-                runs, edited = found
-                if torch.equal(hidden, edited.to(hidden.device)):
-                    _note(ctx, "arrived", number, _rank(), runs)
-                else:
-                    _note(ctx, "lost", number, _rank(), runs)
-        except Exception as error:
-            _tell(ctx, error)
+
+def _await(layer: int, edit: _Edit) -> None:
+    this_pass = _forward_context()
+    if layer not in _UNDERWAY or _UNDERWAY[layer][0] is not this_pass:
+        _UNDERWAY[layer] = (this_pass, [])
+    _UNDERWAY[layer][1].append(edit)
+
+
+def _confirm(layer: int, args: tuple[Any, ...]) -> None:
+    """Note which edits of a layer are what the next layer gets to see, all in one comparison."""
+    this_pass, edits = _UNDERWAY.pop(layer, (None, []))
+    try:
+        if not edits or this_pass is not _forward_context():
+            return
+        like = edits[0].edited
+        hidden = next(
+            x for x in args if isinstance(x, Tensor) and x.dtype == like.dtype and x.ndim == 2
+        )
+        same = [(hidden[e.row : e.row + len(e.edited)] == e.edited).all() for e in edits]
+        for edit, arrived in zip(edits, torch.stack(same).tolist(), strict=True):
+            _note(edit.ctx, "arrived" if arrived else "lost", layer, _rank(), edit.runs)
+    except Exception as error:
+        for edit in edits:
+            _tell(edit.ctx, error)
 
 
 def _end(stop: int | None) -> int:
@@ -196,9 +219,7 @@ def _first_position(ctx: Any, hidden: Tensor) -> int:
     vLLM-lens does not tell. The part is a slice of the batch, so its offset says which request of
     the batch it is. Counting would not do: under memory pressure vLLM computes a request anew.
     """
-    from vllm.forward_context import get_forward_context
-
-    metadata = get_forward_context().attn_metadata
+    metadata = _forward_context().attn_metadata
     if isinstance(metadata, list):
         metadata = metadata[0]
     one = next(m for m in metadata.values() if hasattr(m, "query_start_loc"))
@@ -209,3 +230,9 @@ def _first_position(ctx: Any, hidden: Tensor) -> int:
         i for i in range(len(starts) - 1) if starts[i] == row and starts[i + 1] > starts[i]
     )
     return int(one.seq_lens[request]) - int(starts[request + 1] - starts[request])
+
+
+def _forward_context() -> Any:
+    from vllm.forward_context import get_forward_context
+
+    return get_forward_context()

@@ -1,14 +1,13 @@
-"""What a request to a vLLM server carries beside its prompt: the hooks, their data, the sampling.
+"""What a request to a vLLM server carries beside its prompt: the hook, its data, the sampling.
 
 vLLM-lens loads hooks with pickle and runs them. A pickled function holds bytecode, which another
-Python version cannot run, so ours go as the source text of `edits.py` and `vllm_hook.py`, which
+Python version cannot run, so ours goes as the source text of `edits.py` and `vllm_hook.py`, which
 the server compiles once, with the request's rows as plain bytes beside it.
 """
 
 import base64
 import json
 import pickle
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -30,11 +29,11 @@ from esr_eval.spec import AddVector, Clamp, Edit, Readout, Span
 HOOKS_ARG = "apply_hooks"
 """Extra argument of a request in which vLLM-lens expects hooks."""
 
-_EXPRESSION = "exec(boot, space := {}) or space['load'](expression, boot, source, kind, data)"
+_EXPRESSION = "exec(boot, space := {}) or space['load'](expression, boot, source, data)"
 _BOOT = """
 import hashlib, sys, types
 
-def load(expression, boot, source, kind, data):
+def load(expression, boot, source, data):
     name = "esr_eval_hook_" + hashlib.sha256(source.encode()).hexdigest()[:16]
     if name not in sys.modules:
         module = sys.modules[name] = types.ModuleType(name)
@@ -43,9 +42,9 @@ def load(expression, boot, source, kind, data):
         except BaseException:
             del sys.modules[name]
             raise
-    hook = getattr(sys.modules[name], kind)(data)
+    hook = sys.modules[name].EditHook(data)
     # The server pickles what it has loaded once more, for its workers.
-    parts = dict(expression=expression, boot=boot, source=source, kind=kind, data=data)
+    parts = dict(expression=expression, boot=boot, source=source, data=data)
     hook.recipe = (expression, parts)
     return hook
 """
@@ -54,12 +53,11 @@ def load(expression, boot, source, kind, data):
 class _Shipped:
     """Pickles into a call that compiles the source and makes the hook."""
 
-    def __init__(self, kind: str, data: dict[str, Any]) -> None:
+    def __init__(self, data: dict[str, Any]) -> None:
         self._parts = {
             "expression": _EXPRESSION,
             "boot": _BOOT,
             "source": hook_source(),
-            "kind": kind,
             "data": data,
         }
 
@@ -69,7 +67,7 @@ class _Shipped:
 
 @cache
 def hook_source() -> str:
-    """The source text that runs on the server: the edits and the hooks, without our imports."""
+    """The source text that runs on the server: the edits and the hook, without our imports."""
     texts = [
         (resources.files("esr_eval") / name).read_text("utf-8")
         for name in ("edits.py", "backends/vllm_hook.py")
@@ -197,20 +195,10 @@ def residual_args(layer: int, span: Span, prompt: int, n_layers: int) -> dict[st
 
 
 def hook_args(layers: dict[int, dict[str, Any]], n_layers: int) -> dict[str, str]:
-    """Extra arguments that carry the hooks for given layers' plans."""
-    data = {"token": uuid.uuid4().hex, "layers": layers}
-    hooks = [_hook("EditHook", data, sorted(layers), pre=False)]
-    # The next layer confirms that it received the edit; behind the last there is none.
-    after = [n + 1 for n, plan in sorted(layers.items()) if plan["terms"] and n + 1 < n_layers]
-    if after:
-        hooks.append(_hook("ArrivalHook", {"token": data["token"]}, after, pre=True))
-    return {HOOKS_ARG: json.dumps(hooks)}
-
-
-def _hook(kind: str, data: dict[str, Any], layers: list[int], pre: bool) -> dict[str, Any]:
-    raw = pickle.dumps(_Shipped(kind, data), protocol=4)
+    """Extra arguments that carry the hook for given layers' plans."""
+    raw = pickle.dumps(_Shipped({"n_layers": n_layers, "layers": layers}), protocol=4)
     code = {"cloudpickle": base64.b64encode(raw).decode("ascii")}
-    return {"fn": code, "layer_indices": layers, "pre": pre}
+    return {HOOKS_ARG: json.dumps([{"fn": code, "layer_indices": sorted(layers)}])}
 
 
 def packed(values: Tensor) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What the hooks saved on a vLLM server, read as plain data: the receipt and the readouts."""
+"""What the hook saved on a vLLM server, read as plain data: the receipt and the readouts."""
 
 import base64
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _READ_DTYPES = {"float32": torch.float32, "bfloat16": torch.int16, "float16": to
 
 
 class Saved:
-    """What one request's hooks saved.
+    """What one request's hook saved.
 
     A server may feed one token more than it returns, and compute positions twice when it runs out
     of memory; every rank of a tensor-parallel server tells its own. So positions are sets here.
@@ -25,17 +25,16 @@ class Saved:
         """Read the answer of the server.
 
         Raises:
-            RuntimeError: A hook failed there, or the answer is not of our hooks' form.
+            RuntimeError: A hook failed there, or the answer is not of our hook's form.
         """
         found = answer.get("hook_results") or {}
-        edit, arrival = (_plain(found.get(place)) for place in ("0", "1"))
+        edit = _plain(found.get("0"))
         self.about = {key: edit[key] for key in ABOUT if key in edit}
-        errors = [*edit.get("errors", ()), *arrival.get("errors", ())]
-        if errors:
+        if errors := edit.get("errors"):
             raise RuntimeError(f"The hook failed on the vLLM server: {str(errors[0])[:300]}")
         self._edited = _positions(edit.get("edited", []))
-        self._arrived = _positions(arrival.get("arrived", []))
-        self._lost = _positions(arrival.get("lost", []))
+        self._arrived = _positions(edit.get("arrived", []))
+        self._lost = _positions(edit.get("lost", []))
         self._reads: list[list[Any]] = edit.get("reads", [])
 
     def edited_positions(self, fed: int) -> int:
