@@ -8,6 +8,7 @@ its answer. What the server itself lost is sent again, whole, and only the last 
 import io
 import json
 import os
+import pickle
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from esr_eval.backends.ndif_errors import PassingError, explain, refused, said
 from esr_eval.backends.ndif_patience import Patience, Watch
+from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
 
 Report = Callable[[str, str], None]
@@ -184,9 +186,13 @@ class Client:
         self._report(CAPTION, f"done in {seconds:.1f} s, {self.server_seconds:.0f} s in all")
         reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(response.content))
         plain = io.BytesIO(reader.read(MOST_RESULT_BYTES))
-        # Numbers and tensors only: what a server sends must not run here.
-        loaded = torch.load(plain, map_location="cpu", weights_only=True)
-        return dict(loaded)
+        try:
+            # Numbers and tensors only: what a server sends must not run here.
+            return dict(torch.load(plain, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            raise EsrError(
+                f"NDIF at {self.url} sent a result that is no mere data: {str(error)[:200]}"
+            ) from error
 
     def _retry(self, state: RetryCallState) -> None:
         with self._counting:
