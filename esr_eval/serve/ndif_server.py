@@ -20,7 +20,8 @@ class OnCpu(BaseModelDeployment):  # type: ignore[misc]
 
     def load_from_disk(self) -> HuggingFaceModel:
         """Load the weights into main memory."""
-        self.gpu_mem_bytes_by_id: dict[int, int] = {}  # the controller has handed out a GPU that is none
+        # The controller has handed out a GPU that is none.
+        self.gpu_mem_bytes_by_id: dict[int, int] = {}
         model = HuggingFaceModel.from_model_key(
             self.model_key, dispatch=True, dtype=self.dtype_name, device="cpu", **self.kwargs
         )
