@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anyio
+import psutil
 from inspect_ai.model import GenerateConfig, Model, ModelOutput, get_model
 from rich.console import Console
 from rich.table import Table
@@ -52,7 +53,8 @@ class Timed:
     Attributes:
         kind: What was done to the model.
         seconds: Wall clock.
-        cpu_seconds: Of this process, which on the local backend is the engine.
+        cpu_seconds: Of this process, which on the local backend is the engine, and of the server
+            that `--server` names.
         tokens: Tokens generated.
         short: Answers that ended before the limit; none, unless tokens depend on the batch.
     """
@@ -116,9 +118,11 @@ KINDS = (BASE, "1 boost", f"1 boost, {CLAMPS} clamps")
 class Bench:
     """One engine and what it is asked."""
 
-    def __init__(self, model: Model, tokens: int, strength: float) -> None:
+    def __init__(
+        self, model: Model, tokens: int, strength: float, server: int | None = None
+    ) -> None:
         """Pick the latents; nothing is loaded yet."""
-        self.model, self.tokens, self.strength = model, tokens, strength
+        self.model, self.tokens, self.strength, self.server = model, tokens, strength, server
         known = [latent.index for latent in load_latents(subject_of(model))]
         self.clamped, self.boosted = known[:CLAMPS], known[CLAMPS:]
         layer = runtime_of(model).steering_layer
@@ -179,12 +183,28 @@ class Bench:
 
     async def timed(self, kind: str, requests: Sequence[Request]) -> Timed:
         """Ask and take the time."""
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), cpu_time(self.server)
         outputs = await self.ask(kind, requests)
-        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - wall, cpu_time(self.server) - cpu
         counts = [made(output) for output in outputs]
         short = sum(count < self.tokens for count in counts)
         return Timed(kind, seconds, cpu_seconds, sum(counts), short)
+
+
+def cpu_time(server: int | None) -> float:
+    """CPU seconds so far of this process, and of a server's process with its children.
+
+    Raises:
+        EsrError: There is no such server.
+    """
+    if server is None:
+        return time.process_time()
+    try:
+        first = psutil.Process(server)
+        times = [one.cpu_times() for one in (first, *first.children(recursive=True))]
+    except psutil.NoSuchProcess as error:
+        raise EsrError(f"The server's process {server} is not there.") from error
+    return time.process_time() + sum(one.user + one.system for one in times)
 
 
 def made(output: ModelOutput) -> int:
@@ -234,7 +254,7 @@ async def measure(args: argparse.Namespace) -> Result:
         model_args[name] = value
     config = GenerateConfig(max_connections=args.rows)
     model = get_model(args.model, config=config, base_url=args.base_url, **model_args)
-    bench = Bench(model, args.tokens, args.strength)
+    bench = Bench(model, args.tokens, args.strength, args.server)
     before = os.getloadavg()[0]
     requests = await bench.full_length(args.rows)
     batches = []
@@ -280,7 +300,7 @@ def table(result: Result) -> Table:
     short = sum(batch.short for batch in result.batches)
     shown.caption = (
         f"Load average {result.load_average[0]:.1f} before, {result.load_average[1]:.1f} after. "
-        f"Answers that ended early: {short}. CPU: of this process alone."
+        f"Answers that ended early: {short}. CPU: of this process, and of --server."
     )
     return shown
 
@@ -291,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--backend", choices=("local", "ndif", "vllm"), default="local")
     parser.add_argument("--model", default="esr/smollm2-135m")
     parser.add_argument("--base-url", default=None, help="The server of a remote backend.")
+    parser.add_argument("--server", type=int, help="Its process, to count the CPU it takes, too.")
     parser.add_argument("-M", dest="model_arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--rows", type=int, default=16, help="Requests under way at once.")
     parser.add_argument("--tokens", type=int, default=64, help="Length of every answer.")
