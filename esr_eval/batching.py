@@ -39,6 +39,7 @@ class Batcher(Generic[Request, Result]):
         max_batch: int,
         on_batch: Callable[[int, float], None] | None = None,
         parallel: int = 1,
+        abandon: bool = False,
     ) -> None:
         """Set up; nothing runs yet.
 
@@ -48,10 +49,13 @@ class Batcher(Generic[Request, Result]):
             on_batch: Called after each batch with its size and the seconds for which any batch has
                 been running since the last such call.
             parallel: Most batches at once; above 1, `run` must be thread-safe.
+            abandon: Whether a cancelled request gives its batch up at once, which a server may
+                keep waiting for long, rather than wait for its end.
         """
         self.max_batch = max_batch
         self._run = run
         self._on_batch = on_batch
+        self._abandon = abandon
         self._slots = anyio.Semaphore(parallel)
         self._threads = anyio.CapacityLimiter(parallel)
         self._waiting: list[_Ticket[Request, Result]] = []
@@ -97,13 +101,17 @@ class Batcher(Generic[Request, Result]):
         self._running += 1
         try:
             results = await anyio.to_thread.run_sync(
-                self._run_halving, [ticket.request for ticket in batch], limiter=self._threads
+                self._run_halving,
+                [ticket.request for ticket in batch],
+                limiter=self._threads,
+                abandon_on_cancel=self._abandon,
             )
         except Exception as error:  # whatever it is, it is each requester's to handle
-            for ticket in batch:
-                ticket.error = error
-                ticket.done.set()
+            _fail(batch, error)
             return
+        except anyio.get_cancelled_exc_class():
+            _fail(batch, RuntimeError("The request went under with another that was cancelled."))
+            raise
         finally:
             self._running -= 1
         for ticket, result in zip(batch, results, strict=True):
@@ -130,6 +138,12 @@ class Batcher(Generic[Request, Result]):
     def _in_halves(self, requests: Sequence[Request]) -> list[Result]:
         middle = len(requests) // 2
         return self._run_halving(requests[:middle]) + self._run_halving(requests[middle:])
+
+
+def _fail(batch: "Sequence[_Ticket[Request, Result]]", error: Exception) -> None:
+    for ticket in batch:
+        ticket.error = error
+        ticket.done.set()
 
 
 def _out_of_memory(error: Exception) -> bool:

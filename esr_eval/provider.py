@@ -72,12 +72,12 @@ class ESRModelAPI(ModelAPI):
             parallel = self.remote.requests
         elif self.runtime.backend == "vllm":
             size, parallel = 1, size  # the engine batches by itself, and better
-        self._connections = size * parallel
+        self._connections, remote = size * parallel, self.runtime.backend != "local"
         self._batcher: Batcher[Row, Generated] = Batcher(
-            self._run, size, self._show_speed, parallel
+            self._run, size, self._show_speed, parallel, abandon=remote
         )
         self._reader: Batcher[Passage, Reading] = Batcher(
-            self._run_reading, size, parallel=parallel
+            self._run_reading, size, parallel=parallel, abandon=remote
         )
         self._tokens = 0
         self._seconds = 0.0

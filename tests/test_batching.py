@@ -1,3 +1,4 @@
+import threading
 import time
 
 import anyio
@@ -115,3 +116,35 @@ def test_busy_seconds_are_counted_once_however_many_batches_run():
     )
     run_all(batcher, [1, 2, 3, 4])
     assert 0.19 < sum(told) < 0.35
+
+
+def test_a_cancelled_request_gives_a_slow_servers_batch_up_and_tells_the_others():
+    release = threading.Event()
+    told = []
+
+    def engine(batch):
+        release.wait(20)
+        return list(batch)
+
+    batcher = Batcher(engine, 8, abandon=True)
+
+    async def leader():
+        with anyio.move_on_after(0.3):
+            await batcher.submit(1)
+
+    async def follower():
+        with pytest.raises(RuntimeError, match="another that was cancelled"):
+            await batcher.submit(2)
+        told.append(time.monotonic())
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leader)
+            tasks.start_soon(follower)
+        ended = time.monotonic()
+        release.set()
+        return ended
+
+    started = time.monotonic()
+    assert anyio.run(main) - started < 5
+    assert told
