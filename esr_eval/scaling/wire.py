@@ -1,6 +1,8 @@
 """What travels to a server and back, in bytes before compression."""
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from esr_eval.scaling.shapes import ModelShape
 
@@ -16,8 +18,10 @@ ROW = 130
 """Bytes of one row's seed, temperature, limits and receipt."""
 NDIF_CODE = 91_000
 """Our source, names and nnsight's frame in every request to NDIF; 14 KB of it after zstd."""
-VLLM_CODE = 39_000
-"""Source of both hooks in every request to vLLM, pickled, before base64."""
+VLLM_SOURCES = ("edits.py", "backends/vllm_hook.py")
+"""Our files that travel in every request to vLLM, as they are."""
+VLLM_FRAME = 1_000
+"""What pickles and loads them there."""
 BASE64 = 4 / 3
 
 
@@ -78,6 +82,13 @@ def answers_per_reading(shape: ModelShape, positions: int, width: int) -> int:
     return max(1, NDIF_READING // residual_bytes(shape, positions, width))
 
 
+@cache
+def vllm_code() -> int:
+    """Bytes of a vLLM request that are code, before base64."""
+    files = (resources.files("esr_eval") / name for name in VLLM_SOURCES)
+    return VLLM_FRAME + sum(len(file.read_bytes()) for file in files)
+
+
 def vllm_request(shape: ModelShape, batch: Batch) -> int:
     """One row's request to vLLM, which carries all of its edits itself, as base64."""
-    return int(BASE64 * (VLLM_CODE + rows_bytes(shape, batch)))
+    return int(BASE64 * (vllm_code() + rows_bytes(shape, batch)))
