@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from esr_eval.errors import EsrError
 from esr_eval.sae import open_sae
@@ -32,6 +33,18 @@ def test_rows_and_activations_equal_those_of_the_whole_sae(rows):
     assert torch.equal(got, want)
     assert bool((want > 0).any())
     assert part.digest == whole.digest
+
+
+def test_rounded_rows_are_close_lie_in_16_bits_and_say_so(tmp_path):
+    file = tmp_path / "rounded.safetensors"
+    write_rows(SUBJECT.sae, KEPT, file, rounded=True)
+    assert load_file(file)["W_dec"].dtype == torch.bfloat16
+    part, whole = open_sae(SUBJECT.sae, file), open_sae(SUBJECT.sae)
+    for latent in KEPT:
+        row = part.decoder_row(latent)
+        torch.testing.assert_close(row, whole.decoder_row(latent), rtol=2**-8, atol=0)
+        assert torch.equal(row, row.bfloat16().float())
+    assert part.digest == whole.digest + "-bfloat16"
 
 
 def test_a_latent_without_a_row_is_refused_with_the_way_out(rows):

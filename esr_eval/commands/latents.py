@@ -65,6 +65,9 @@ def write_latent_rows(
     detectors: Annotated[
         str | None, typer.Option(help="Detector set to ablate, too: a name or a JSON file.")
     ] = None,
+    rounded: Annotated[
+        bool, typer.Option("--bfloat16", help="Round rows to bfloat16: half the bytes.")
+    ] = False,
     sae_release: Annotated[str | None, typer.Option(help="Another SAE than the subject's.")] = None,
     sae_id: Annotated[str | None, typer.Option(help="Its id in the release.")] = None,
 ) -> None:
@@ -85,5 +88,5 @@ def write_latent_rows(
     wanted = [latent.index for latent in load_latents(found, latents)]
     if detectors is not None:
         wanted += load_detectors(detectors, runtime).latents
-    size = write_rows(runtime.sae, wanted, out)
+    size = write_rows(runtime.sae, wanted, out, rounded)
     typer.echo(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")
