@@ -158,3 +158,22 @@ class BackendProtocol(Protocol):
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """Read activations over finished conversations, all at once."""
         ...
+
+    def mean_residuals(
+        self, passages: Sequence[Passage], layer: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The residual stream over answers, unedited.
+
+        Args:
+            passages: Conversations; only their answers are averaged over, so neither the template
+                nor the attention sinks at the beginning count.
+            layer: Decoder layer whose output is read.
+
+        Returns:
+            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
+            (passages,).
+
+        Raises:
+            EsrError: The model has no such layer, or an answer no tokens.
+        """
+        ...

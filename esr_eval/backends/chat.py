@@ -116,3 +116,9 @@ class Chat:
                     continue
                 for latent in wanted:
                     self.sae.check_latent(int(latent))
+
+    def check_answers(self, passages: Sequence[Passage], layer: int) -> None:
+        """Raise an `EsrError` when a layer cannot be averaged over these answers."""
+        check_layer(layer, self.shape.n_layers, self.runtime.subject)
+        if not all(passage.answer for passage in passages):
+            raise EsrError("An empty text has no activations.")

@@ -22,7 +22,6 @@ from esr_eval.backends.loading import load_model
 from esr_eval.backends.plan import ReadPlan, expected_positions, padded, plan_batch
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
-from esr_eval.subjects import check_layer
 
 SELF_CHECK_SHARE = 0.5
 """Part of the residual's norm that the self-check adds: enough to move any model's logits."""
@@ -174,27 +173,12 @@ class LocalBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The residual stream over answers, unedited, in one forward pass.
-
-        Args:
-            passages: Conversations; only their answers are averaged over, so neither the template
-                nor the attention sinks at the beginning count.
-            layer: Decoder layer whose output is read.
-
-        Returns:
-            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
-            (passages,).
-
-        Raises:
-            EsrError: The model has no such layer, or an answer no tokens.
-        """
-        check_layer(layer, self.shape.n_layers, self.runtime.subject)
+        """See `BackendProtocol.mean_residuals`; one forward pass."""
+        self.check_answers(passages, layer)
         whole = [(*passage.prompt, *passage.answer) for passage in passages]
         ids, mask = padded(whole, self.pad, self._model.device, left=False)
         answers = torch.zeros_like(mask, dtype=torch.bool)
         for b, passage in enumerate(passages):
-            if not passage.answer:
-                raise EsrError("An empty text has no activations.")
             answers[b, len(passage.prompt) : len(whole[b])] = True
         layers, found = self._traced_layers, {}
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block

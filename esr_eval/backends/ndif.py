@@ -27,7 +27,7 @@ from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
 from esr_eval.sae import ELEMENTWISE
 from esr_eval.spec import Clamp, Runtime
-from esr_eval.subjects import check_layer, embedded_path
+from esr_eval.subjects import embedded_path
 
 CPU = torch.device("cpu")
 SELF_CHECK_SHARE = 0.5
@@ -141,22 +141,8 @@ class NDIFBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The residual stream over answers, unedited, averaged on the server.
-
-        Args:
-            passages: Conversations; only their answers are averaged over.
-            layer: Decoder layer whose output is read.
-
-        Returns:
-            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
-            (passages,).
-
-        Raises:
-            EsrError: The model has no such layer, or an answer no tokens.
-        """
-        check_layer(layer, self.shape.n_layers, self.runtime.subject)
-        if not all(passage.answer for passage in passages):
-            raise EsrError("An empty text has no activations.")
+        """See `BackendProtocol.mean_residuals`; averaged on the server."""
+        self.check_answers(passages, layer)
         reads = [
             Read((b, 0), len(p.prompt), len(p.prompt) + len(p.answer), "mean", MeanParts())
             for b, p in enumerate(passages)

@@ -31,7 +31,6 @@ from esr_eval.edits import EncodeFn
 from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
 from esr_eval.spec import Readout, Runtime, Span
-from esr_eval.subjects import check_layer
 
 COMPLETIONS = "/v1/completions"
 KEY_ENV = "VLLM_API_KEY"
@@ -110,22 +109,8 @@ class VLLMBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The residual stream over answers, unedited; it comes back whole and is averaged here.
-
-        Args:
-            passages: Conversations; only their answers are averaged over.
-            layer: Decoder layer whose output is read.
-
-        Returns:
-            Mean residual of every answer (passages, d_model), and the mean norm of its residuals
-            (passages,).
-
-        Raises:
-            EsrError: The model has no such layer, or an answer no tokens.
-        """
-        check_layer(layer, self.shape.n_layers, self.runtime.subject)
-        if not all(passage.answer for passage in passages):
-            raise EsrError("An empty text has no activations.")
+        """See `BackendProtocol.mean_residuals`; the residuals come back whole."""
+        self.check_answers(passages, layer)
 
         def one(passage: Passage) -> tuple[NDArray[np.float32], float]:
             prompt, whole = len(passage.prompt), (*passage.prompt, *passage.answer)

@@ -16,7 +16,8 @@ import httpx
 
 from esr_eval.errors import EsrError
 from esr_eval.serve import environment
-from esr_eval.serve.processes import LOOPBACK, Processes, free_ports, http_ok, port_open
+from esr_eval.serve.processes import LOOPBACK, free_ports, http_ok, port_open
+from esr_eval.serve.server import LoopbackServer
 from esr_eval.subjects import find_subject
 
 NAME = "ndif"
@@ -53,36 +54,10 @@ def install(say: Callable[[str], None] = print) -> None:
     _redis()
 
 
-class NDIFServer:
-    """The loopback server: start, ask, break and stop it.
+class NDIFServer(LoopbackServer):
+    """The NDIF server: redis, an object store, Ray, its controller and its API."""
 
-    Attributes:
-        processes: What runs.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        """Look at what runs already.
-
-        Args:
-            folder: Where logs and records lie; None: the user's cache.
-        """
-        self.processes = Processes(folder or environment.server_folder(NAME) / "run")
-
-    @property
-    def running(self) -> bool:
-        """Whether its HTTP interface lives; it may not answer yet."""
-        return self.processes.alive("api")
-
-    @property
-    def url(self) -> str:
-        """Address of the HTTP interface.
-
-        Raises:
-            EsrError: No server has been started.
-        """
-        if "ports" not in self.processes.facts:
-            raise EsrError("No NDIF server has been started here: `esr-eval serve ndif start`.")
-        return f"http://{LOOPBACK}:{self._port('api')}"
+    name, main = NAME, "api"
 
     def start(
         self,
@@ -217,9 +192,6 @@ class NDIFServer:
             processes.finish("launch", DEPLOY_SECONDS)
         processes.wait("api", lambda: http_ok(f"{self.url}/connected"), START_SECONDS)
         processes.check_loopback()
-
-    def _port(self, name: str) -> int:
-        return int(self.processes.facts["ports"][name])
 
     def _ray_folder(self) -> Path:
         # Ray puts sockets there, whose paths may have no more than 107 characters.

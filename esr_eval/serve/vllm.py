@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from esr_eval.errors import EsrError
 from esr_eval.serve import environment
-from esr_eval.serve.processes import LOOPBACK, Processes, free_ports, http_ok
+from esr_eval.serve.processes import LOOPBACK, free_ports, http_ok
+from esr_eval.serve.server import LoopbackServer
 from esr_eval.serve.vllm_options import adapter_options, model_options, parallel_options
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
@@ -53,36 +53,10 @@ def install(say: Callable[[str], None] = print) -> None:
     environment.install(NAME, *requirements(), say=say)
 
 
-class VLLMServer:
-    """The loopback server: start, ask, break and stop it.
+class VLLMServer(LoopbackServer):
+    """The vLLM server, with vllm-lens and our sampler."""
 
-    Attributes:
-        processes: What runs.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        """Look at what runs already.
-
-        Args:
-            folder: Where logs and records lie; None: the user's cache.
-        """
-        self.processes = Processes(folder or environment.server_folder(NAME) / "run")
-
-    @property
-    def url(self) -> str:
-        """Address of the HTTP interface.
-
-        Raises:
-            EsrError: No server has been started.
-        """
-        if "port" not in self.processes.facts:
-            raise EsrError("No vLLM server has been started here: `esr-eval serve vllm start`.")
-        return f"http://{LOOPBACK}:{self.processes.facts['port']}"
-
-    @property
-    def running(self) -> bool:
-        """Whether the recorded process lives; it may not answer yet."""
-        return self.processes.alive(NAME)
+    name, main = NAME, NAME
 
     def start(
         self,
@@ -140,7 +114,7 @@ class VLLMServer:
             *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
         ]
-        self.processes.remember(port=port, subject=subject, command=command)
+        self.processes.remember(ports={NAME: port}, subject=subject, command=command)
         self.bring_back()
         say(f"vllm: {known.name} answers at {self.url} after {time.monotonic() - began:.0f} s")
         return self.url
@@ -186,9 +160,8 @@ class VLLMServer:
         self.processes.stop(kill=True)
 
     def _runtime(self) -> Runtime:
-        command = self.processes.facts.get("command", [])
-        if not command:
-            raise EsrError("No vLLM server has been started here: `esr-eval serve vllm start`.")
+        self._port(NAME)  # tells when none was started
+        command = self.processes.facts["command"]
         changes = {"backend": "vllm", "dtype": command[command.index("--dtype") + 1]}
         subject = find_subject(self.processes.facts["subject"])
         return subject.runtime().model_copy(update=changes)
