@@ -86,7 +86,7 @@ def _bound(role: str) -> Model:
             f"'{role}' is no judge: give PROVIDER/MODEL, or bind it with --model-role {role}="
             "PROVIDER/MODEL."
         )
-    return get_model(role=role)
+    return get_model(role=role, required=True)
 
 
 def _checked(name: str, build: Callable[[], Model]) -> Model:
