@@ -129,7 +129,6 @@ def greedy_settings(limits: Tensor, end_tokens: Sequence[int], pad: int) -> Gene
         # twice, as the rows bring theirs.
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        min_length=0,
-        min_new_tokens=0,
+        min_new_tokens=0,  # and so no min_length
         num_beams=1,
     )
