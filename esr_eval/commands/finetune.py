@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esr_eval.commands.options import Csv, Grader, ModelArgs, Subject
+from esr_eval.commands.options import (
+    Csv,
+    DryRun,
+    Grader,
+    JudgePrice,
+    MaxTokens,
+    ModelArgs,
+    Subject,
+    TokensPerSecond,
+    Yes,
+)
 from esr_eval.commands.plainly import pairs, plainly
 from esr_eval.errors import EsrError
 
@@ -172,16 +182,11 @@ def sweep(
     model_args: ModelArgs = None,
     seed: Annotated[int, typer.Option(help="Seed of mixes, training, latents and tasks.")] = 0,
     max_steps: Annotated[int, typer.Option(help="End each training early; -1: all epochs.")] = -1,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
-    tokens_per_second: Annotated[
-        float | None, typer.Option(help="The subject's speed, for the estimate.")
-    ] = None,
-    judge_price: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
+    max_tokens: MaxTokens = None,
+    tokens_per_second: TokensPerSecond = None,
+    judge_price: JudgePrice = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Train, calibrate and evaluate an adapter for each mix, all on the base's trials.
 

@@ -15,3 +15,13 @@ TaskArgs = Annotated[
 ]
 LogDir = Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")]
 Csv = Annotated[Path | None, typer.Option(help="Also write the numbers to this file.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest response.")]
+TokensPerSecond = Annotated[
+    float | None, typer.Option(help="The subject's speed, for the estimate.")
+]
+JudgePrice = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")]

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject, TaskArgs
+from esr_eval.commands.options import (
+    DryRun,
+    Grader,
+    JudgePrice,
+    LogDir,
+    MaxTokens,
+    ModelArgs,
+    Subject,
+    TaskArgs,
+    TokensPerSecond,
+    Yes,
+)
 from esr_eval.commands.plainly import pairs, plainly
 
 app = typer.Typer()
@@ -90,16 +101,11 @@ def paper(
     ] = None,
     vectors: Annotated[str | None, typer.Option(help="File of concept vectors.")] = None,
     model_args: ModelArgs = None,
-    tokens_per_second: Annotated[
-        float | None, typer.Option(help="The subject's speed, for the estimate.")
-    ] = None,
-    judge_price: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest response.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,
+    tokens_per_second: TokensPerSecond = None,
+    judge_price: JudgePrice = None,
+    max_tokens: MaxTokens = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
 ) -> None:
     """Run every experiment of the paper as one resumable eval set, and make the report.
 
