@@ -93,27 +93,23 @@ class LocalBackend(Chat):
         ids, mask = padded(whole, self.pad, self._model.device, left=False)
         at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
         plan = plan_batch(passages, self.sae, self._layer_device)
-        receipts = torch.zeros(len(passages), dtype=torch.int64)
+        work = Work(len(passages), plan.edits, {})
         found: dict[tuple[int, int], Tensor] = {}
         layers = self._traced_layers
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 for layer in plan.layers:
                     x = residual(layers[layer].output)
-                    here = at.to(x.device)
-                    if layer in plan.edits:
-                        edits = plan.edits[layer]
-                        x[:] = (x.float() + edits.delta(x, here)).to(x.dtype)
-                        receipts += edits.touched(here).sum(-1).cpu()
+                    work.visit(layer, x, at)
                     for read in plan.reads.get(layer, ()):
-                        found[read.row, read.index] = _read_one(read, x, here)
+                        found[read.row, read.index] = _read_one(read, x, at.to(x.device))
         return [
             Reading(
                 values=[found[b, index].numpy() for index in range(len(passage.steering.readouts))],
                 prompt_tokens=len(passage.prompt),
                 answer_tokens=len(passage.answer),
                 offsets=passage.offsets,
-                edited_positions=int(receipts[b]),
+                edited_positions=int(work.receipts[b]),
                 expected_positions=expected_positions(passage, len(whole[b])),
             )
             for b, passage in enumerate(passages)
