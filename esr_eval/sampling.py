@@ -1,8 +1,11 @@
 """Seeded sampling, each row for itself.
 
-A row's token is chosen by inverting the cumulative distribution at one uniform number, and all of
-a row's uniforms come from its own seed before the first token. So a row's choices depend on its
-seed and its logits alone, on every device and backend alike.
+A token is drawn by the Gumbel-max trick (Gumbel 1954): Gumbel noise is added to the logits and the
+largest wins, which follows the softmax exactly. The noise of a token is a function of the row's
+seed, of the step and of the token's id alone. So a row's choices depend on its seed and its logits,
+on every device and backend alike, and a rounding error of the logits changes a token only where
+the two best stand closer than that error. (Inverting the cumulative distribution would add up the
+errors of all tokens before the chosen one.)
 """
 
 from collections.abc import Sequence
@@ -12,13 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+"""SplitMix64's constants (Steele, Lea & Flood 2014, OOPSLA), as signed numbers: torch computes
+modulo 2^64 all the same."""
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How one row is sampled.
 
     Attributes:
-        seed: Seed of the row's uniforms; not used when greedy.
+        seed: Seed of the row's noise; not used when greedy.
         temperature: 0 means greedy.
         top_p: Keep the smallest set of tokens with this much probability; None keeps all.
         top_k: Keep this many tokens; None keeps all.
@@ -35,9 +43,39 @@ class Sampling:
     max_tokens: int
 
 
-def row_uniforms(seed: int, count: int) -> Tensor:
-    """The first `count` uniforms in [0, 1) of a seed, float64, the same on every machine."""
-    return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random(count))
+def row_key(seed: int) -> int:
+    """Where a seed's stream of noise begins, a signed number of 64 bits."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64).view(np.int64)[0])
+
+
+def gumbel_noise(keys: Tensor, steps: Tensor, vocabulary: int) -> Tensor:
+    """Gumbel noise for every token, the same on every machine.
+
+    Counted rather than drawn in turn: SplitMix64's output at place `step * 2^32 + token` of the
+    stream that begins at the row's key.
+
+    Args:
+        keys: `row_key` of every row, int64 (batch,).
+        steps: Number of tokens that each row has generated, int64 (batch,).
+        vocabulary: Number of tokens.
+
+    Returns:
+        float64 (batch, vocabulary).
+    """
+    tokens = torch.arange(1, vocabulary + 1, device=keys.device)
+    bits = (keys + (steps << 32) * GOLDEN).unsqueeze(1) + tokens * GOLDEN
+    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
+        bits ^= _shifted(bits, shift)
+        bits *= multiplier
+    bits ^= _shifted(bits, 31)
+    # Halves of 2^-52, so that neither 0 nor 1 can come up.
+    uniforms = _shifted(bits, 12).double().add_(0.5).mul_(2.0**-52)
+    return uniforms.log_().neg_().log_().neg_()
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted to the right as unsigned numbers; torch would carry the sign along."""
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 class RowSampler:
@@ -45,10 +83,7 @@ class RowSampler:
 
     def __init__(self, rows: "Sequence[Sampling]", device: torch.device | str = "cpu") -> None:
         """Stack the rows' settings."""
-        self._longest = max(row.max_tokens for row in rows)
-        self._seeds = [row.seed for row in rows]
-        # Drawn with the first token: sent elsewhere, a sampler is its seeds, not its draws.
-        self._uniforms: Tensor | None = None
+        self._keys = torch.tensor([row_key(row.seed) for row in rows], device=device)
         self._temperature = torch.tensor([row.temperature for row in rows], device=device)
         self._penalty = torch.tensor([row.repetition_penalty for row in rows], device=device)
         self._top_p = torch.tensor(
@@ -63,13 +98,13 @@ class RowSampler:
                 setattr(self, name, value.to(device))
         return self
 
-    def choose(self, logits: Tensor, seen: Tensor, step: int) -> Tensor:
+    def choose(self, logits: Tensor, seen: Tensor, steps: Tensor) -> Tensor:
         """Choose one token per row.
 
         Args:
             logits: Next-token logits, (batch, vocabulary).
             seen: For every row which tokens occurred so far, boolean (batch, vocabulary).
-            step: Number of tokens generated before this one.
+            steps: Number of tokens that each row generated before this one, int64 (batch,).
 
         Returns:
             Token ids, (batch,).
@@ -78,32 +113,24 @@ class RowSampler:
         penalty = self._penalty.unsqueeze(1)
         punished = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, punished, logits)
-        greedy = logits.argmax(-1)
-        if bool((self._temperature == 0).all()):
-            return greedy
-        scaled = logits.double() / self._temperature.clamp_min(1e-6).unsqueeze(1)
-        probabilities = self._truncate(torch.softmax(scaled, dim=-1))
-        cumulative = probabilities.cumsum(-1)
-        # The uniform is stretched over what truncation and rounding left of the total.
-        if self._uniforms is None:
-            drawn = [row_uniforms(seed, self._longest) for seed in self._seeds]
-            self._uniforms = torch.stack(drawn).to(logits.device)
-        target = self._uniforms[:, step] * cumulative[:, -1]
-        chosen = torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
-        chosen = chosen.clamp_max(logits.shape[-1] - 1)
-        return torch.where(self._temperature == 0, greedy, chosen)
+        if not bool(self._temperature.any()):
+            return logits.argmax(-1)
+        # The noise times the temperature, rather than the logits divided by it: 0 is greedy.
+        noise = gumbel_noise(self._keys, steps, logits.shape[-1])
+        noise *= self._temperature.unsqueeze(1)
+        noise += self._truncated(logits)
+        return noise.argmax(-1)
 
-    def _truncate(self, probabilities: Tensor) -> Tensor:
+    def _truncated(self, logits: Tensor) -> Tensor:
         for row, k in enumerate(self._top_k):
-            if k is not None and k < probabilities.shape[-1]:
-                floor = probabilities[row].topk(k).values[-1]
-                probabilities[row, probabilities[row] < floor] = 0.0
+            if k is not None and k < logits.shape[-1]:
+                floor = logits[row].topk(k).values[-1]
+                logits[row, logits[row] < floor] = float("-inf")
         if bool((self._top_p < 1).any()):
-            ordered, index = probabilities.sort(-1, descending=True)
-            total = ordered.sum(-1, keepdim=True)
-            before = ordered.cumsum(-1) - ordered
-            drop = before >= self._top_p.unsqueeze(1) * total
-            probabilities = probabilities.masked_fill(
-                torch.zeros_like(drop).scatter(-1, index, drop), 0.0
+            scaled = logits.double() / self._temperature.clamp_min(1e-6).unsqueeze(1)
+            ordered, index = torch.softmax(scaled, dim=-1).sort(-1, descending=True)
+            drop = ordered.cumsum(-1) - ordered >= self._top_p.unsqueeze(1)
+            logits = logits.masked_fill(
+                torch.zeros_like(drop).scatter(-1, index, drop), float("-inf")
             )
-        return probabilities
+        return logits

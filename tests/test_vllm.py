@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-import torch
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
 from parity_cases import cases, rows
@@ -21,7 +20,7 @@ from vllm_serving import connect
 from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling, row_uniforms
+from esr_eval.sampling import Sampling, gumbel_noise
 from esr_eval.solvers import steering_config
 from esr_eval.spec import Boost, Steering
 
@@ -191,10 +190,9 @@ def forty(log_dir, **model):
 
 
 def check_that_rounding_parted(backend, vllm_backend, sample):
-    """The first token that differs is one that the local sampler takes a hair's breadth away.
+    """The first token that differs is second best here, by a hair's breadth.
 
-    vLLM's kernels round differently, by some 1e-5 of a log probability. Where unlikely tokens
-    stand close together among the cumulated probabilities, that decides between neighbours.
+    vLLM's kernels round differently, by some 1e-5 of a logit.
     """
     [asked] = [e for e in sample.events if e.event == "model" and e.model == "esr/smollm2-135m"]
     chat = [{"role": m.role, "content": m.text} for m in asked.input]
@@ -213,17 +211,15 @@ def check_that_rounding_parted(backend, vllm_backend, sample):
     if got == want:  # by itself the request comes out alike
         return
     at = next(i for i, pair in enumerate(zip(got, want, strict=False)) if len(set(pair)) > 1)
-    near = []
-    for shift in (-1e-4, 1e-4):
 
-        def shifted(seed, count, by=shift):
-            return row_uniforms(seed, count) + by * (torch.arange(count) == at)
+    def tilted(keys, steps, vocabulary):
+        noise = gumbel_noise(keys, steps, vocabulary)
+        noise[steps == at, got[at]] += 3e-4
+        return noise
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("esr_eval.sampling.row_uniforms", shifted)
-            near.append(backend.generate([row(backend)])[0].tokens[at])
-    # Tokens stand in the order of their ids.
-    assert near[0] <= got[at] <= near[1], (at, got[at], want[at], near)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esr_eval.sampling.gumbel_noise", tilted)
+        assert backend.generate([row(backend)])[0].tokens[at] == got[at], (at, got[at], want[at])
 
 
 def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
@@ -271,7 +267,7 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
     want = {sample.id: sample.output.completion for sample in local.samples}
     assert set(want) == {sample.id for sample in samples}
     parted = [sample for sample in samples if sample.output.completion != want[sample.id]]
-    assert len(parted) <= 2
+    assert len(parted) <= 1
     for sample in parted:
         check_that_rounding_parted(backend, vllm_backend, sample)
 

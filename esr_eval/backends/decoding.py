@@ -70,7 +70,8 @@ class Decoding:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
             rows, columns = self._mask.nonzero(as_tuple=True)
             self._seen[rows, self._ids[rows, columns]] = True
-        chosen = self._sampler.choose(logits, self._seen, self._step)
+        steps = torch.full_like(self.limits, self._step)
+        chosen = self._sampler.choose(logits, self._seen, steps)
         chosen = torch.where(self.alive, chosen, self._ends[0])
         self._chosen.append(chosen)
         self._seen.scatter_(1, chosen.unsqueeze(1), True)

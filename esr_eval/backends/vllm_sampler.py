@@ -22,7 +22,7 @@ from vllm.v1.sample.logits_processor.builtin import (
 )
 
 from esr_eval.backends.vllm_names import PROBE_ARG, SAMPLER_SAYS, SAMPLING_ARG, sampler_digest
-from esr_eval.sampling import RowSampler, Sampling, row_uniforms
+from esr_eval.sampling import RowSampler, Sampling
 
 
 class _Request:
@@ -34,12 +34,6 @@ class _Request:
         self._new = list(prompt)
         self._noted = 0
         self._seen: Tensor | None = None
-        self._uniforms = row_uniforms(wanted.seed, wanted.max_tokens)
-
-    def uniform(self) -> Tensor:
-        """The number at which the next token is chosen, float64 ()."""
-        # A server may compute one step more than it keeps.
-        return self._uniforms[min(len(self.output), len(self._uniforms) - 1)]
 
     def seen(self, vocabulary: int, device: torch.device) -> Tensor:
         """Which tokens occurred so far, boolean (vocabulary,)."""
@@ -51,15 +45,6 @@ class _Request:
             self._seen[torch.tensor(self._new, device=device)] = True
             self._new = []
         return self._seen
-
-
-class _Sampler(RowSampler):
-    """Rows that are each at a step of their own."""
-
-    def choose_with(self, logits: Tensor, seen: Tensor, uniforms: Tensor) -> Tensor:
-        """Next token of every row, (batch,), each at its own uniform, (batch,)."""
-        self._uniforms = uniforms.unsqueeze(1)
-        return self.choose(logits, seen, 0)
 
 
 class SeededRows(LogitsProcessor):  # type: ignore[misc]
@@ -82,7 +67,7 @@ class SeededRows(LogitsProcessor):  # type: ignore[misc]
         """Start with an empty batch; the arguments are vLLM's."""
         self._device = device
         self._requests: dict[int, _Request] = {}
-        self._sampler: _Sampler | None = None
+        self._sampler: RowSampler | None = None
 
     def is_argmax_invariant(self) -> bool:
         """It decides the token."""
@@ -100,11 +85,11 @@ class SeededRows(LogitsProcessor):  # type: ignore[misc]
         slots = sorted(self._requests)
         ours = [self._requests[slot] for slot in slots]
         if self._sampler is None:
-            self._sampler = _Sampler([one.wanted for one in ours], logits.device)
+            self._sampler = RowSampler([one.wanted for one in ours], logits.device)
         at = torch.tensor(slots, device=logits.device)
         seen = torch.stack([one.seen(logits.shape[-1], logits.device) for one in ours])
-        uniforms = torch.stack([one.uniform() for one in ours]).to(logits.device)
-        chosen = self._sampler.choose_with(logits[at], seen, uniforms)
+        steps = torch.tensor([len(one.output) for one in ours], device=logits.device)
+        chosen = self._sampler.choose(logits[at], seen, steps)
         logits[at] = float("-inf")
         logits[at, chosen] = 0.0
         return logits
