@@ -6,6 +6,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 
+import zstandard
+
+
+def unpacked(payload):
+    """A request as the server unpacks it."""
+    return zstandard.ZstdDecompressor().decompress(payload)
+
 
 class StandIn:
     """Answers by path; `on(path, *answers)` gives them in turn, the last one for ever."""

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 import zstandard
-from ndif_stand_in import StandIn
+from ndif_stand_in import StandIn, unpacked
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
@@ -19,7 +19,7 @@ from esr_eval.backends.decoding import Decoding
 from esr_eval.backends.loading import model_source
 from esr_eval.backends.ndif import NDIFBackend, _parts
 from esr_eval.backends.ndif_client import Client, Job
-from esr_eval.backends.ndif_trace import RemoteModel, sent_counts
+from esr_eval.backends.ndif_trace import RemoteModel
 from esr_eval.backends.plan import padded, plan_batch
 from esr_eval.edits import LatentEncoder, LayerEdits, Term
 from esr_eval.errors import EsrError
@@ -105,7 +105,7 @@ def test_one_boost_and_26_clamps_of_the_70b_take_less_than_a_megabyte(wide):
     row = Row(tuple(range(5, 125)), sampling(512), Steering(runtime=wide, edits=paper_edits(40)))
     model, sent = payload(wide, [row])
     assert len(sent) < 1_000_000
-    assert sent_counts(sent)["unpacked"] < 1_100_000
+    assert len(unpacked(sent)) < 1_100_000
     assert {p.device.type for p in model._lm._module.parameters()} == {"meta"}
 
 
@@ -121,7 +121,7 @@ def test_rows_of_a_batch_share_the_latents_they_have_in_common(wide):
 def test_what_travels_is_source_and_data_and_names_no_module_of_ours():
     steering = Steering(runtime=RUNTIME, edits=(Boost(latent=3, strength=9.0, layer=14),))
     _, sent = payload(RUNTIME, [Row((1, 2, 3), sampling(), steering)])
-    plain = zstandard.ZstdDecompressor().decompress(sent)
+    plain = unpacked(sent)
     strings, needed = [], set()
     for opcode, argument, _ in pickletools.genops(plain):
         if isinstance(argument, str):

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from esr_eval.backends.base import Row
+from esr_eval.backends.chat import Chat
 from esr_eval.backends.plan import plan_batch
 from esr_eval.backends.vllm_client import Server, ServerFaultError, is_loopback
-from esr_eval.backends.vllm_payload import HOOKS_ARG, Payloads, hook_args, hook_source, packed
+from esr_eval.backends.vllm_payload import HOOKS_ARG, Payloads, as_bytes, hook_args, hook_source
 from esr_eval.backends.vllm_preflight import check_trust, first_check
 from esr_eval.backends.vllm_results import Saved
 from esr_eval.errors import EsrError
@@ -157,7 +158,7 @@ def test_every_rank_must_have_edited():
 
 
 def test_a_hook_that_fails_says_so_and_leaves_its_neighbours_alone(batch):
-    term = {"direction": packed(torch.ones(3)), "amount": 1.0, "start": 0, "stop": None}
+    term = {"direction": as_bytes(torch.ones(3)), "amount": 1.0, "start": 0, "stop": None}
     plan = {"normalisation": "none", "terms": [term], "clamped": None, "reads": []}
     edit, _ = hook_of(hook_args({LAYER: plan}, N_LAYERS))
     here = batch.saved()
@@ -317,13 +318,13 @@ def test_a_server_that_stays_away_is_told_in_one_sentence():
         server.post_patiently("/v1/completions", {})
 
 
-CHAT = SimpleNamespace(
-    runtime=RUNTIME,
-    shape=SimpleNamespace(n_layers=N_LAYERS, d_model=D_MODEL),
-    tokenizer=range(1000),
-)
 MODELS = {"data": [{"id": "smollm2-135m", "root": "/weights", "max_model_len": 8192}]}
 METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="%s"} 1.0'
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat(RUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -375,13 +376,13 @@ METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="%s"} 1.
         ),
     ],
 )
-def test_each_check_of_a_server_has_its_sentence(answers, told, sentence):
+def test_each_check_of_a_server_has_its_sentence(answers, chat, told, sentence):
     answers.told[:] = told
     with pytest.raises(EsrError, match=sentence):
-        first_check(Server(answers.url, None, 5.0, lambda label, value: None), CHAT)
+        first_check(Server(answers.url, None, 5.0, lambda label, value: None), chat)
     assert not answers.told
 
 
-def test_a_server_that_is_down_is_told_at_once():
+def test_a_server_that_is_down_is_told_at_once(chat):
     with pytest.raises(EsrError, match=r"No vLLM server answers at .* `esr-eval serve vllm start`"):
-        first_check(Server("http://127.0.0.1:9", None, 600.0, lambda label, value: None), CHAT)
+        first_check(Server("http://127.0.0.1:9", None, 600.0, lambda label, value: None), chat)

@@ -13,6 +13,9 @@ from esr_eval.sae import SparseSAE, open_sae
 from esr_eval.spec import AddVector, Readout, Runtime, Steering
 from esr_eval.subjects import check_layer
 
+PROBE_SHARE = 0.5
+"""Part of the residual's norm that a self-check adds: enough to move any model's logits."""
+
 
 class Chat:
     """The client's side of a subject: its tokenizer, its shape, and its SAE's single rows.
@@ -122,3 +125,27 @@ class Chat:
         check_layer(layer, self.shape.n_layers, self.runtime.subject)
         if not all(passage.answer for passage in passages):
             raise EsrError("An empty text has no activations.")
+
+    @property
+    def probed_layer(self) -> int:
+        """Where self-checks edit."""
+        layer = self.runtime.steering_layer
+        return self.shape.n_layers // 2 if layer is None else layer
+
+    def told_of_probe(self, moved: float, where: str = "") -> str:
+        """A self-check in words, for the log.
+
+        Args:
+            moved: By how much the probe's edit moved a logit.
+            where: Of which server the sentence speaks.
+
+        Raises:
+            EsrError: It did not move any.
+        """
+        if not moved > 0:
+            raise EsrError(
+                f"An edit at layer {self.probed_layer} of {self.runtime.subject} does not reach "
+                f"its logits{where}: steering would be silently lost. Please report the model and "
+                "the versions of the packages that run it."
+            )
+        return f"an edit at layer {self.probed_layer} moved the logits by up to {moved:.2f}"

@@ -24,19 +24,21 @@ def reduced(series: Tensor, how: str) -> Tensor:
     """A readout's result from the activations at its positions.
 
     Args:
-        series: Activations, (position, latent); at least one position.
+        series: Activations, (position, latent).
         how: `spec.Readout.reduce`.
 
     Returns:
-        (latent,), or (latent, position) for "tokens".
+        (latent,), zeros without a position; or (latent, position) for "tokens".
     """
+    if how == "tokens":
+        return series.T
+    if not len(series):
+        return series.new_zeros(series.shape[-1])
     if how == "max":
         return series.amax(0)
     if how == "mean":
         return series.mean(0)
-    if how == "rate":
-        return (series > 0).float().mean(0)
-    return series.T
+    return (series > 0).float().mean(0)
 
 
 class MeanParts:
@@ -67,7 +69,11 @@ class Work:
     """A batch's edits and readouts by layer, with what has been counted and read so far."""
 
     def __init__(
-        self, rows: int, edits: dict[int, LayerEdits], reads: "dict[int, list[Read]]"
+        self,
+        rows: int,
+        edits: dict[int, LayerEdits],
+        reads: "dict[int, list[Read]]",
+        once: bool = False,
     ) -> None:
         """Start with nothing done.
 
@@ -75,12 +81,16 @@ class Work:
             rows: Size of the batch.
             edits: What to edit at each layer.
             reads: What to read at each layer.
+            once: Every layer is visited once. Then readings are reduced on the spot, as
+                activations of the whole SAE at all positions of all rows are large.
         """
         self.edits = edits
         self.reads = reads
+        self.once = once
         self.layers = sorted({*edits, *reads})
         self.receipts = torch.zeros(rows, dtype=torch.int64)
         self.kept: dict[tuple[int, int], list[Tensor]] = {}
+        self.found: dict[tuple[int, int], tuple[Tensor, int]] = {}
 
     def visit(self, layer: int, x: Tensor, positions: Tensor) -> None:
         """Edit a layer's output in place, count the edited positions, and read.
@@ -100,27 +110,29 @@ class Work:
             wanted = (here >= read.start) & (here < read.stop) & (here >= 0)
             if bool(wanted.any()):
                 self.kept.setdefault(read.key, []).append(self._values(read, x, wanted))
+                if self.once:
+                    self._finish(read)
 
     def _values(self, read: Read, x: Tensor, wanted: Tensor) -> Tensor:
-        seen = x[read.key[0]][wanted]
-        if read.encode is None:
-            return seen.cpu()
-        if hasattr(read.encode, "to"):
-            read.encode.to(x.device)
-        values: Tensor = read.encode(seen.float()).cpu()
-        return values
+        values = x[read.key[0]][wanted]
+        if read.encode is not None:
+            if hasattr(read.encode, "to"):
+                read.encode.to(x.device)
+            values = read.encode(values.float()).float()
+        return values if self.once else values.cpu()
+
+    def _finish(self, read: Read) -> None:
+        series = torch.cat(self.kept.pop(read.key))
+        value = series if read.encode is None else reduced(series, read.how).contiguous()
+        self.found[read.key] = value.cpu(), len(series)
 
     def readings(self) -> dict[tuple[int, int], tuple[Tensor | None, int]]:
         """Every readout's value, None where no position was read, and its number of positions."""
-        found: dict[tuple[int, int], tuple[Tensor | None, int]] = {}
-        for read in (read for reads in self.reads.values() for read in reads):
-            kept = self.kept.get(read.key)
-            series = torch.cat(kept) if kept else None
-            count = 0 if series is None else len(series)
-            if series is not None and read.encode is not None:
-                series = reduced(series, read.how).contiguous()
-            found[read.key] = (series, count)
-        return found
+        reads = [read for layer in self.reads.values() for read in layer]
+        for read in reads:
+            if read.key in self.kept:
+                self._finish(read)
+        return {read.key: self.found.get(read.key, (None, 0)) for read in reads}
 
 
 def force(logits: Tensor, chosen: Tensor) -> None:

@@ -14,17 +14,20 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.chat import PROBE_SHARE, Chat
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
-from esr_eval.backends.kernel import Work, reduced, residual
+from esr_eval.backends.kernel import Work, residual
 from esr_eval.backends.layout import decoder_layers_path, descend
 from esr_eval.backends.loading import load_model
-from esr_eval.backends.plan import ReadPlan, expected_positions, padded, plan_batch
-from esr_eval.errors import EsrError
+from esr_eval.backends.plan import mean_work, padded, padded_passages, plan_batch
+from esr_eval.backends.results import (
+    Readings,
+    generated,
+    generated_readouts,
+    means,
+    read_results,
+)
 from esr_eval.spec import Runtime
-
-SELF_CHECK_SHARE = 0.5
-"""Part of the residual's norm that the self-check adds: enough to move any model's logits."""
 
 
 class LocalBackend(Chat):
@@ -69,51 +72,39 @@ class LocalBackend(Chat):
         with self._engine, torch.inference_mode():
             out = self._trace(ids, mask, decoding, work)
         readings = work.readings()
-        results = []
-        for b, row in enumerate(rows):
-            made = int(decoding.generated[b])
-            by_model = bool(decoding.ended_by_model[b])
-            # The last token is fed back only when the model went on to choose an end token.
-            fed = len(row.prompt) + made - (0 if by_model else 1)
-            results.append(
-                Generated(
-                    tokens=out[b, ids.shape[1] :][:made].tolist(),
-                    stop_reason="stop" if by_model else "max_tokens",
-                    edited_positions=int(work.receipts[b]),
-                    expected_positions=expected_positions(row, fed),
-                    readouts=plan.readouts(b, readings),
-                )
+        return [
+            generated(
+                row,
+                out[b, ids.shape[1] :][: int(decoding.generated[b])].tolist(),
+                bool(decoding.ended_by_model[b]),
+                int(work.receipts[b]),
+                generated_readouts(row, b, readings),
             )
-        return results
+            for b, row in enumerate(rows)
+        ]
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """One forward pass over all passages, each with its own edits and readouts."""
-        whole = [(*passage.prompt, *passage.answer) for passage in passages]
-        # Padded on the right: without generation's bookkeeping positions count from the left.
-        ids, mask = padded(whole, self.pad, self._model.device, left=False)
-        at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
         plan = plan_batch(passages, self.sae, self._layer_device)
-        work = Work(len(passages), plan.edits, {})
-        found: dict[tuple[int, int], Tensor] = {}
+        work = plan.work(len(passages), once=True)
+        readings = self._pass_over(passages, work)
+        return read_results(passages, readings, work.receipts, self.sae)
+
+    def mean_residuals(
+        self, passages: Sequence[Passage], layer: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `BackendProtocol.mean_residuals`; one forward pass."""
+        self.check_answers(passages, layer)
+        return means(self._pass_over(passages, mean_work(passages, layer)))
+
+    def _pass_over(self, passages: Sequence[Passage], work: Work) -> Readings:
+        ids, mask, at = padded_passages(passages, self.pad, self._model.device)
         layers = self._traced_layers
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
-                for layer in plan.layers:
-                    x = residual(layers[layer].output)
-                    work.visit(layer, x, at)
-                    for read in plan.reads.get(layer, ()):
-                        found[read.row, read.index] = _read_one(read, x, at.to(x.device))
-        return [
-            Reading(
-                values=[found[b, index].numpy() for index in range(len(passage.steering.readouts))],
-                prompt_tokens=len(passage.prompt),
-                answer_tokens=len(passage.answer),
-                offsets=passage.offsets,
-                edited_positions=int(work.receipts[b]),
-                expected_positions=expected_positions(passage, len(whole[b])),
-            )
-            for b, passage in enumerate(passages)
-        ]
+                for layer in work.layers:
+                    work.visit(layer, residual(layers[layer].output), at)
+        return work.readings()
 
     def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> Tensor:
         """Run transformers' generation with the batch's edits applied at every forward pass."""
@@ -143,9 +134,7 @@ class LocalBackend(Chat):
         Raises:
             EsrError: It does not: this model's steering would be silently lost.
         """
-        layer = self.runtime.steering_layer
-        if layer is None:
-            layer = self.shape.n_layers // 2
+        layer = self.probed_layer
         prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
         ids = torch.tensor([prompt], device=self._model.device)
         layers, model = self._traced_layers, self._lm
@@ -154,43 +143,7 @@ class LocalBackend(Chat):
                 plain = model.output.logits[0, -1].float().save()
             with model.trace({"input_ids": ids}):
                 x = residual(layers[layer].output)
-                size = x[0, -1].float().norm() * SELF_CHECK_SHARE / self.shape.d_model**0.5
+                size = x[0, -1].float().norm() * PROBE_SHARE / self.shape.d_model**0.5
                 x[:] = (x.float() + size).to(x.dtype)
                 edited = model.output.logits[0, -1].float().save()
-        moved = float((edited - plain).abs().max())
-        if not moved > 0:
-            raise EsrError(
-                f"An edit at layer {layer} of {self.runtime.subject} does not reach its logits: "
-                "nnsight and this architecture do not fit together, and steering would be "
-                "silently lost. Please report the model and the versions of nnsight, transformers."
-            )
-        return f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
-
-    def mean_residuals(
-        self, passages: Sequence[Passage], layer: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; one forward pass."""
-        self.check_answers(passages, layer)
-        whole = [(*passage.prompt, *passage.answer) for passage in passages]
-        ids, mask = padded(whole, self.pad, self._model.device, left=False)
-        answers = torch.zeros_like(mask, dtype=torch.bool)
-        for b, passage in enumerate(passages):
-            answers[b, len(passage.prompt) : len(whole[b])] = True
-        layers, found = self._traced_layers, {}
-        with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
-            with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
-                x = residual(layers[layer].output).float()
-                share = (answers / answers.sum(-1, keepdim=True)).to(x.device)
-                found["means"] = torch.einsum("bp,bpd->bd", share, x).cpu()
-                found["norms"] = (share * x.norm(dim=-1)).sum(-1).cpu()
-        return found["means"].numpy(), found["norms"].numpy()
-
-
-def _read_one(read: ReadPlan, x: Tensor, positions: Tensor) -> Tensor:
-    """One readout of one row, reduced at once: the whole SAE at every position is large."""
-    at = positions[read.row]
-    wanted = (at >= read.start) & (at < read.stop)
-    activations = read.encode(x[read.row][wanted].float()).float()
-    if len(activations) or read.readout.reduce == "tokens":
-        return reduced(activations, read.readout.reduce).cpu()
-    return activations.new_zeros(activations.shape[-1]).cpu()
+        return self.told_of_probe(float((edited - plain).abs().max()))

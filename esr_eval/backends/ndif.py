@@ -5,23 +5,23 @@ rows of the SAE that its edits and readouts name, and the code that applies them
 that the local backend runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.chat import PROBE_SHARE, Chat
 from esr_eval.backends.decoding import Decoding
-from esr_eval.backends.kernel import MeanParts, Read, Work, reduced
+from esr_eval.backends.kernel import Work, reduced
 from esr_eval.backends.ndif_client import Client, Job, Report
 from esr_eval.backends.ndif_preflight import preflight
 from esr_eval.backends.ndif_trace import RemoteModel
-from esr_eval.backends.plan import BatchPlan, ReadPlan, expected_positions, padded, plan_batch
+from esr_eval.backends.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
+from esr_eval.backends.results import generated, generated_readouts, means, read_results
 from esr_eval.edits import LatentEncoder
 from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
@@ -30,13 +30,9 @@ from esr_eval.spec import Clamp, Runtime
 from esr_eval.subjects import embedded_path
 
 CPU = torch.device("cpu")
-SELF_CHECK_SHARE = 0.5
-"""Part of the residual's norm that the self-check adds: enough to move any model's logits."""
 RESULT_BYTES = 32 << 20
 """Residuals brought back in one request: 250 answers of 120 tokens at d_model 576 in float32,
 five of 400 tokens at d_model 8,192 in bfloat16."""
-
-Readings = Mapping[tuple[int, int], tuple[Tensor | None, int]]
 
 
 class NDIFBackend(Chat):
@@ -107,22 +103,19 @@ class NDIFBackend(Chat):
         found = self._run(self._model.generate(ids, mask, decoding, plan.work(len(rows))))
         results = []
         for b, row in enumerate(rows):
-            made, by_model = int(found["generated"][b]), bool(found["ended"][b])
-            tokens = found["tokens"][b, :made].tolist()
-            if found["looped"][b, ids.shape[1] :][:made].tolist() != tokens:
+            tokens = found["tokens"][b, : int(found["generated"][b])].tolist()
+            if found["looped"][b, ids.shape[1] :][: len(tokens)].tolist() != tokens:
                 raise RuntimeError(
                     "The model on NDIF went on from other tokens than were chosen: its own "
                     "generation settings interfere. Please report the model."
                 )
-            # The last token is fed back only when the model went on to choose an end token.
-            fed = len(row.prompt) + made - (0 if by_model else 1)
             results.append(
-                Generated(
-                    tokens=tokens,
-                    stop_reason="stop" if by_model else "max_tokens",
-                    edited_positions=int(found["receipts"][b]),
-                    expected_positions=expected_positions(row, fed),
-                    readouts=plan.readouts(b, found["readings"]),
+                generated(
+                    row,
+                    tokens,
+                    bool(found["ended"][b]),
+                    int(found["receipts"][b]),
+                    generated_readouts(row, b, found["readings"]),
                 )
             )
         return results
@@ -143,55 +136,22 @@ class NDIFBackend(Chat):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `BackendProtocol.mean_residuals`; averaged on the server."""
         self.check_answers(passages, layer)
-        reads = [
-            Read((b, 0), len(p.prompt), len(p.prompt) + len(p.answer), "mean", MeanParts())
-            for b, p in enumerate(passages)
-        ]
-        found = self._pass_over(passages, Work(len(passages), {}, {layer: reads}))
-        means = np.stack([_present(found["readings"][b, 0]).numpy() for b in range(len(passages))])
-        return means[:, :-1], means[:, -1]
+        return means(self._pass_over(passages, mean_work(passages, layer))["readings"])
 
     def _read(self, passages: Sequence[Passage]) -> list[Reading]:
         plan = plan_batch(passages, self.sae, lambda layer: CPU)
-        plans = {(r.row, r.index): r for reads in plan.reads.values() for r in reads}
         found = self._pass_over(passages, _without_sae(plan, len(passages)))
-        return [
-            Reading(
-                values=[
-                    self._values(plans[b, index], found["readings"])
-                    for index in range(len(passage.steering.readouts))
-                ],
-                prompt_tokens=len(passage.prompt),
-                answer_tokens=len(passage.answer),
-                offsets=passage.offsets,
-                edited_positions=int(found["receipts"][b]),
-                expected_positions=expected_positions(
-                    passage, len(passage.prompt) + len(passage.answer)
-                ),
-            )
-            for b, passage in enumerate(passages)
-        ]
-
-    def _values(self, plan: ReadPlan, readings: Readings) -> NDArray[np.float32]:
-        value, _ = readings[plan.row, plan.index]
-        if value is not None and isinstance(plan.encode, LatentEncoder):
-            return np.asarray(value.float().numpy())
-        residuals = torch.zeros(0, self.shape.d_model) if value is None else value.float()
-        if value is None and isinstance(plan.encode, LatentEncoder):
-            activations = torch.zeros(0, len(plan.readout.latents))
-        else:
-            with torch.inference_mode():
-                activations = plan.encode(residuals).float()
-        if len(activations) or plan.readout.reduce == "tokens":
-            return np.asarray(reduced(activations, plan.readout.reduce).numpy())
-        return np.zeros(activations.shape[-1], dtype=np.float32)
+        readings = dict(found["readings"])
+        for read in (read for reads in plan.reads.values() for read in reads):
+            residuals, count = readings[read.row, read.index]
+            if residuals is not None and not isinstance(read.encode, LatentEncoder):
+                with torch.inference_mode():
+                    activations = read.encode(residuals.float()).float()
+                readings[read.row, read.index] = reduced(activations, read.readout.reduce), count
+        return read_results(passages, readings, found["receipts"], self.sae)
 
     def _pass_over(self, passages: Sequence[Passage], work: Work) -> dict[str, Any]:
-        whole = [(*passage.prompt, *passage.answer) for passage in passages]
-        # Padded on the right: without generation's bookkeeping positions count from the left.
-        ids, mask = padded(whole, self.pad, CPU, left=False)
-        at = torch.arange(ids.shape[1]).masked_fill(~mask.bool(), -1)
-        return self._run(self._model.read(ids, mask, at, work))
+        return self._run(self._model.read(*padded_passages(passages, self.pad, CPU), work))
 
     def _residual_bytes(self, passage: Passage) -> int:
         size = torch.finfo(getattr(torch, self.runtime.dtype)).bits // 8
@@ -219,29 +179,21 @@ class NDIFBackend(Chat):
         Raises:
             EsrError: It does not, or the server holds the model in another precision.
         """
-        layer = self.runtime.steering_layer
-        if layer is None:
-            layer = self.shape.n_layers // 2
         prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
-        found = self._run(self._model.probe(torch.tensor([prompt] * 2), layer, SELF_CHECK_SHARE))
+        pair = torch.tensor([prompt] * 2)
+        found = self._run(self._model.probe(pair, self.probed_layer, PROBE_SHARE))
         dtype, moved = str(found["dtype"]).removeprefix("torch."), float(found["moved"])
         if dtype != self.runtime.dtype:
             raise EsrError(
                 f"NDIF holds {self.runtime.model} in {dtype}, not {self.runtime.dtype}: "
                 f"pass -M dtype={dtype}."
             )
-        if not moved > 0:
-            raise EsrError(
-                f"An edit at layer {layer} of {self.runtime.subject} does not reach its logits on "
-                "NDIF: steering would be silently lost. Please report the model and the versions "
-                f"there ({self._client.url}/env)."
-            )
-        return f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
+        return self.told_of_probe(moved, f" on NDIF ({self._client.url})")
 
 
 def _without_sae(plan: BatchPlan, rows: int) -> Work:
     """The plan's work, bringing residuals back where an encoder is too large to travel."""
-    work = plan.work(rows)
+    work = plan.work(rows, once=True)
     for reads in work.reads.values():
         for read in reads:
             if not isinstance(read.encode, LatentEncoder):
@@ -262,12 +214,6 @@ def _parts(
         parts[-1].append(passage)
         room -= size
     return parts
-
-
-def _present(reading: tuple[Tensor | None, int]) -> Tensor:
-    value, _ = reading
-    assert value is not None
-    return value
 
 
 def _check_adapter(runtime: Runtime, client: Client) -> None:

@@ -7,7 +7,6 @@ another process than the model, where such hooks could not reach the batch's sta
 """
 
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 import nnsight
@@ -180,10 +179,3 @@ class _Payload(Backend):  # type: ignore[misc]
 
     def __call__(self, tracer: Any) -> None:
         self.payload = RequestModel.serialize(tracer, compress=True)
-
-
-def sent_counts(payload: bytes) -> Mapping[str, int]:
-    """How large a payload is, packed and unpacked, in bytes."""
-    import zstandard
-
-    return {"sent": len(payload), "unpacked": len(zstandard.ZstdDecompressor().decompress(payload))}

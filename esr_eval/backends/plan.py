@@ -1,6 +1,6 @@
 """From specs to tensors: what each layer of one batch has to add and to read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,9 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esr_eval.backends.base import ReadoutResult, Steered
-from esr_eval.backends.kernel import Read, Work
-from esr_eval.backends.kernel import reduced as reduced
+from esr_eval.backends.base import Passage, Steered
+from esr_eval.backends.kernel import MeanParts, Read, Work
 from esr_eval.digests import file_sha256
 from esr_eval.edits import NO_END, EncodeFn, LayerEdits, Term
 from esr_eval.errors import EsrError
@@ -52,11 +51,12 @@ class BatchPlan:
         """Layers visited, in the order the model reaches them."""
         return sorted({*self.edits, *self.reads})
 
-    def work(self, rows: int) -> Work:
+    def work(self, rows: int, once: bool = False) -> Work:
         """The same as what the process of the model does, nothing done yet.
 
         Args:
             rows: Size of the batch.
+            once: Whether every layer is visited once.
         """
         reads = {
             layer: [
@@ -64,25 +64,25 @@ class BatchPlan:
             ]
             for layer, plans in self.reads.items()
         }
-        return Work(rows, self.edits, reads)
+        return Work(rows, self.edits, reads, once)
 
-    def readouts(
-        self, row: int, readings: Mapping[tuple[int, int], tuple[Tensor | None, int]]
-    ) -> list[ReadoutResult]:
-        """A generated row's readouts in the order of its spec.
 
-        Args:
-            row: Index of the row.
-            readings: What `Work.readings` found.
-        """
-        plans = {(r.row, r.index): r for reads in self.reads.values() for r in reads}
-        found = []
-        for key in sorted(k for k in plans if k[0] == row):
-            latents = plans[key].readout.latents
-            assert latents != "all"  # refused by the backend's check
-            value, count = readings[key]
-            found.append(ReadoutResult(latents, [] if value is None else value.tolist(), count))
-        return found
+def mean_work(passages: Sequence[Passage], layer: int) -> Work:
+    """What averages the unedited residual stream over answers.
+
+    Args:
+        passages: The batch.
+        layer: Decoder layer whose output is read.
+
+    Returns:
+        Its readings hold for every passage, under readout 0, the mean residual and the mean norm
+        as one more value.
+    """
+    reads = [
+        Read((b, 0), len(p.prompt), len(p.prompt) + len(p.answer), "mean", MeanParts())
+        for b, p in enumerate(passages)
+    ]
+    return Work(len(passages), {}, {layer: reads}, once=True)
 
 
 def plan_batch(
@@ -142,6 +142,21 @@ def padded(
         ids[b, start : start + len(row)] = torch.tensor(row)
         mask[b, start : start + len(row)] = 1
     return ids.to(device), mask.to(device)
+
+
+def padded_passages(
+    passages: Sequence[Passage], pad: int, device: torch.device | str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Finished texts for one forward pass, all (batch, position), int64.
+
+    Returns:
+        Token ids, their attention mask, and every column's position in its row, -1 at padding.
+    """
+    whole = [(*passage.prompt, *passage.answer) for passage in passages]
+    # Padded on the right: without generation's bookkeeping positions count from the left.
+    ids, mask = padded(whole, pad, device, left=False)
+    at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
+    return ids, mask, at
 
 
 def expected_positions(row: Steered, fed: int) -> int:

@@ -16,13 +16,18 @@ from esr_eval.backends.base import (
     Generated,
     Passage,
     Reading,
-    ReadoutResult,
     Row,
     Steered,
 )
 from esr_eval.backends.chat import Chat
 from esr_eval.backends.kernel import reduced
-from esr_eval.backends.plan import expected_positions
+from esr_eval.backends.results import (
+    fed_tokens,
+    generated,
+    read_value,
+    reading,
+    readout_result,
+)
 from esr_eval.backends.vllm_client import Server
 from esr_eval.backends.vllm_payload import Payloads, residual_args, sampling_args
 from esr_eval.backends.vllm_preflight import check_server, check_trust, first_check
@@ -136,34 +141,21 @@ class VLLMBackend(Chat):
         by_model = bool(tokens) and tokens[-1] in self.ends
         if by_model:
             tokens.pop()
-        # The last token is fed back only when the model went on to choose an end token.
-        fed = len(row.prompt) + len(tokens) - (0 if by_model else 1)
-        saved = Saved(answer)
-        return Generated(
-            tokens=tokens,
-            stop_reason="stop" if by_model else "max_tokens",
-            edited_positions=saved.edited_positions(fed),
-            expected_positions=expected_positions(row, fed),
-            readouts=[
-                self._readout(saved, row, index, readout, fed)
-                for index, readout in enumerate(row.steering.readouts if row.steering else ())
-            ],
-        )
+        fed, saved = fed_tokens(row, len(tokens), by_model), Saved(answer)
+        readouts = []
+        for index, readout in enumerate(row.steering.readouts if row.steering else ()):
+            value, count = self._reading(saved, row, index, readout, fed)
+            readouts.append(readout_result(readout, value, count))
+        return generated(row, tokens, by_model, saved.edited_positions(fed), readouts)
 
     def _read(self, passage: Passage) -> Reading:
         whole = (*passage.prompt, *passage.answer)
         saved = Saved(self._ask(whole, 1, self._payloads.hook_args(passage)))
-        return Reading(
-            values=[
-                self._reading(saved, passage, index, readout, len(whole))
-                for index, readout in enumerate(passage.steering.readouts)
-            ],
-            prompt_tokens=len(passage.prompt),
-            answer_tokens=len(passage.answer),
-            offsets=passage.offsets,
-            edited_positions=saved.edited_positions(len(whole)),
-            expected_positions=expected_positions(passage, len(whole)),
-        )
+        values = []
+        for index, readout in enumerate(passage.steering.readouts):
+            value, _ = self._reading(saved, passage, index, readout, len(whole))
+            values.append(read_value(readout, value, self.sae))
+        return reading(passage, values, saved.edited_positions(len(whole)))
 
     def _ask(
         self,
@@ -188,39 +180,18 @@ class VLLMBackend(Chat):
             body["vllm_xargs"] = args
         return self._server.post_patiently(COMPLETIONS, body)
 
-    def _readout(
-        self, saved: Saved, row: Row, index: int, readout: Readout, fed: int
-    ) -> ReadoutResult:
-        found = self._activations(saved, row, index, readout, fed)
-        assert readout.latents != "all"  # refused by the check
-        if found is None:
-            return ReadoutResult(readout.latents, [], 0)
-        return ReadoutResult(
-            readout.latents, reduced(found, readout.reduce).tolist(), found.shape[0]
-        )
-
     def _reading(
-        self, saved: Saved, passage: Passage, index: int, readout: Readout, fed: int
-    ) -> NDArray[np.float32]:
-        found = self._activations(saved, passage, index, readout, fed)
-        if found is None:
-            assert self.sae is not None
-            whole = readout.latents == "all"
-            width = self.sae.config.n_latents if whole else len(readout.latents)
-            found = torch.zeros(0 if readout.reduce == "tokens" else 1, width)
-        values: NDArray[np.float32] = reduced(found, readout.reduce).numpy()
-        return values
-
-    def _activations(
         self, saved: Saved, row: Steered, index: int, readout: Readout, fed: int
-    ) -> Tensor | None:
-        """A readout's activations, (position, latent); None without a position."""
+    ) -> tuple[Tensor | None, int]:
+        """A readout's value, None without a position, and its number of positions."""
         assert row.steering is not None
         start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
-        values = saved.read(index, start, fed if stop is None else min(stop, fed))
-        if values is None or not self._payloads.reads_residuals(readout):
-            return values
-        return self._encode(readout, values)
+        series = saved.read(index, start, fed if stop is None else min(stop, fed))
+        if series is None:
+            return None, 0
+        if self._payloads.reads_residuals(readout):
+            series = self._encode(readout, series)
+        return reduced(series, readout.reduce), len(series)
 
     def _encode(self, readout: Readout, residuals: Tensor) -> Tensor:
         assert self.sae is not None

@@ -20,7 +20,7 @@ from torch import Tensor
 from esr_eval.backends.base import Steered
 from esr_eval.backends.plan import load_vector
 from esr_eval.backends.vllm_names import SAMPLING_ARG
-from esr_eval.edits import LatentEncoder
+from esr_eval.edits import LatentEncoder, packed
 from esr_eval.errors import EsrError
 from esr_eval.sae import ELEMENTWISE, SparseSAE
 from esr_eval.sampling import Sampling
@@ -142,11 +142,11 @@ class Payloads:
             start, stop = edit.bounds(prompt, skip)
             term: dict[str, Any] = {"start": start, "stop": stop}
             if isinstance(edit, AddVector):
-                term |= {"direction": packed(load_vector(edit)), "amount": edit.strength}
+                term |= {"direction": as_bytes(load_vector(edit)), "amount": edit.strength}
                 terms.append({**term, "sae_scaled": False})
                 continue
             assert self._sae is not None
-            term["direction"] = packed(self._sae.decoder_row(edit.latent))
+            term["direction"] = as_bytes(self._sae.decoder_row(edit.latent))
             if isinstance(edit, Clamp):
                 terms.append({**term, "amount": edit.value, "clamp_slot": held.index(edit.latent)})
             else:
@@ -164,10 +164,10 @@ class Payloads:
         encoders = [self._encoder(latent) for latent in latents]
         centre = encoders[0].centre
         return {
-            "weight": packed(torch.cat([one.weight for one in encoders], dim=1)),
-            "bias": packed(torch.cat([one.bias for one in encoders])),
-            "threshold": packed(torch.cat([one.threshold for one in encoders])),
-            "centre": None if centre is None else packed(centre),
+            "weight": as_bytes(torch.cat([one.weight for one in encoders], dim=1)),
+            "bias": as_bytes(torch.cat([one.bias for one in encoders])),
+            "threshold": as_bytes(torch.cat([one.threshold for one in encoders])),
+            "centre": None if centre is None else as_bytes(centre),
             "normalisation": encoders[0].normalisation,
         }
 
@@ -201,10 +201,8 @@ def hook_args(layers: dict[int, dict[str, Any]], n_layers: int) -> dict[str, str
     return {HOOKS_ARG: json.dumps([{"fn": code, "layer_indices": sorted(layers)}])}
 
 
-def packed(values: Tensor) -> list[Any]:
-    """`[dtype, shape, bytes]` of a float32 tensor; as bfloat16 where that loses nothing."""
-    values = values.detach().float().cpu().contiguous()
-    half = values.to(torch.bfloat16)
-    if torch.equal(half.float(), values):
-        return ["bfloat16", list(values.shape), half.view(torch.int16).numpy().tobytes()]
-    return ["float32", list(values.shape), values.numpy().tobytes()]
+def as_bytes(values: Tensor) -> list[Any]:
+    """`[dtype, shape, bytes]` of a float32 tensor; in 16 bits where that loses nothing."""
+    small = packed(values.detach().float().cpu()).contiguous()
+    raw = small if small.dtype == torch.float32 else small.view(torch.int16)
+    return [str(small.dtype).removeprefix("torch."), list(small.shape), raw.numpy().tobytes()]

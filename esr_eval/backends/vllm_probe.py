@@ -6,16 +6,14 @@ from typing import Any
 
 import torch
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.chat import PROBE_SHARE, Chat
 from esr_eval.backends.vllm_client import Server, ServerFaultError
-from esr_eval.backends.vllm_payload import hook_args, packed
+from esr_eval.backends.vllm_payload import as_bytes, hook_args
 from esr_eval.backends.vllm_results import Saved
 from esr_eval.errors import EsrError
 
 PROBE_TOKENS = 160
 """More than a block of any prefix cache holds, or it could not be caught at work."""
-PROBE_SHARE = 0.5
-"""Part of the residual's norm that the probe adds: enough to move any model's logits."""
 SAME_SHARE = 0.1
 """Two passes over the same tokens may differ by rounding, an edit's effect is far larger."""
 START = "start it with `esr-eval serve vllm start`"
@@ -44,15 +42,13 @@ class Found:
 
 def check_hooks(server: Server, chat: Chat, found: Found) -> None:
     """Prove that hooks run, fit the model, reach the logits, and leave nothing behind."""
-    layer = chat.runtime.steering_layer
-    if layer is None:
-        layer = chat.shape.n_layers // 2
+    layer = chat.probed_layer
     # Fresh tokens: nothing of an earlier probe may be in a cache.
     tokens = random.SystemRandom().choices(range(len(chat.tokenizer)), k=PROBE_TOKENS)
     norm = _check_residual(server, chat, found, tokens[:4], layer)
     size = PROBE_SHARE * norm / chat.shape.d_model**0.5
     term = {
-        "direction": packed(torch.ones(chat.shape.d_model)),
+        "direction": as_bytes(torch.ones(chat.shape.d_model)),
         "amount": size,
         "start": 0,
         "stop": None,
@@ -66,15 +62,10 @@ def check_hooks(server: Server, chat: Chat, found: Found) -> None:
     skip = {"skip_reading_prefix_cache": 1}
     alone = _logprobs(server.post("/v1/completions", {**body, "vllm_xargs": skip}))
     moved = _distance(steered, alone)
-    if done != PROBE_TOKENS or not moved > 0:
-        raise EsrError(
-            f"An edit at layer {layer} does not reach the logits of {chat.runtime.subject} on the "
-            f"vLLM server at {server.url} ({done} of {PROBE_TOKENS} positions arrived): steering "
-            "would be silently lost. Please report the model and the versions of vllm, vllm-lens."
-        )
+    where = f" on the vLLM server at {server.url} ({done} of {PROBE_TOKENS} positions arrived)"
+    found.self_check = chat.told_of_probe(moved if done == PROBE_TOKENS else 0.0, where)
     if _distance(later, alone) > SAME_SHARE * moved:
         raise EsrError(prefix_cache_sentence(server))
-    found.self_check = f"an edit at layer {layer} moved the logits by up to {moved:.2f}"
 
 
 def _check_residual(

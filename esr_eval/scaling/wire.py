@@ -54,7 +54,7 @@ def rows_bytes(shape: ModelShape, batch: Batch) -> int:
 def ndif_request(shape: ModelShape, batch: Batch) -> int:
     """One batch: code, SAE rows once each, every row's edits, prompt and settings.
 
-    The uniforms of the sampler are drawn there, from the rows' seeds.
+    The noise of the sampler is computed there, from the rows' seeds.
     """
     terms = (batch.clamped + (1 if batch.boosted else 0)) * TERM
     prompt = 2 * batch.prompt * INDEX  # ids and their mask

@@ -1,0 +1,125 @@
+"""From what was found where the model runs to results, the same for every backend."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esr_eval.backends.base import Generated, Passage, Reading, ReadoutResult, Row
+from esr_eval.backends.kernel import reduced
+from esr_eval.backends.plan import expected_positions
+from esr_eval.sae import SparseSAE
+from esr_eval.spec import Readout
+
+Readings = Mapping[tuple[int, int], tuple[Tensor | None, int]]
+"""What `kernel.Work.readings` found: by row and readout its value, and how many positions."""
+
+
+def fed_tokens(row: Row, made: int, ended_by_model: bool) -> int:
+    """Number of tokens that went through the model while it generated, prompt included.
+
+    Args:
+        row: The request.
+        made: Number of tokens generated.
+        ended_by_model: The last token is fed back only when the model went on to choose an end.
+    """
+    return len(row.prompt) + made - (0 if ended_by_model else 1)
+
+
+def generated(
+    row: Row,
+    tokens: list[int],
+    ended_by_model: bool,
+    edited_positions: int,
+    readouts: list[ReadoutResult],
+) -> Generated:
+    """One row's result, with the receipt that is due."""
+    return Generated(
+        tokens=tokens,
+        stop_reason="stop" if ended_by_model else "max_tokens",
+        edited_positions=edited_positions,
+        expected_positions=expected_positions(row, fed_tokens(row, len(tokens), ended_by_model)),
+        readouts=readouts,
+    )
+
+
+def readout_result(readout: Readout, value: Tensor | None, positions: int) -> ReadoutResult:
+    """Activations read while generating; none where no position was read."""
+    assert readout.latents != "all"  # refused by the backend's check
+    return ReadoutResult(readout.latents, [] if value is None else value.tolist(), positions)
+
+
+def generated_readouts(row: Row, index: int, readings: Readings) -> list[ReadoutResult]:
+    """All readouts of a generated row, in the order of its spec.
+
+    Args:
+        row: The request.
+        index: Its place in the batch.
+        readings: What was found for the batch.
+    """
+    wanted = row.steering.readouts if row.steering else ()
+    return [readout_result(one, *readings[index, k]) for k, one in enumerate(wanted)]
+
+
+def read_value(
+    readout: Readout, value: Tensor | None, sae: SparseSAE | None
+) -> NDArray[np.float32]:
+    """A readout's value over a finished answer; zeros where it names no position.
+
+    Args:
+        readout: What was asked for.
+        value: What was found.
+        sae: The SAE whose latents it names.
+    """
+    if value is None:
+        assert sae is not None
+        whole = readout.latents == "all"
+        width = sae.config.n_latents if whole else len(readout.latents)
+        value = reduced(torch.zeros(0, width), readout.reduce)
+    return np.asarray(value.float().numpy())
+
+
+def reading(passage: Passage, values: list[NDArray[np.float32]], edited_positions: int) -> Reading:
+    """What was read over a passage, with the receipt that is due."""
+    return Reading(
+        values=values,
+        prompt_tokens=len(passage.prompt),
+        answer_tokens=len(passage.answer),
+        offsets=passage.offsets,
+        edited_positions=edited_positions,
+        expected_positions=expected_positions(passage, len(passage.prompt) + len(passage.answer)),
+    )
+
+
+def read_results(
+    passages: Sequence[Passage], readings: Readings, receipts: Tensor, sae: SparseSAE | None
+) -> list[Reading]:
+    """What was read over every passage of a batch.
+
+    Args:
+        passages: The batch.
+        readings: What was found for it.
+        receipts: Edited positions of every passage, (batch,).
+        sae: The SAE that the readouts name.
+    """
+    return [
+        reading(
+            passage,
+            [
+                read_value(readout, readings[b, k][0], sae)
+                for k, readout in enumerate(passage.steering.readouts)
+            ],
+            int(receipts[b]),
+        )
+        for b, passage in enumerate(passages)
+    ]
+
+
+def means(readings: Readings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean residuals (passages, d_model) and mean norms (passages,) from `plan.mean_work`."""
+    found = [value for _, (value, _) in sorted(readings.items(), key=lambda item: item[0])]
+    assert all(value is not None for value in found)  # every answer has a token
+    values = np.stack([value.numpy() for value in found if value is not None])
+    return values[:, :-1], values[:, -1]
