@@ -74,7 +74,7 @@ def test_the_shipped_logs_give_the_figures_that_their_scores_say(conditions, by_
     for key, row in rows.items():
         assert row.condition.measures["multi_attempt"].value == share(by_hand[key])
         assert row.condition.measures["esr"].value == share(by_hand[key], "esr")
-    assert share(by_hand[TUNED, "on"]) == 20 / 96 and share(by_hand[TUNED, 40]) == 32 / 96
+    assert share(by_hand[TUNED, "on"]) == 25 / 96 and share(by_hand[TUNED, 40]) == 26 / 96
     off = {name: share(by_hand[name, "off"]) for name in (BASE, TUNED)}
     assert off == {BASE: 0, TUNED: 1 / 96}
     for until in ("on", 40):
@@ -94,7 +94,7 @@ def test_the_cost_is_tuned_less_base_over_the_same_trials(conditions, by_hand):
     [none, one] = finetuning_of(conditions).unboosted
     assert none.first_score is None and not none.tuned and one.tuned
     assert one.pairs == 96 and one.first_score.value == pytest.approx(mean(changes.values()))
-    assert one.first_score.value == pytest.approx(1.53125)
+    assert one.first_score.value == pytest.approx(1.59375)
     latents = {key[0] for key in changes}
     groups = [[v for key, v in changes.items() if key[0] == latent] for latent in latents]
     half = spread_between(groups, list(changes.values()))
@@ -111,8 +111,8 @@ def test_a_subject_made_worse_has_a_cost_below_zero(conditions):
             trials["first_score"] = trials["first_score"] - 20
         worse.append(replace(one, trials=trials))
     [_, cost] = finetuning_of(worse).unboosted
-    assert cost.first_score.value == pytest.approx(1.53125 - 20) and cost.first_score.high < 0
-    assert cost_cells(finetuning_of(worse)).rows[1][5].startswith("-18.5 (")
+    assert cost.first_score.value == pytest.approx(1.59375 - 20) and cost.first_score.high < 0
+    assert cost_cells(finetuning_of(worse)).rows[1][5].startswith("-18.4 (")
 
 
 def test_only_trials_that_both_have_are_compared(conditions):
@@ -124,7 +124,7 @@ def test_only_trials_that_both_have_are_compared(conditions):
     assert cost.pairs < 96 and cost.pairs == len(half[0].trials)
     apart = [replace(one, judge="another") if not _tuned(one) else one for one in conditions]
     found = finetuning_of(apart)
-    assert {one.name for one in found.boosted} == {TUNED}
+    assert {one.name for one in found.boosted} == {f"{TUNED}, 40 %"}
     assert all(one.over_base is None and one.over_unsteered for one in found.boosted)
     assert [one.first_score for one in found.unboosted] == [None]
 
@@ -139,7 +139,7 @@ def test_one_adapter_has_tables_and_several_mixes_have_curves(conditions):
     section = finetuning.section(Evidence([], conditions, []))
     assert [part.kind for part in section.parts] == ["table", "table"]
     text = " ".join(section.answers)
-    assert "20.8 % (11.1 to 35.7) restart" in text and "+1.5 (+0.0 to +3.0)" in text
+    assert "26.0 % (14.3 to 42.7) restart" in text and "+1.6 (+0.2 to +3.0)" in text
     assert "the boost off after 40 tokens" in text
 
     swept = [one for one in conditions if not _tuned(one)]
@@ -163,12 +163,12 @@ def test_the_command_prints_the_tables_and_writes_the_numbers(tmp_path, monkeypa
     monkeypatch.setenv("COLUMNS", "240")
     result = CliRunner().invoke(app, ["table", str(LOGS), "--csv", str(tmp_path / "t.csv")])
     assert result.exit_code == 0, result.output
-    for said in ("20.8 % (11.1 to 35.7)", "+19.8 points (+9.4 to +32.3)", "+1.5 (+0.0 to +3.0)"):
+    for said in ("26.0 % (14.3 to 42.7)", "+25.0 points (+11.5 to +39.6)", "+1.6 (+0.2 to +3.0)"):
         assert said in result.output
     with (tmp_path / "t.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     [cost] = [line for line in lines if line["metric"] == "first_score_less_base"]
-    assert float(cost["value"]) == 1.53125 and cost["boost"] == "off"
+    assert float(cost["value"]) == 1.59375 and cost["boost"] == "off"
     base = next(LOGS.glob("*_esr_*.eval"))
     refused = CliRunner().invoke(app, ["table", str(base)])
     assert refused.exit_code == 1 and "fine-tuned subject" in refused.output
