@@ -26,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from esr_eval.backends.ndif_errors import PassingError, explain, refused, said
 from esr_eval.backends.ndif_patience import Patience, Watch
+from esr_eval.backends.waiting import nap
 from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
 
@@ -125,6 +126,7 @@ class Client:
                 retry=retry_if_exception_type(PassingError),
                 stop=patience,
                 wait=wait_exponential_jitter(initial=0.5, max=15.0),
+                sleep=nap,
                 before_sleep=self._retry,
                 retry_error_callback=lambda state: patience.give_up(state, self.url),
             ):
@@ -150,7 +152,7 @@ class Client:
         watch = Watch(self._wait)
         pause = POLL_FIRST
         while True:
-            time.sleep(pause)
+            nap(pause)
             pause = min(POLL_LAST, pause * POLL_GROWTH)
             try:
                 response = self.get(f"/response/{name}")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
+from esr_eval.backends.waiting import nap
 from esr_eval.errors import EsrError
 
 CONNECT_SECONDS = 5.0
@@ -104,6 +105,7 @@ class Server:
         again = Retrying(
             retry=retry_if_exception_type((ServerGoneError, ServerFaultError)),
             wait=wait_exponential_jitter(initial=0.5, max=LONGEST_PAUSE, jitter=0.5),
+            sleep=nap,
             stop=patience.is_over,
             before_sleep=self._lost,
             reraise=True,
