@@ -16,6 +16,7 @@ from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.errors import EsrError
+from esr_eval.paths import given_path
 from esr_eval.spec import fingerprint
 from esr_eval.subjects import Subject, embedded_path
 from esr_eval.trial import Condition, Trial
@@ -200,7 +201,8 @@ def pick_latents(
 def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
     """Whether the `latents` argument names a file rather than indices."""
     return isinstance(latents, str) and (
-        Path(latents).suffix.lower() in {".csv", ".json", ".jsonl"} or Path(latents).is_file()
+        Path(latents).suffix.lower() in {".csv", ".json", ".jsonl"}
+        or Path(given_path(latents)).is_file()
     )
 
 

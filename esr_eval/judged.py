@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
 from esr_eval.log_files import ATTEMPTS, reading, source_of, subject_of
+from esr_eval.paths import given_path
 from esr_eval.trial import Trial
 
 CROSS_JUDGE = "cross_judge"
@@ -136,11 +137,11 @@ def choose_judged(
 
 
 def _paths(source: str) -> Iterator[tuple[str, bool]]:
-    for part in (part.strip() for part in source.split(",")):
+    for part in (given_path(part.strip()) for part in source.split(",") if part.strip()):
         if Path(part).is_dir():
             for log in list_eval_logs(part, recursive=False, descending=False):
                 yield log.name, True
-        elif part:
+        else:
             yield part, False
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from esr_eval.errors import EsrError
 
 DEFAULT_WAIT = 600.0
 DEFAULT_REQUESTS = 2
@@ -28,3 +31,22 @@ class RemoteArgs:
     wait: float = DEFAULT_WAIT
     sae_rows: Path | None = None
     trust_server: bool = False
+
+
+def server_url(given: str) -> str:
+    """A server's address, without a slash at its end.
+
+    Raises:
+        EsrError: It is none.
+    """
+    try:
+        parts = urlsplit(given)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port that is no number
+        valid = False
+    if not valid:
+        raise EsrError(
+            f"'{given}' is no address of a server: one looks like http://127.0.0.1:8000 "
+            "(--model-base-url)."
+        )
+    return given.rstrip("/")

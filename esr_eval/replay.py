@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
 from esr_eval.log_files import reading, source_of
+from esr_eval.paths import given_path
 from esr_eval.trial import Condition, Trial
 
 
@@ -44,6 +45,7 @@ def replay_log(path: str, condition: Condition | None = None) -> Replayed:
         EsrError: The log cannot be read, holds no trials, or was itself unsteered where a boost
             is asked for.
     """
+    path = given_path(path)
     with reading(path):
         header = read_eval_log(path, header_only=True)
         summaries = read_eval_log_sample_summaries(path)
@@ -71,6 +73,7 @@ def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
     Raises:
         EsrError: The log cannot be read, or holds no trials.
     """
+    path = given_path(path)
     with reading(path):
         header = read_eval_log(path, header_only=True)
         responses = [

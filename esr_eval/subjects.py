@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.errors import EsrError
+from esr_eval.paths import given_path
 from esr_eval.spec import Dtype, Runtime, SAERef
 
 PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
@@ -148,7 +149,7 @@ def check_layer(layer: int, n_layers: int, subject: str, said: str | None = None
 
 
 def embedded_path(reference: str) -> Path:
-    """Resolve `embedded:NAME/FILE` to the file shipped with the package; other paths stay."""
+    """Resolve `embedded:NAME/FILE` to the file shipped with the package; else a given path."""
     if not reference.startswith("embedded:"):
-        return Path(reference)
+        return Path(given_path(reference))
     return Path(str(resources.files("esr_eval.embedded"))) / reference.removeprefix("embedded:")

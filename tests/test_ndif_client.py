@@ -406,3 +406,9 @@ def test_vectors_travel_too():
     steering = Steering(runtime=RUNTIME, edits=(edit,))
     _, sent = payload(RUNTIME, [Row((1, 2, 3), sampling(), steering)])
     assert len(sent) < 40_000
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "http://127.0.0.1:80:", "http://", "ftp://host"])
+def test_what_is_no_address_is_told_in_one_sentence(url):
+    with pytest.raises(EsrError, match=r"no address of a server: .*--model-base-url"):
+        Client(remote(url))

@@ -386,3 +386,8 @@ def test_each_check_of_a_server_has_its_sentence(answers, chat, told, sentence):
 def test_a_server_that_is_down_is_told_at_once(chat):
     with pytest.raises(EsrError, match=r"No vLLM server answers at .* `esr-eval serve vllm start`"):
         first_check(Server("http://127.0.0.1:9", None, 600.0, lambda label, value: None), chat)
+
+
+def test_what_is_no_address_is_told_in_one_sentence():
+    with pytest.raises(EsrError, match=r"no address of a server: .*--model-base-url"):
+        Server("http://127.0.0.1:80:", None, 1.0, lambda label, value: None)

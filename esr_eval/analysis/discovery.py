@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from esr_eval.analysis.detector_statistics import Pairs
 from esr_eval.errors import EsrError
 from esr_eval.log_files import planned_of, reading, source_of
+from esr_eval.paths import given_path
 from esr_eval.sidecar import STORE_KEY, load
 from esr_eval.spec import Runtime
 
@@ -37,7 +38,7 @@ def read_discovery(log: str | Path) -> Discovery:
     Raises:
         EsrError: It is no such log, holds no reading, or its arrays are missing or have changed.
     """
-    path = str(log)
+    path = given_path(str(log))
     with reading(path):
         header = read_eval_log(path, header_only=True)
     about = header.eval.metadata or {}

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
+from esr_eval.paths import given_path
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import embedded_path
 from esr_eval.weights import PACKAGE_PREFIX, package_file
@@ -113,7 +114,7 @@ def model_source(runtime: Runtime) -> tuple[str, dict[str, Any]]:
     """
     if runtime.model.startswith(PACKAGE_PREFIX):
         return str(_unpacked(runtime.model)), {}
-    return runtime.model, {"revision": runtime.revision} if runtime.revision else {}
+    return given_path(runtime.model), {"revision": runtime.revision} if runtime.revision else {}
 
 
 def _unpacked(reference: str) -> Path:

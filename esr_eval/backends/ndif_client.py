@@ -28,7 +28,7 @@ from esr_eval.backends.ndif_errors import PassingError, explain, refused, said
 from esr_eval.backends.ndif_patience import Patience, Watch
 from esr_eval.backends.waiting import nap
 from esr_eval.errors import EsrError
-from esr_eval.remote import RemoteArgs
+from esr_eval.remote import RemoteArgs, server_url
 
 Report = Callable[[str, str], None]
 """Told what goes on: a caption and a short text."""
@@ -72,7 +72,7 @@ class Client:
             remote: Address, key and patience.
             report: Told about the queue, states and retries.
         """
-        self.url = (remote.base_url or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
+        self.url = server_url(remote.base_url or os.environ.get("NDIF_HOST") or CONFIG.API.HOST)
         self.loopback = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
         self.server_seconds, self.sent_bytes, self.retries = 0.0, 0, 0
         self._key = remote.api_key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY

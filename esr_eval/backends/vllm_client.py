@@ -12,6 +12,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exp
 
 from esr_eval.backends.waiting import nap
 from esr_eval.errors import EsrError
+from esr_eval.remote import server_url
 
 CONNECT_SECONDS = 5.0
 LONGEST_PAUSE = 5.0
@@ -45,7 +46,7 @@ class Server:
             wait: Seconds for which a lost server is tried again.
             report: Told how the server is, in few words.
         """
-        self.url = base_url.rstrip("/").removesuffix("/v1")
+        self.url = server_url(base_url).removesuffix("/v1")
         self.check_again: Callable[[], None] = lambda: None
         self._wait = wait
         self._report = report

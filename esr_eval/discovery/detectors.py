@@ -17,6 +17,7 @@ from esr_eval.discovery.report import (
     read_detector_file,
 )
 from esr_eval.errors import EsrError
+from esr_eval.paths import given_path
 from esr_eval.spec import Runtime, SAERef
 
 
@@ -69,13 +70,14 @@ def load_detectors(
     given = _indices(source)
     if given is not None:
         return DetectorSet(f"given_{len(given)}", given, {"given": "as indices"})
-    path = Path(str(source))
+    place = given_path(str(source))
+    path = Path(place)
     if not path.is_file() and "://" not in str(source):
         raise EsrError(
             f"There is no detector file, log or published set '{source}'; published for "
             f"{_published()['subject']} are {', '.join(published_sets())}."
         )
-    return _from_report(_report(path, str(source)), runtime, wanted, str(source))
+    return _from_report(_report(path, place), runtime, wanted, str(source))
 
 
 def _published_set(name: str, runtime: Runtime) -> DetectorSet:
