@@ -184,7 +184,7 @@ def test_ablation_on_the_embedded_subject(tmp_path):
             model="esr/smollm2-135m",
             model_args={"device": "cpu"},
             task_args=task_args,
-            max_tokens=8,
+            max_tokens=24,
             log_dir=str(tmp_path),
             display="none",
         )
