@@ -20,6 +20,6 @@ def given_path(text: str) -> str:
     if "://" in text:
         return text
     path = Path(text).expanduser()
-    if path.is_absolute() or path.exists() or not (STARTED_IN / path).exists():
-        return str(path) if path.is_absolute() else text
-    return str(STARTED_IN / path)
+    if not path.exists() and (STARTED_IN / path).exists():
+        path = STARTED_IN / path
+    return str(path)
