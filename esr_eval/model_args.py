@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esr_eval.errors import EsrError
 from esr_eval.remote import DEFAULT_REQUESTS, DEFAULT_WAIT, RemoteArgs
@@ -44,12 +44,6 @@ class ModelArgs(BaseModel):
     trust_server: bool | None = Field(
         default=None, description="Send hooks (code) to a vLLM server on another machine."
     )
-
-    @field_validator("sae_rows")
-    @classmethod
-    def _from_anywhere(cls, path: Path | None) -> Path | None:
-        # It is read while tasks run, which Inspect lets happen in another folder.
-        return path.absolute() if path else None
 
     @classmethod
     def parse(cls, args: dict[str, Any]) -> "ModelArgs":

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esr_eval.errors import EsrError
+from esr_eval.paths import given_path
 from esr_eval.sae_config import CFG_FILE, SAEConfig, parse_sae_config
 from esr_eval.spec import SAERef
 
@@ -125,6 +126,7 @@ class RowsFile:
         from safetensors import SafetensorError, safe_open
 
         way_out = "write one with `esr-eval latents rows SUBJECT -o FILE` where the SAE is."
+        file = Path(given_path(str(file)))
         if not file.is_file():
             raise EsrError(f"There is no file {file} of SAE rows: {way_out}")
         try:

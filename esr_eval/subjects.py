@@ -104,7 +104,7 @@ def subjects() -> dict[str, Subject]:
 
 def is_custom(name: str) -> bool:
     """Whether a model name is a path or Hugging Face id rather than a subject's name."""
-    return "/" in name or Path(name).exists()
+    return "/" in name or Path(given_path(name)).exists()
 
 
 def find_subject(name: str) -> Subject:

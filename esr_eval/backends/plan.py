@@ -46,11 +46,6 @@ class BatchPlan:
     edits: dict[int, LayerEdits]
     reads: dict[int, list[ReadPlan]]
 
-    @property
-    def layers(self) -> list[int]:
-        """Layers visited, in the order the model reaches them."""
-        return sorted({*self.edits, *self.reads})
-
     def work(self, rows: int, once: bool = False) -> Work:
         """The same as what the process of the model does, nothing done yet.
 

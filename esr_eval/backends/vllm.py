@@ -34,7 +34,7 @@ from esr_eval.backends.vllm_preflight import check_server, check_trust, first_ch
 from esr_eval.backends.vllm_results import Saved
 from esr_eval.edits import EncodeFn
 from esr_eval.errors import EsrError
-from esr_eval.remote import RemoteArgs, server_url
+from esr_eval.remote import RemoteArgs
 from esr_eval.spec import Readout, Runtime, Span
 
 COMPLETIONS = "/v1/completions"
@@ -71,10 +71,10 @@ class VLLMBackend(Chat):
             EsrError: The server does not answer, does not fit, or is not trusted.
         """
         super().__init__(runtime, remote.sae_rows)
-        url = server_url(remote.base_url) if remote.base_url else _own_server(runtime, report)
-        check_trust(url, remote.trust_server)
         key = remote.api_key or os.environ.get(KEY_ENV)
+        url = remote.base_url or _own_server(runtime, report)
         self._server = Server(url, key, remote.wait, report)
+        check_trust(url, remote.trust_server)
         self._found = first_check(self._server, self)
         self._server.check_again = self._check_again
         self._payloads = Payloads(self.sae, self.shape.n_layers)
