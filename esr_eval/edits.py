@@ -174,6 +174,8 @@ class LayerEdits:
         self.any_clamp = bool(self.clamped.any())
         if self.any_clamp and encode is None:
             raise ValueError("clamps need the activations of their latents")
+        # Where a boost acts as well, the residual changes whatever a clamp finds.
+        self.any_clamp_alone = any(_clamped_alone(terms) for terms in rows)
         self.encode = encode
         self.output_scale = output_scale
 
@@ -202,19 +204,16 @@ class LayerEdits:
         self.__dict__.update(state)
         self.directions = self.directions.float()[self.__dict__.pop("which")]
 
-    def touched(self, positions: Tensor) -> Tensor:
-        """Which positions get at least one edit.
+    def active(self, positions: Tensor) -> Tensor:
+        """Which terms act at which positions.
 
         Args:
             positions: Row-relative position of every column, shape (batch, position); negative
                 where the column is padding or the row has ended.
 
         Returns:
-            Boolean tensor (batch, position).
+            Boolean tensor (batch, position, term).
         """
-        return self._active(positions).any(-1)
-
-    def _active(self, positions: Tensor) -> Tensor:
         at = positions.unsqueeze(-1)
         inside = (at >= self.start.unsqueeze(1)) & (at < self.stop.unsqueeze(1))
         return inside & (at >= 0)
@@ -224,12 +223,15 @@ class LayerEdits:
 
         Args:
             x: Output of the layer, (batch, position, d_model), any float type.
-            positions: As for `touched`.
+            positions: As for `active`.
 
         Returns:
-            The change in float32, (batch, position, d_model); exact zeros where nothing is
-            touched.
+            The change in float32, (batch, position, d_model); exact zeros where nothing acts.
         """
+        return torch.bmm(self._amounts(x) * self.active(positions), self.directions)
+
+    def _amounts(self, x: Tensor) -> Tensor:
+        """How much of each term's direction is due at each position, (batch, position, term)."""
         amount = self.amount.unsqueeze(1)
         if self.any_clamp:
             assert self.encode is not None
@@ -237,10 +239,82 @@ class LayerEdits:
             index = self.slot.unsqueeze(1).expand(-1, x.shape[1], -1)
             held = activations.gather(-1, index)
             amount = torch.where(self.clamped.unsqueeze(1), amount - held, amount)
-        coefficients = amount * self._active(positions)
         if self.output_scale is not None:
             scale = self.output_scale(x.float())
-            coefficients = torch.where(
-                self.sae_scaled.unsqueeze(1), coefficients * scale, coefficients
-            )
-        return torch.bmm(coefficients, self.directions)
+            amount = torch.where(self.sae_scaled.unsqueeze(1), amount * scale, amount)
+        return amount
+
+    def may_hold(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Where the edits may rightly leave the residual as it is.
+
+        A boost or vector changes every position that it touches. A clamp need not: its latent may
+        have the wanted value already, or differ by less than the residual's precision shows.
+
+        Args:
+            x: As for `delta`.
+            positions: As for `active`.
+
+        Returns:
+            Positions at which clamps alone act, and none by enough to be sure of a change: boolean
+            (batch, position).
+        """
+        if not self.any_clamp_alone:
+            return torch.zeros_like(positions, dtype=torch.bool)
+        active, clamped = self.active(positions), self.clamped.unsqueeze(1)
+        others = active & ~clamped & (self.amount != 0).unsqueeze(1)
+        # A step this large moves at least the direction's largest component, whatever x is there.
+        largest = x.float().abs().amax(-1, keepdim=True)
+        steps = self._amounts(x).abs() * self.directions.abs().amax(-1).unsqueeze(1)
+        felt = steps >= largest * torch.finfo(x.dtype).eps
+        clamps = active & clamped
+        return clamps.any(-1) & ~others.any(-1) & ~(clamps & felt).any(-1)
+
+
+def _clamped_alone(terms: "Sequence[Term]") -> bool:
+    """Whether a clamp of one row acts where no boost or vector of that row does."""
+
+    def covers(one: "Term", other: "Term") -> bool:
+        ends = [NO_END if term.stop is None else term.stop for term in (one, other)]
+        return one.start <= other.start and ends[0] >= ends[1]
+
+    others = [term for term in terms if term.clamp_slot is None and term.amount]
+    clamps = [term for term in terms if term.clamp_slot is not None]
+    return not all(any(covers(other, clamp) for other in others) for clamp in clamps)
+
+
+class Change:
+    """What one layer's edits did in one forward pass, for the receipt.
+
+    Not what was meant to be done: an edit counts where the residual is another one than before,
+    and where the next layer receives just that one.
+    """
+
+    def __init__(self, edits: LayerEdits, before: Tensor, after: Tensor, positions: Tensor) -> None:
+        """Note a layer's output.
+
+        Args:
+            edits: What was applied.
+            before: The output unedited, (batch, position, d_model).
+            after: The output edited, of the same shape.
+            positions: As for `LayerEdits.active`.
+        """
+        self._before, self._after, self._inside = before, after, positions >= 0
+        self._may_hold = edits.may_hold(before, positions)
+
+    def arrived(self, received: Tensor) -> Tensor:
+        """Which positions were changed, and reached the next layer so.
+
+        Args:
+            received: What the next layer gets, (batch, position, d_model).
+
+        Returns:
+            Boolean (batch, position).
+        """
+        changed = self._inside & (self._after != self._before).any(-1)
+        if received is self._after:  # as good as always: the layers pass the same tensor on
+            return changed
+        return changed & (received.to(self._after.device) == self._after).all(-1)
+
+    def held(self) -> Tensor:
+        """Where clamps found nothing to change, boolean (batch, position)."""
+        return self._may_hold & (self._after == self._before).all(-1)

@@ -173,6 +173,7 @@ class ESRModelAPI(ModelAPI):
         backend.check(row)
         started = time.monotonic()
         generated = await self._batcher.submit(row)
+        _check_finite(generated, self.runtime)
         _check_receipt(generated)
         return _output(self.model_name, backend, row, generated, config, time.monotonic() - started)
 
@@ -226,10 +227,11 @@ class ESRModelAPI(ModelAPI):
                 try:
                     self._check_arguments(edits_needed=False)
                     self._backend = await anyio.to_thread.run_sync(self._load)
-                except EsrError as error:
-                    # Asking a hub that cannot be reached again for every sample takes minutes.
-                    self._refused = error
-                    raise
+                except Exception as error:
+                    # Loading again for every sample, or asking a hub that cannot be reached,
+                    # takes minutes each and ends alike.
+                    self._refused = _remembered(error, self.subject.name)
+                    raise self._refused from error
         return self._backend
 
     def _load(self) -> "BackendProtocol":
@@ -293,10 +295,26 @@ def _show(caption: str, value: str) -> None:
         anyio.from_thread.run_sync(display_counter, caption, value)
 
 
+def _remembered(error: Exception, subject: str) -> EsrError:
+    if isinstance(error, EsrError):
+        return error
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return EsrError(f"{subject} could not be loaded ({type(error).__name__}: {first[:200]}).")
+
+
+def _check_finite(generated: "Generated", runtime: Runtime) -> None:
+    if not generated.finite:
+        raise RuntimeError(
+            f"The logits after {len(generated.tokens)} tokens were infinite or no numbers, so no "
+            f"token could be chosen: the model left the range of {runtime.dtype}. Steer more "
+            "weakly, or use -M dtype=float32 or bfloat16."
+        )
+
+
 def _check_receipt(result: "Generated | Reading") -> None:
     if result.edited_positions != result.expected_positions:
         raise RuntimeError(
-            f"{result.edited_positions} positions were edited where "
+            f"The residual stream was changed at {result.edited_positions} positions where "
             f"{result.expected_positions} were due: this sample was not steered as asked."
         )
 
@@ -353,6 +371,7 @@ def _output(
         metadata = {
             "fingerprint": fingerprint(row.steering),
             "edited_positions": generated.edited_positions,
+            "held_positions": generated.held_positions,
             "self_check": backend.info.self_check,
             "sae_digest": backend.info.sae_digest,
             "device": backend.info.device,

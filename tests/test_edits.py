@@ -123,4 +123,4 @@ def test_positions_outside_the_span_stay_as_they_are(tmp_path):
     at = torch.tensor([[-1, 0, 1, 2, 3, 4, 5]])
     delta = edits.delta(torch.randn(1, 7, D_MODEL), at)
     assert (delta[0].abs().sum(-1) > 0).tolist() == [False] * 4 + [True, True, False]
-    assert edits.touched(at)[0].tolist() == [False] * 4 + [True, True, False]
+    assert edits.active(at)[0].any(-1).tolist() == [False] * 4 + [True, True, False]

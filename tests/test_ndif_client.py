@@ -157,7 +157,7 @@ def test_packing_loses_nothing():
     x = torch.randn(3, 6, 32, generator=numbers)
     at = torch.arange(6).repeat(3, 1)
     assert torch.equal(again.delta(x, at), edits.delta(x, at))
-    assert torch.equal(again.touched(at), edits.touched(at))
+    assert torch.equal(again.active(at), edits.active(at))
     assert again.encode.weight.dtype == torch.float32
     assert encoder.__getstate__()["weight"].dtype == torch.bfloat16
     assert encoder.__getstate__()["centre"].dtype == torch.float16

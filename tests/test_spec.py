@@ -101,8 +101,8 @@ def test_bounds(span, bounds):
     assert span.bounds(prompt_tokens=10, skip_first=1) == bounds
 
 
-def test_expected_positions_counts_each_touched_position_once_per_layer():
-    from esr_eval.backends.plan import expected_positions
+def test_due_positions_count_each_touched_position_once_per_layer():
+    from esr_eval.backends.plan import due_positions
     from esr_eval.sampling import Sampling
 
     spec = Steering(
@@ -111,8 +111,10 @@ def test_expected_positions_counts_each_touched_position_once_per_layer():
             Boost(latent=1, strength=1, layer=2),
             Boost(latent=2, strength=1, layer=2, positions="prompt"),
             Boost(latent=3, strength=1, layer=4, positions="generated", until_token=2),
+            Boost(latent=3, strength=0, layer=5),
         ),
     )
     row = Row(tuple(range(10)), Sampling(0, 0, None, None, 1.0, 5), spec)
-    assert expected_positions(row, fed=14) == 14 + 2
-    assert expected_positions(row, fed=11) == 11 + 1
+    assert due_positions(row, fed=14) == {2: 14, 4: 2}
+    assert due_positions(row, fed=11) == {2: 11, 4: 1}
+    assert due_positions(Row(row.prompt, row.sampling), fed=11) == {}

@@ -54,8 +54,9 @@ class Reading(NamedTuple):
         prompt_tokens: Length of the prompt.
         answer_tokens: Length of the answer.
         offsets: As in the passage.
-        edited_positions: Positions at which at least one edit was applied: the receipt.
+        edited_positions: The receipt, as in `Generated`.
         expected_positions: What the receipt must be.
+        held_positions: As in `Generated`.
     """
 
     values: list[NDArray[np.float32]]
@@ -64,6 +65,7 @@ class Reading(NamedTuple):
     offsets: NDArray[np.int64]
     edited_positions: int
     expected_positions: int
+    held_positions: int = 0
 
 
 class Steered(Protocol):
@@ -102,9 +104,14 @@ class Generated(NamedTuple):
     Attributes:
         tokens: Generated ids, the end-of-text token left out.
         stop_reason: Whether the model ended by itself or ran into its token limit.
-        edited_positions: Positions at which at least one edit was applied: the receipt.
-        expected_positions: What the receipt must be, from the spec and the tokens made.
+        edited_positions: The receipt: positions whose residual stream the edits really changed, as
+            the next layer received it, summed over layers.
+        expected_positions: What the receipt must be: positions that the spec and the tokens made
+            call for, less the held ones.
         readouts: One result per readout of the spec.
+        held_positions: Positions at which clamps alone act and found nothing to change: their
+            latents had the wanted values, to the precision of the residual.
+        finite: False when the row ended because its logits were no numbers.
     """
 
     tokens: list[int]
@@ -112,6 +119,8 @@ class Generated(NamedTuple):
     edited_positions: int
     expected_positions: int
     readouts: list[ReadoutResult]
+    held_positions: int = 0
+    finite: bool = True
 
 
 @dataclass

@@ -10,11 +10,13 @@ from esr_eval.backends.loading import Shape, load_tokenizer, read_ends, read_sha
 from esr_eval.backends.plan import load_vector
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import AddVector, Readout, Runtime, Steering
+from esr_eval.sampling import Sampling
+from esr_eval.spec import AddVector, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import check_layer
 
-PROBE_SHARE = 0.5
-"""Part of the residual's norm that a self-check adds: enough to move any model's logits."""
+PROBE_STRENGTH = 1000.0
+"""Norm of the vector that a self-check adds: more than any model's precision rounds away."""
+PROBE_TOKENS = 4
 
 
 class Chat:
@@ -98,8 +100,11 @@ class Chat:
             )
         if row.steering is None:
             return
+        fed = len(row.prompt) + made - isinstance(row, Row)  # the last token made is not fed back
         for part in (*row.steering.edits, *row.steering.readouts):
             check_layer(part.layer, self.shape.n_layers, subject)
+            if not isinstance(part, Readout):
+                self._check_span(part, len(row.prompt), fed, row.steering.runtime.skip_first)
             if isinstance(part, AddVector):
                 width = load_vector(part).shape[-1]
                 if width != self.shape.d_model:
@@ -119,6 +124,19 @@ class Chat:
                     continue
                 for latent in wanted:
                     self.sae.check_latent(int(latent))
+                if not isinstance(part, Readout):
+                    self.sae.decoder_row(part.latent)  # refuses one that cannot steer
+
+    def _check_span(self, edit: Edit, prompt: int, fed: int, skip_first: int) -> None:
+        first, stop = edit.bounds(prompt, 0)
+        if skip_first >= prompt and first < skip_first:
+            why = f"-M skip_first={skip_first} leaves out the whole prompt ({prompt} tokens)"
+        elif first >= (fed if stop is None else min(fed, stop)):
+            why = f"it begins at position {first} and at most {fed} are reached"
+        else:
+            return
+        what = "clamp" if isinstance(edit, Clamp) else "boost"
+        raise EsrError(f"The {what} at layer {edit.layer} does not act as asked: {why}.")
 
     def check_answers(self, passages: Sequence[Passage], layer: int) -> None:
         """Raise an `EsrError` when a layer cannot be averaged over these answers."""
@@ -132,20 +150,39 @@ class Chat:
         layer = self.runtime.steering_layer
         return self.shape.n_layers // 2 if layer is None else layer
 
-    def told_of_probe(self, moved: float, where: str = "") -> str:
+    def probe_rows(self) -> list[Row]:
+        """What a self-check generates: a greeting answered as it is, and with an edit."""
+        prompt = tuple(self.encode_chat([{"role": "user", "content": "Hello"}], None))
+        sampling = Sampling(0, 0.0, None, None, 1.0, PROBE_TOKENS)
+        width = self.shape.d_model
+        # Alternating, as an equal shift of all components is what a layer norm takes out.
+        vector = tuple((-1.0) ** i / width**0.5 for i in range(width))
+        edit = AddVector(vector=vector, strength=PROBE_STRENGTH, layer=self.probed_layer)
+        runtime = self.runtime.model_copy(update={"skip_first": 0})
+        return [
+            Row(prompt, sampling),
+            Row(prompt, sampling, Steering(runtime=runtime, edits=(edit,))),
+        ]
+
+    def told_of_probe(self, moved: float, arrived: int, due: int, where: str = "") -> str:
         """A self-check in words, for the log.
 
         Args:
             moved: By how much the probe's edit moved a logit.
+            arrived: Positions at which the edit was seen to arrive.
+            due: Positions at which it was made.
             where: Of which server the sentence speaks.
 
         Raises:
-            EsrError: It did not move any.
+            EsrError: It did not move any, or did not arrive at every position.
         """
-        if not moved > 0:
+        if not moved > 0 or arrived != due:
             raise EsrError(
                 f"An edit at layer {self.probed_layer} of {self.runtime.subject} does not reach "
                 f"its logits{where}: steering would be silently lost. Please report the model and "
                 "the versions of the packages that run it."
             )
-        return f"an edit at layer {self.probed_layer} moved the logits by up to {moved:.2f}"
+        return (
+            f"an edit at layer {self.probed_layer} moved the logits by up to {moved:.2f} and "
+            f"arrived at {arrived} of {due} positions{where}"
+        )

@@ -14,7 +14,12 @@ class Decoding:
     """State of one batch while it generates: what to choose next, who has ended, and where."""
 
     def __init__(
-        self, rows: "Sequence[Row]", ids: Tensor, mask: Tensor, end_tokens: Sequence[int]
+        self,
+        rows: "Sequence[Row]",
+        ids: Tensor,
+        mask: Tensor,
+        end_tokens: Sequence[int],
+        compare: bool = False,
     ) -> None:
         """Prepare a batch.
 
@@ -23,6 +28,7 @@ class Decoding:
             ids: The left-padded prompts, (batch, position).
             mask: Their attention mask, (batch, position).
             end_tokens: Ids that end a response.
+            compare: Whether to note how far the first two rows' logits are apart (`apart`).
         """
         device = mask.device
         self._sampler = RowSampler([row.sampling for row in rows], device)
@@ -36,6 +42,9 @@ class Decoding:
         self.alive = torch.ones(len(rows), dtype=torch.bool, device=device)
         self.ended_by_model = torch.zeros_like(self.alive)
         self.generated = torch.zeros_like(self._prompt_lengths)
+        self.finite = torch.ones_like(self.alive)
+        self.apart = 0.0
+        self._compare = compare
         self._chosen: list[Tensor] = []
 
     def to(self, device: torch.device) -> "Decoding":
@@ -70,6 +79,11 @@ class Decoding:
             self._seen = torch.zeros_like(logits, dtype=torch.bool)
             rows, columns = self._mask.nonzero(as_tuple=True)
             self._seen[rows, self._ids[rows, columns]] = True
+            if self._compare:
+                self.apart = float((logits[1].float() - logits[0].float()).abs().max())
+        # A row without one finite best logit ends here: any token would be made up.
+        self.finite &= ~self.alive | torch.isfinite(logits.amax(-1))
+        self.alive &= self.finite
         steps = torch.full_like(self.limits, self._step)
         chosen = self._sampler.choose(logits, self._seen, steps)
         chosen = torch.where(self.alive, chosen, self._ends[0])
@@ -126,10 +140,42 @@ def greedy_settings(limits: Tensor, end_tokens: Sequence[int], pad: int) -> Gene
         eos_token_id=list(end_tokens),
         pad_token_id=pad,
         use_cache=True,
-        # What is left open here is taken from the model's own settings: a penalty would count
-        # twice, as the rows bring theirs.
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_new_tokens=0,  # and so no min_length
-        num_beams=1,
+        **NEUTRAL,
     )
+
+
+NEUTRAL: dict[str, object] = {
+    # What is left open in a request is taken from the model's own settings: a penalty would count
+    # twice, as the rows bring theirs.
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,  # and so no min_length
+    "num_beams": 1,
+}
+"""Settings under which transformers' loop only follows."""
+OVERRULED = frozenset(
+    {
+        *NEUTRAL,
+        *("do_sample", "max_new_tokens", "max_length", "min_length", "eos_token_id"),
+        *("pad_token_id", "use_cache", "bos_token_id", "decoder_start_token_id"),
+        # Without sampling they are not looked at.
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        # How the cache is kept, and who wrote the file.
+        *("cache_implementation", "cache_config", "transformers_version"),
+    }
+)
+"""Settings of a model's own that have no say beside those of a request."""
+
+
+def meddling(settings: GenerationConfig) -> dict[str, object]:
+    """A model's own settings that would have a say in a loop that cannot be rid of them.
+
+    Args:
+        settings: The model's own, as its repository has them.
+    """
+    plain = GenerationConfig().to_dict()
+    return {
+        name: value
+        for name, value in settings.to_dict().items()
+        if name not in OVERRULED and not name.startswith("_") and value != plain.get(name)
+    }

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esr_eval.edits import LayerEdits
+from esr_eval.edits import Change, LayerEdits
 
 
-def residual(output: Any) -> Tensor:
-    """The residual stream in a decoder layer's output; some architectures return a tuple."""
-    x: Tensor = output[0] if isinstance(output, tuple) else output
+def residual(passed: Any) -> Tensor:
+    """The residual stream in what a decoder layer returns or gets; a tuple in some models."""
+    x: Tensor = passed[0] if isinstance(passed, tuple) else passed
     return x
 
 
@@ -65,6 +65,30 @@ class Read:
         self.key, self.start, self.stop, self.how, self.encode = key, start, stop, how, encode
 
 
+class Receipts:
+    """How many positions of every row were edited at one layer.
+
+    Attributes:
+        edited: Positions whose residual changed and reached the next layer so, (batch,).
+        held: Positions at which clamps alone act and found nothing to change, (batch,).
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Start with none."""
+        self.edited = torch.zeros(rows, dtype=torch.int64)
+        self.held = torch.zeros(rows, dtype=torch.int64)
+
+    def add(self, change: "Change", received: Tensor) -> None:
+        """Count one forward pass, on the device that it ran on."""
+        edited, held = change.arrived(received).sum(-1), change.held().sum(-1)
+        self.edited = self.edited.to(edited.device) + edited
+        self.held = self.held.to(held.device) + held
+
+    def counted(self) -> "tuple[Tensor, Tensor]":
+        """Edited and held, on the CPU."""
+        return self.edited.cpu(), self.held.cpu()
+
+
 class Work:
     """A batch's edits and readouts by layer, with what has been counted and read so far."""
 
@@ -88,12 +112,13 @@ class Work:
         self.reads = reads
         self.once = once
         self.layers = sorted({*edits, *reads})
-        self.receipts = torch.zeros(rows, dtype=torch.int64)
+        self._receipts = {layer: Receipts(rows) for layer in edits}
+        self._underway: dict[int, Change] = {}
         self.kept: dict[tuple[int, int], list[Tensor]] = {}
         self.found: dict[tuple[int, int], tuple[Tensor, int]] = {}
 
     def visit(self, layer: int, x: Tensor, positions: Tensor) -> None:
-        """Edit a layer's output in place, count the edited positions, and read.
+        """Edit a layer's output in place, and read.
 
         Args:
             layer: Which layer.
@@ -102,9 +127,9 @@ class Work:
         """
         at = positions.to(x.device)
         if layer in self.edits:
-            edits = self.edits[layer].to(x.device)
+            edits, before = self.edits[layer].to(x.device), x.clone()
             x[:] = (x.float() + edits.delta(x, at)).to(x.dtype)
-            self.receipts += edits.touched(at).sum(-1).cpu()
+            self._underway[layer] = Change(edits, before, x, at)
         for read in self.reads.get(layer, ()):
             here = at[read.key[0]]
             wanted = (here >= read.start) & (here < read.stop) & (here >= 0)
@@ -112,6 +137,19 @@ class Work:
                 self.kept.setdefault(read.key, []).append(self._values(read, x, wanted))
                 if self.once:
                     self._finish(read)
+
+    def arrive(self, layer: int, received: Tensor) -> None:
+        """Count the positions of a layer's edits that the next layer gets to see.
+
+        Args:
+            layer: Which layer was edited in this forward pass.
+            received: What the next one gets, (batch, position, d_model).
+        """
+        self._receipts[layer].add(self._underway.pop(layer), received)
+
+    def receipts(self) -> "dict[int, tuple[Tensor, Tensor]]":
+        """By layer, for every row: positions edited, and held by clamps as they were, (batch,)."""
+        return {layer: one.counted() for layer, one in self._receipts.items()}
 
     def _values(self, read: Read, x: Tensor, wanted: Tensor) -> Tensor:
         values = x[read.key[0]][wanted]

@@ -14,14 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
-from esr_eval.backends.chat import PROBE_SHARE, Chat
+from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import Decoding
 from esr_eval.backends.kernel import Work, reduced
 from esr_eval.backends.ndif_client import Client, Job, Report
 from esr_eval.backends.ndif_preflight import preflight
 from esr_eval.backends.ndif_trace import RemoteModel
 from esr_eval.backends.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
-from esr_eval.backends.results import generated, generated_readouts, means, read_results
+from esr_eval.backends.results import (
+    counts_of,
+    generated,
+    generated_readouts,
+    means,
+    read_results,
+)
 from esr_eval.edits import LatentEncoder
 from esr_eval.errors import EsrError
 from esr_eval.remote import RemoteArgs
@@ -97,9 +103,15 @@ class NDIFBackend(Chat):
             MemoryError: The server ran out of memory.
             RuntimeError: The server's loop did not follow the chosen tokens.
         """
+        return self._generate(rows)[0]
+
+    def _generate(
+        self, rows: Sequence[Row], compare: bool = False
+    ) -> tuple[list[Generated], dict[str, Any]]:
+        """Generate; also the server's whole answer."""
         ids, mask = padded([row.prompt for row in rows], self.pad, CPU)
         plan = plan_batch(rows, self.sae, lambda layer: CPU)
-        decoding = Decoding(rows, ids, mask, self.ends)
+        decoding = Decoding(rows, ids, mask, self.ends, compare)
         found = self._run(self._model.generate(ids, mask, decoding, plan.work(len(rows))))
         results = []
         for b, row in enumerate(rows):
@@ -114,11 +126,12 @@ class NDIFBackend(Chat):
                     row,
                     tokens,
                     bool(found["ended"][b]),
-                    int(found["receipts"][b]),
+                    counts_of(b, found["receipts"]),
                     generated_readouts(row, b, found["readings"]),
+                    bool(found["finite"][b]),
                 )
             )
-        return results
+        return results, found
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """Read over finished conversations; as many in one request as its result may hold.
@@ -179,16 +192,16 @@ class NDIFBackend(Chat):
         Raises:
             EsrError: It does not, or the server holds the model in another precision.
         """
-        prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
-        pair = torch.tensor([prompt] * 2)
-        found = self._run(self._model.probe(pair, self.probed_layer, PROBE_SHARE))
-        dtype, moved = str(found["dtype"]).removeprefix("torch."), float(found["moved"])
+        (_, edited), found = self._generate(self.probe_rows(), compare=True)
+        dtype = str(found["dtype"]).removeprefix("torch.")
         if dtype != self.runtime.dtype:
             raise EsrError(
                 f"NDIF holds {self.runtime.model} in {dtype}, not {self.runtime.dtype}: "
                 f"pass -M dtype={dtype}."
             )
-        return self.told_of_probe(moved, f" on NDIF ({self._client.url})")
+        where = f" on NDIF ({self._client.url})"
+        arrived, due = edited.edited_positions, edited.expected_positions
+        return self.told_of_probe(float(found["apart"]), arrived, due, where)
 
 
 def _without_sae(plan: BatchPlan, rows: int) -> Work:

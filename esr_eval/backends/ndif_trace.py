@@ -10,7 +10,6 @@ import threading
 from typing import Any
 
 import nnsight
-import torch
 from nnsight import TransformersModel
 from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
@@ -20,7 +19,7 @@ from torch import Tensor
 from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import Decoding, greedy_settings
 from esr_eval.backends.kernel import Work, force, residual, softcapped
-from esr_eval.backends.layout import decoder_layers_path, descend
+from esr_eval.backends.layout import Stack, descend
 from esr_eval.backends.loading import model_source
 from esr_eval.errors import EsrError
 from esr_eval.subjects import embedded_path
@@ -77,7 +76,7 @@ class RemoteModel:
                 "know; run it with -M backend=local or vllm."
             )
         self._cap = getattr(config, "final_logit_softcapping", None)
-        self._layers = descend(self._lm, decoder_layers_path(module))
+        self._stack = Stack(module, self._lm)
         self._head = descend(self._lm, head_path)
         self._ends, self._pad = chat.ends, chat.pad
         self._tracing = threading.Lock()  # nnsight's tree has one interleaver
@@ -95,11 +94,13 @@ class RemoteModel:
 
         Returns:
             The request's payload. Its answer holds `out`: tokens (batch, steps), what the model's
-            own loop returned (batch, prompt + steps), generated, ended, receipts (batch,),
-            readings, dtype.
+            own loop returned (batch, prompt + steps), generated, ended, finite (batch,), receipts,
+            readings, how far the first two rows' first logits are apart (where `decoding`
+            compares them), and the logits' dtype.
         """
         settings = greedy_settings(decoding.limits, self._ends, self._pad)
-        lm, layers, head, cap, made = self._lm, self._layers, self._head, self._cap, _Payload()
+        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(work)
+        head, cap, made = self._head, self._cap, _Payload()
         with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
             with lm.generate(generation_config=settings, backend=made) as tracer:
                 with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
@@ -107,6 +108,8 @@ class RemoteModel:
                         for layer in work.layers:
                             x = residual(layers[layer].output)
                             work.visit(layer, x, decoding.to(x.device).positions())
+                            if layer in receivers:
+                                work.arrive(layer, residual(receivers[layer].input))
                         logits = head.output
                         last = softcapped(logits[:, -1], cap)
                         force(logits, decoding.to(last.device).choose(last))
@@ -118,8 +121,11 @@ class RemoteModel:
                             "looped": looped.cpu(),
                             "generated": decoding.generated.cpu(),
                             "ended": decoding.ended_by_model.cpu(),
-                            "receipts": work.receipts,
+                            "finite": decoding.finite.cpu(),
+                            "receipts": work.receipts(),
                             "readings": work.readings(),
+                            "apart": decoding.apart,
+                            "dtype": str(logits.dtype),
                         }
                     )
         return made.payload
@@ -134,42 +140,24 @@ class RemoteModel:
             work: What is edited and read; nothing done yet.
 
         Returns:
-            The request's payload. Its answer holds `out`: receipts (batch,), readings.
+            The request's payload. Its answer holds `out`: receipts, readings.
         """
-        lm, layers, made = self._lm, self._layers, _Payload()
+        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(work)
+        made = _Payload()
         with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
             with lm.trace(backend=made) as tracer:
                 with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
                     for layer in work.layers:
                         work.visit(layer, residual(layers[layer].output), at)
-                    found = {"receipts": work.receipts, "readings": work.readings()}
+                        if layer in receivers:
+                            work.arrive(layer, residual(receivers[layer].input))
+                    found = {"receipts": work.receipts(), "readings": work.readings()}
                     out = nnsight.save(found)  # noqa: F841 - sent back by its name
         return made.payload
 
-    def probe(self, ids: Tensor, layer: int, share: float) -> bytes:
-        """A request that edits one of two equal rows and compares their logits.
-
-        Args:
-            ids: The same text twice, (2, position).
-            layer: Where to edit.
-            share: Part of the residual's norm that is added.
-
-        Returns:
-            The request's payload. Its answer holds `out`: moved, by how much the edit moved a
-            logit, and dtype, in which the server holds the model.
-        """
-        lm, layers, head, made = self._lm, self._layers, self._head, _Payload()
-        mask = torch.ones_like(ids)
-        with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
-            with lm.trace(backend=made) as tracer:
-                with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
-                    x = residual(layers[layer].output)
-                    size = x[0, -1].float().norm() * share / x.shape[-1] ** 0.5
-                    x[1] = (x[1].float() + size).to(x.dtype)
-                    logits = head.output[:, -1].float()
-                    moved = float((logits[1] - logits[0]).abs().max())
-                    out = nnsight.save({"moved": moved, "dtype": str(x.dtype)})  # noqa: F841
-        return made.payload
+    def _receivers(self, work: Work) -> dict[int, Any]:
+        """Where the edits of each layer have to arrive."""
+        return {layer: self._stack.receiver(layer) for layer in work.edits}
 
 
 class _Payload(Backend):  # type: ignore[misc]

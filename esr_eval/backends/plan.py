@@ -154,20 +154,23 @@ def padded_passages(
     return ids, mask, at
 
 
-def expected_positions(row: Steered, fed: int) -> int:
-    """How many positions a row's edits must have touched, counted per layer.
+def due_positions(row: Steered, fed: int) -> dict[int, int]:
+    """How many positions a row's edits call for at each layer that they name.
 
     Args:
         row: The request.
         fed: Number of tokens that went through the model, prompt included.
     """
-    if row.steering is None:
-        return 0
     touched: dict[int, set[int]] = {}
-    for edit in row.steering.edits:
+    for edit in row.steering.edits if row.steering else ():
+        if not isinstance(edit, Clamp) and not edit.strength:
+            continue  # changes nothing, and says so
+        assert row.steering is not None
         start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
-        touched.setdefault(edit.layer, set()).update(range(start, min(fed, stop or fed)))
-    return sum(len(positions) for positions in touched.values())
+        touched.setdefault(edit.layer, set()).update(
+            range(start, fed if stop is None else min(fed, stop))
+        )
+    return {layer: len(positions) for layer, positions in touched.items()}
 
 
 def _layer_edits(
@@ -216,12 +219,19 @@ def load_vector(edit: AddVector) -> Tensor:
     """The vector an edit adds, float32 (d_model,).
 
     Raises:
-        EsrError: The file is missing, has changed, or lacks the tensor.
+        EsrError: The file is missing, has changed, or lacks the tensor, or the vector is zero or
+            not finite.
     """
     if edit.vector is not None:
-        return torch.tensor(edit.vector, dtype=torch.float32)
-    assert edit.path is not None and edit.tensor is not None
-    return _vector_from_file(edit.path, edit.tensor, edit.sha256)
+        vector = torch.tensor(edit.vector, dtype=torch.float32)
+    else:
+        assert edit.path is not None and edit.tensor is not None
+        vector = _vector_from_file(edit.path, edit.tensor, edit.sha256)
+    if not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
+        named = f"'{edit.tensor}' of {edit.path}" if edit.path else "of the request"
+        what = "zero everywhere" if not bool(vector.any()) else "not finite"
+        raise EsrError(f"The vector {named} is {what}, so adding it cannot steer.")
+    return vector
 
 
 @lru_cache(maxsize=64)

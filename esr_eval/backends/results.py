@@ -1,20 +1,47 @@
 """From what was found where the model runs to results, the same for every backend."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esr_eval.backends.base import Generated, Passage, Reading, ReadoutResult, Row
+from esr_eval.backends.base import Generated, Passage, Reading, ReadoutResult, Row, Steered
 from esr_eval.backends.kernel import reduced
-from esr_eval.backends.plan import expected_positions
+from esr_eval.backends.plan import due_positions
 from esr_eval.sae import SparseSAE
 from esr_eval.spec import Readout
 
 Readings = Mapping[tuple[int, int], tuple[Tensor | None, int]]
 """What `kernel.Work.readings` found: by row and readout its value, and how many positions."""
+Counts = Mapping[int, tuple[int, int]]
+"""One row's receipts: by layer how many positions were edited, and how many held by clamps."""
+
+
+def counts_of(row: int, receipts: Mapping[int, tuple[Tensor, Tensor]]) -> Counts:
+    """One row's part of what `kernel.Work.receipts` counted."""
+    return {layer: (int(edited[row]), int(held[row])) for layer, (edited, held) in receipts.items()}
+
+
+class _Receipt(NamedTuple):
+    edited_positions: int
+    expected_positions: int
+    held_positions: int
+
+
+def _receipt(row: Steered, fed: int, counts: Counts) -> _Receipt:
+    """What was edited beside what was due; an edit at a layer that the spec does not name is none.
+
+    Args:
+        row: The request.
+        fed: Number of tokens that went through the model, prompt included.
+        counts: What was counted.
+    """
+    due = due_positions(row, fed)
+    edited, held = (sum(counts.get(layer, (0, 0))[k] for layer in due) for k in (0, 1))
+    return _Receipt(edited, sum(due.values()) - held, held)
 
 
 def fed_tokens(row: Row, made: int, ended_by_model: bool) -> int:
@@ -32,16 +59,27 @@ def generated(
     row: Row,
     tokens: list[int],
     ended_by_model: bool,
-    edited_positions: int,
+    counts: Counts,
     readouts: list[ReadoutResult],
+    finite: bool = True,
 ) -> Generated:
-    """One row's result, with the receipt that is due."""
+    """One row's result, with the receipt that is due.
+
+    Args:
+        row: The request.
+        tokens: What was generated, without the end.
+        ended_by_model: Whether an end was chosen.
+        counts: What was edited.
+        readouts: What was read.
+        finite: Whether all its logits were numbers.
+    """
+    fed = fed_tokens(row, len(tokens), ended_by_model or not finite)
     return Generated(
         tokens=tokens,
         stop_reason="stop" if ended_by_model else "max_tokens",
-        edited_positions=edited_positions,
-        expected_positions=expected_positions(row, fed_tokens(row, len(tokens), ended_by_model)),
         readouts=readouts,
+        finite=finite,
+        **_receipt(row, fed, counts)._asdict(),
     )
 
 
@@ -81,27 +119,38 @@ def read_value(
     return np.asarray(value.float().numpy())
 
 
-def reading(passage: Passage, values: list[NDArray[np.float32]], edited_positions: int) -> Reading:
-    """What was read over a passage, with the receipt that is due."""
+def reading(passage: Passage, values: list[NDArray[np.float32]], counts: Counts) -> Reading:
+    """What was read over a passage, with the receipt that is due.
+
+    Raises:
+        RuntimeError: An activation is no number.
+    """
+    if not all(np.isfinite(value).all() for value in values):
+        raise RuntimeError(
+            "Activations came out infinite or as no number: the residual stream left the range of "
+            f"{passage.steering.runtime.dtype}; use -M dtype=float32 or bfloat16, or a weaker edit."
+        )
     return Reading(
         values=values,
         prompt_tokens=len(passage.prompt),
         answer_tokens=len(passage.answer),
         offsets=passage.offsets,
-        edited_positions=edited_positions,
-        expected_positions=expected_positions(passage, len(passage.prompt) + len(passage.answer)),
+        **_receipt(passage, len(passage.prompt) + len(passage.answer), counts)._asdict(),
     )
 
 
 def read_results(
-    passages: Sequence[Passage], readings: Readings, receipts: Tensor, sae: SparseSAE | None
+    passages: Sequence[Passage],
+    readings: Readings,
+    receipts: Mapping[int, tuple[Tensor, Tensor]],
+    sae: SparseSAE | None,
 ) -> list[Reading]:
     """What was read over every passage of a batch.
 
     Args:
         passages: The batch.
         readings: What was found for it.
-        receipts: Edited positions of every passage, (batch,).
+        receipts: What `kernel.Work.receipts` counted.
         sae: The SAE that the readouts name.
     """
     return [
@@ -111,7 +160,7 @@ def read_results(
                 read_value(readout, readings[b, k][0], sae)
                 for k, readout in enumerate(passage.steering.readouts)
             ],
-            int(receipts[b]),
+            counts_of(b, receipts),
         )
         for b, passage in enumerate(passages)
     ]

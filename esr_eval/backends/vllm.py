@@ -146,7 +146,7 @@ class VLLMBackend(Chat):
         for index, readout in enumerate(row.steering.readouts if row.steering else ()):
             value, count = self._reading(saved, row, index, readout, fed)
             readouts.append(readout_result(readout, value, count))
-        return generated(row, tokens, by_model, saved.edited_positions(fed), readouts)
+        return generated(row, tokens, by_model, saved.counts(fed), readouts, saved.finite)
 
     def _read(self, passage: Passage) -> Reading:
         whole = (*passage.prompt, *passage.answer)
@@ -155,7 +155,7 @@ class VLLMBackend(Chat):
         for index, readout in enumerate(passage.steering.readouts):
             value, _ = self._reading(saved, passage, index, readout, len(whole))
             values.append(read_value(readout, value, self.sae))
-        return reading(passage, values, saved.edited_positions(len(whole)))
+        return reading(passage, values, saved.counts(len(whole)))
 
     def _ask(
         self,
@@ -218,6 +218,7 @@ def _server_sampling(row: Row) -> dict[str, Any]:
         "temperature": wanted.temperature,
         "top_p": 1.0 if wanted.top_p is None else wanted.top_p,
         "top_k": 0 if wanted.top_k is None else wanted.top_k,
+        "min_p": 0.0,  # what a request leaves open, the server takes from the model's own settings
         "repetition_penalty": wanted.repetition_penalty,
         "seed": wanted.seed,
     }

@@ -4,6 +4,9 @@ It travels as source text (`vllm_payload.py`), together with `edits.py`, as the 
 this package nor, maybe, this Python version. So it needs nothing but torch there. vLLM-lens drops
 the edits of a whole batch when any hook of that batch raises, be it another client's; so nothing
 may raise here, and an edit counts as done only when the next layer was seen to receive it.
+
+The last layer also tells when the residual stream is no number any more: whatever token the server
+then draws is made up.
 """
 
 import base64
@@ -12,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esr_eval.edits import NO_END, LatentEncoder, LayerEdits, Term, norm_scale, spread
+from esr_eval.edits import NO_END, Change, LatentEncoder, LayerEdits, Term, norm_scale, spread
 
 _DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}
@@ -22,9 +25,11 @@ class _Edit(NamedTuple):
     """An edit that the next layer has not confirmed yet."""
 
     ctx: Any
-    runs: list[list[int]]
+    first: int
+    touched: list[bool]
     row: int
     edited: Tensor
+    change: Change
 
 
 _UNDERWAY: dict[int, tuple[Any, list[_Edit]]] = {}
@@ -76,16 +81,12 @@ class _Layer:
             for read in data["reads"]
         ]
 
-    def touched(self, first: int, count: int) -> list[list[int]]:
-        """Runs `[first, end]` of the positions that at least one edit touches, out of `count`."""
-        runs: list[list[int]] = []
-        for at in range(first, first + count):
-            if any(start <= at < stop for start, stop in self.spans):
-                if runs and runs[-1][1] == at:
-                    runs[-1][1] = at + 1
-                else:
-                    runs.append([at, at + 1])
-        return runs
+    def touched(self, first: int, count: int) -> list[bool]:
+        """Which of `count` positions at least one edit touches."""
+        return [
+            any(start <= at < stop for start, stop in self.spans)
+            for at in range(first, first + count)
+        ]
 
 
 class EditHook:
@@ -119,17 +120,25 @@ class EditHook:
             ctx.saved.update(width=hidden.shape[-1], dtype=dtype, torch=torch.__version__)
             ctx.saved["device"] = hidden.device.type
         first, count = _first_position(ctx, hidden), hidden.shape[0]
-        runs = layer.touched(first, count)
+        touched = layer.touched(first, count)
         edited = None
-        if runs and layer.edits is not None:
-            at = torch.arange(first, first + count, device=hidden.device)
-            delta = layer.edits.delta(hidden.unsqueeze(0), at.unsqueeze(0))[0]
+        if any(touched) and layer.edits is not None:
+            at = torch.arange(first, first + count, device=hidden.device).unsqueeze(0)
+            before = hidden.clone().unsqueeze(0)
+            delta = layer.edits.delta(before, at)[0]
             edited = (hidden.float() + delta).to(hidden.dtype)
-            _note(ctx, "edited", number, rank, runs)
+            _note(ctx, "edited", number, rank, _runs(first, touched))
+            row = hidden.storage_offset() // hidden.stride(0)
+            change = Change(layer.edits, before, edited.unsqueeze(0), at)
+            one = _Edit(ctx, first, touched, row, edited, change)
             if _watch(ctx.model, number, self._data["n_layers"]):
-                row = hidden.storage_offset() // hidden.stride(0)
-                _await(number, _Edit(ctx, runs, row, edited))
+                _await(number, one)
+            else:
+                _judge(number, [one], [edited])
         now = hidden if edited is None else edited
+        last = number == self._data["n_layers"] - 1
+        if last and self._data["edits"] and not bool(torch.isfinite(now).all()):
+            ctx.saved["broken"] = True
         for index, start, stop, encode in layer.reads:
             low, high = max(start, first), min(stop, first + count)
             if low < high:
@@ -171,12 +180,39 @@ def _confirm(layer: int, args: tuple[Any, ...]) -> None:
         hidden = next(
             x for x in args if isinstance(x, Tensor) and x.dtype == like.dtype and x.ndim == 2
         )
-        same = [(hidden[e.row : e.row + len(e.edited)] == e.edited).all() for e in edits]
-        for edit, arrived in zip(edits, torch.stack(same).tolist(), strict=True):
-            _note(edit.ctx, "arrived" if arrived else "lost", layer, _rank(), edit.runs)
+        _judge(layer, edits, [hidden[e.row : e.row + len(e.edited)] for e in edits])
     except Exception as error:
         for edit in edits:
             _tell(edit.ctx, error)
+
+
+def _judge(layer: int, edits: list[_Edit], received: list[Tensor]) -> None:
+    """Note what became of every edited position, with one wait for the device."""
+    seen = [e.change.arrived(x.unsqueeze(0))[0] for e, x in zip(edits, received, strict=True)]
+    held = [e.change.held()[0] for e in edits]
+    flags = torch.stack([torch.cat(seen), torch.cat(held)]).tolist()
+    at = 0
+    for edit in edits:
+        end = at + len(edit.touched)
+        part = list(zip(edit.touched, flags[0][at:end], flags[1][at:end], strict=True))
+        at = end
+        for name, which in (
+            ("arrived", [arrived for _, arrived, _ in part]),
+            ("held", [kept for _, _, kept in part]),
+            ("lost", [due and not (arrived or kept) for due, arrived, kept in part]),
+        ):
+            _note(edit.ctx, name, layer, _rank(), _runs(edit.first, which))
+
+
+def _runs(first: int, flags: list[bool]) -> list[list[int]]:
+    """Runs `[first, end]` of the positions that are flagged."""
+    runs: list[list[int]] = []
+    for at, flag in enumerate(flags, first):
+        if flag and runs and runs[-1][1] == at:
+            runs[-1][1] = at + 1
+        elif flag:
+            runs.append([at, at + 1])
+    return runs
 
 
 def _end(stop: int | None) -> int:

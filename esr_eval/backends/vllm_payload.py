@@ -29,6 +29,8 @@ from esr_eval.spec import AddVector, Clamp, Edit, Readout, Span
 HOOKS_ARG = "apply_hooks"
 """Extra argument of a request in which vLLM-lens expects hooks."""
 
+NOTHING: dict[str, Any] = {"normalisation": "none", "terms": [], "clamped": None, "reads": []}
+"""A layer's plan that neither edits nor reads."""
 _EXPRESSION = "exec(boot, space := {}) or space['load'](expression, boot, source, data)"
 _BOOT = """
 import hashlib, sys, types
@@ -127,7 +129,9 @@ class Payloads:
             }
             for layer in sorted({part.layer for part in (*steering.edits, *steering.readouts)})
         }
-        return hook_args(layers, self._n_layers)
+        if steering.edits:  # the last layer tells whether what comes out is a number
+            layers.setdefault(self._n_layers - 1, NOTHING)
+        return hook_args(layers, self._n_layers, edits=bool(steering.edits))
 
     @property
     def _elementwise(self) -> bool:
@@ -190,13 +194,21 @@ def residual_args(layer: int, span: Span, prompt: int, n_layers: int) -> dict[st
     """Extra arguments that bring the residual stream behind a layer back, unedited."""
     start, stop = span.bounds(prompt, 0)
     read = {"index": 0, "start": start, "stop": stop, "latents": None}
-    plan = {"normalisation": "none", "terms": [], "clamped": None, "reads": [read]}
-    return hook_args({layer: plan}, n_layers)
+    return hook_args({layer: {**NOTHING, "reads": [read]}}, n_layers)
 
 
-def hook_args(layers: dict[int, dict[str, Any]], n_layers: int) -> dict[str, str]:
-    """Extra arguments that carry the hook for given layers' plans."""
-    raw = pickle.dumps(_Shipped({"n_layers": n_layers, "layers": layers}), protocol=4)
+def hook_args(
+    layers: dict[int, dict[str, Any]], n_layers: int, edits: bool = False
+) -> dict[str, str]:
+    """Extra arguments that carry the hook for given layers' plans.
+
+    Args:
+        layers: What to do at each layer.
+        n_layers: Number of decoder layers of the model.
+        edits: Whether to watch the last layer for numbers that are none.
+    """
+    data = {"n_layers": n_layers, "layers": layers, "edits": edits}
+    raw = pickle.dumps(_Shipped(data), protocol=4)
     code = {"cloudpickle": base64.b64encode(raw).decode("ascii")}
     return {HOOKS_ARG: json.dumps([{"fn": code, "layer_indices": sorted(layers)}])}
 

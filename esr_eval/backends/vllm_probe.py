@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-from esr_eval.backends.chat import PROBE_SHARE, Chat
+from esr_eval.backends.chat import Chat
 from esr_eval.backends.vllm_client import Server, ServerFaultError
-from esr_eval.backends.vllm_payload import as_bytes, hook_args
+from esr_eval.backends.vllm_payload import NOTHING, as_bytes, hook_args
 from esr_eval.backends.vllm_results import Saved
 from esr_eval.errors import EsrError
 
 PROBE_TOKENS = 160
 """More than a block of any prefix cache holds, or it could not be caught at work."""
+PROBE_SHARE = 0.5
+"""Part of the residual's norm that the probe adds: enough to move any model's logits."""
 SAME_SHARE = 0.1
 """Two passes over the same tokens may differ by rounding, an edit's effect is far larger."""
 START = "start it with `esr-eval serve vllm start`"
@@ -54,16 +56,16 @@ def check_hooks(server: Server, chat: Chat, found: Found) -> None:
         "stop": None,
         "sae_scaled": False,
     }
-    edit = hook_args({layer: _plan(terms=[term])}, chat.shape.n_layers)
+    edit = hook_args({layer: {**NOTHING, "terms": [term]}}, chat.shape.n_layers)
     body = {**probe_body(found.model, tokens), "logprobs": 5, "return_tokens_as_token_ids": True}
     answer = server.post("/v1/completions", {**body, "vllm_xargs": edit})
-    done = Saved(answer).edited_positions(PROBE_TOKENS)
+    done, _ = Saved(answer).counts(PROBE_TOKENS).get(layer, (0, 0))
     steered, later = _logprobs(answer), _logprobs(server.post("/v1/completions", body))
     skip = {"skip_reading_prefix_cache": 1}
     alone = _logprobs(server.post("/v1/completions", {**body, "vllm_xargs": skip}))
     moved = _distance(steered, alone)
-    where = f" on the vLLM server at {server.url} ({done} of {PROBE_TOKENS} positions arrived)"
-    found.self_check = chat.told_of_probe(moved if done == PROBE_TOKENS else 0.0, where)
+    where = f" on the vLLM server at {server.url}"
+    found.self_check = chat.told_of_probe(moved, done, PROBE_TOKENS, where)
     if _distance(later, alone) > SAME_SHARE * moved:
         raise EsrError(prefix_cache_sentence(server))
 
@@ -74,9 +76,10 @@ def _check_residual(
     """Norm of the last token's residual; checks layers, width and dtype on the way."""
     shape, runtime = chat.shape, chat.runtime
     read = {"index": 0, "start": 0, "stop": None, "latents": None}
-    plans = {layer: _plan(reads=[read]), shape.n_layers - 1: _plan(reads=[{**read, "index": 1}])}
+    last = {**NOTHING, "reads": [{**read, "index": 1}]}
+    plans = {layer: {**NOTHING, "reads": [read]}, shape.n_layers - 1: last}
     if layer == shape.n_layers - 1:
-        plans = {layer: _plan(reads=[read])}
+        plans = {layer: {**NOTHING, "reads": [read]}}
     body = {**probe_body(found.model, tokens), "vllm_xargs": hook_args(plans, shape.n_layers)}
     try:
         answer = server.post("/v1/completions", body)
@@ -115,10 +118,6 @@ def _check_residual(
     residual = saved.read(0, len(tokens) - 1, len(tokens))
     assert residual is not None
     return float(residual.norm())
-
-
-def _plan(**parts: Any) -> dict[str, Any]:
-    return {"normalisation": "none", "terms": [], "clamped": None, "reads": [], **parts}
 
 
 def _logprobs(answer: dict[str, Any]) -> dict[str, float]:

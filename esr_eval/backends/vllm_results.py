@@ -34,28 +34,32 @@ class Saved:
             raise RuntimeError(f"The hook failed on the vLLM server: {str(errors[0])[:300]}")
         self._edited = _positions(edit.get("edited", []))
         self._arrived = _positions(edit.get("arrived", []))
+        self._held = _positions(edit.get("held", []))
         self._lost = _positions(edit.get("lost", []))
+        self.finite = not edit.get("broken", False)
         self._reads: list[list[Any]] = edit.get("reads", [])
 
-    def edited_positions(self, fed: int) -> int:
-        """Positions at which an edit was made and seen to arrive, counted per layer.
+    def counts(self, fed: int) -> dict[int, tuple[int, int]]:
+        """By layer: positions at which an edit was made and seen to arrive, and held ones.
 
         Args:
             fed: Number of tokens that went through the model, prompt included.
         """
-        count = 0
+        found = {}
         for layer in {layer for layer, _ in self._edited}:
             ranks = [key for key in self._edited if key[0] == layer]
             # Every rank that computes the layer must have edited it.
             sure = set.intersection(*(self._sure(key) for key in ranks))
-            count += sum(position < fed for position in sure)
-        return count
+            held = set.intersection(*(self._held.get(key, set()) for key in ranks)) - sure
+            found[layer] = sum(at < fed for at in sure), sum(at < fed for at in held)
+        return found
 
     def _sure(self, key: tuple[int, int]) -> set[int]:
-        confirmed = self._arrived.get(key, set()) | self._lost.get(key, set())
-        if not confirmed:  # the last layer, or the next one is another machine's to compute
+        lost, held = self._lost.get(key, set()), self._held.get(key, set())
+        confirmed = self._arrived.get(key, set()) | lost | held
+        if not confirmed:  # the next layer is another machine's to compute
             return self._edited[key]
-        return (self._edited[key] & self._arrived.get(key, set())) - self._lost.get(key, set())
+        return (self._edited[key] & self._arrived.get(key, set())) - lost
 
     def read(self, index: int, start: int, stop: int) -> Tensor | None:
         """Values of a readout at positions `start` up to `stop`, float32 (position, value).
