@@ -289,7 +289,9 @@ class Change:
     and where the next layer receives just that one.
     """
 
-    def __init__(self, edits: LayerEdits, before: Tensor, after: Tensor, positions: Tensor) -> None:
+    def __init__(
+        self, edits: "LayerEdits", before: Tensor, after: Tensor, positions: Tensor
+    ) -> None:
         """Note a layer's output.
 
         Args:

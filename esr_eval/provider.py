@@ -346,7 +346,7 @@ def _row(
             seed=DEFAULT_SEED if config.seed is None else config.seed,
             temperature=temperature,
             top_p=config.top_p,
-            top_k=config.top_k,
+            top_k=config.top_k if (config.top_k or 0) > 0 else None,  # 0 and -1 mean all
             repetition_penalty=runtime.repetition_penalty,
             max_tokens=config.max_tokens or 512,
         ),

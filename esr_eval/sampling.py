@@ -8,6 +8,7 @@ the two best stand closer than that error. (Inverting the cumulative distributio
 errors of all tokens before the chosen one.)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,9 @@ class Sampling:
     Attributes:
         seed: Seed of the row's noise; not used when greedy.
         temperature: 0 means greedy.
-        top_p: Keep the smallest set of tokens with this much probability; None keeps all.
-        top_k: Keep this many tokens; None keeps all.
+        top_p: Keep the smallest set of tokens with this much probability, above 0 and up to 1;
+            None keeps all.
+        top_k: Keep this many tokens, 1 or more; None keeps all.
         repetition_penalty: Logits of tokens seen before (prompt included) are divided by this
             when positive and multiplied by it when negative (Keskar et al. 2019).
         max_tokens: Most tokens to generate.
@@ -41,6 +43,22 @@ class Sampling:
     top_k: int | None
     repetition_penalty: float
     max_tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning.
+
+        Raises:
+            ValueError: A setting is out of its range.
+        """
+        for name, fits in (
+            ("temperature", 0 <= self.temperature < math.inf),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1),
+            ("top_k", self.top_k is None or self.top_k >= 1),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf),
+            ("max_tokens", self.max_tokens >= 1),
+        ):
+            if not fits:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range")
 
 
 def row_key(seed: int) -> int:

@@ -19,6 +19,7 @@ from esr_eval.backends.decoding import Decoding
 from esr_eval.backends.loading import model_source
 from esr_eval.backends.ndif import NDIFBackend, _parts
 from esr_eval.backends.ndif_client import Client, Job
+from esr_eval.backends.ndif_preflight import check_settings
 from esr_eval.backends.ndif_trace import RemoteModel
 from esr_eval.backends.plan import padded, plan_batch
 from esr_eval.edits import LatentEncoder, LayerEdits, Term
@@ -412,3 +413,25 @@ def test_vectors_travel_too():
 def test_what_is_no_address_is_told_in_one_sentence(url):
     with pytest.raises(EsrError, match=r"no address of a server: .*--model-base-url"):
         Client(remote(url))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "cache_implementation": "hybrid"},
+            "",
+        ),
+        ({"repetition_penalty": 1.3, "eos_token_id": [1, 2], "max_length": 4096}, ""),
+        ({"suppress_tokens": [5]}, "suppress_tokens"),
+        ({"stop_strings": ["."], "max_time": 2.0}, "max_time.*stop_strings"),
+    ],
+)
+def test_settings_of_the_model_that_a_request_cannot_replace_are_refused(tmp_path, settings, told):
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    runtime = RUNTIME.model_copy(update={"model": str(tmp_path)})
+    if not told:
+        check_settings(runtime)
+        return
+    with pytest.raises(EsrError, match=told):
+        check_settings(runtime)

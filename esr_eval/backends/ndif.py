@@ -18,7 +18,7 @@ from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import Decoding
 from esr_eval.backends.kernel import Work, reduced
 from esr_eval.backends.ndif_client import Client, Job, Report
-from esr_eval.backends.ndif_preflight import preflight
+from esr_eval.backends.ndif_preflight import check_settings, preflight
 from esr_eval.backends.ndif_trace import RemoteModel
 from esr_eval.backends.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
 from esr_eval.backends.results import (
@@ -62,6 +62,7 @@ class NDIFBackend(Chat):
             EsrError: Something does not fit; the sentence says what, and the way out.
         """
         super().__init__(runtime, remote.sae_rows)
+        check_settings(runtime)
         self._client = Client(remote, report)
         _check_adapter(runtime, self._client)
         self._model = RemoteModel(self)

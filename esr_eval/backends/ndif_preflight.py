@@ -6,10 +6,14 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
+from transformers import GenerationConfig
 
+from esr_eval.backends.decoding import meddling
+from esr_eval.backends.loading import model_source
 from esr_eval.backends.ndif_client import CAPTION, Client, Report
 from esr_eval.backends.ndif_errors import FORUM, LOGIN, STATUS, PassingError, detail, refused
 from esr_eval.errors import EsrError
+from esr_eval.spec import Runtime
 
 T = TypeVar("T")
 PACKAGES = ("nnsight", "transformers", "torch")
@@ -41,6 +45,27 @@ def preflight(client: Client, key: str, repository: str, report: Report) -> dict
     versions = _check_versions(client)
     _check_deployed(client, key, repository)
     return versions
+
+
+def check_settings(runtime: Runtime) -> None:
+    """Refuse a model whose own generation settings would have a say on the server.
+
+    There they stay with the model, and a request cannot replace them; here it does.
+
+    Raises:
+        EsrError: It has such settings.
+    """
+    source, extra = model_source(runtime)
+    try:
+        settings = GenerationConfig.from_pretrained(source, **extra)
+    except OSError:  # a model need not have such a file
+        return
+    if own := meddling(settings):
+        told = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(own.items()))
+        raise EsrError(
+            f"{runtime.model} generates with settings of its own ({told}), which NDIF's server "
+            "applies whatever a request says: use -M backend=local or vllm."
+        )
 
 
 def _check_reachable(client: Client) -> None:
