@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from esr_eval.dataset import Latent, prompts
 from esr_eval.errors import EsrError
+from esr_eval.missing_strengths import missing_message
 from esr_eval.spec import Runtime
-from esr_eval.strengths import calibrated_strengths, missing_message
+from esr_eval.strength_record import Setting
+from esr_eval.strengths import calibrated_strengths
 from esr_eval.subjects import Subject
 
 
@@ -35,17 +37,16 @@ def resolve_strengths(
         raise EsrError(
             f"{subject.name} has no calibration prior: pass the boost as -T strength=NUMBER."
         )
-    found, missing = calibrated_strengths(
+    setting = Setting.of(
         runtime,
-        latents,
         subject.calibration,
         grader,
         prompts=[prompt.text for prompt in prompts()],
         temperature=subject.temperature,
-        bundle=subject.strengths,
     )
+    found, missing = calibrated_strengths(setting, latents, subject.strengths)
     if missing:
-        raise EsrError(missing_message(missing, len(latents), subject.name))
+        raise EsrError(missing_message(missing, len(latents), subject, setting))
     return {index: factor * record.strength for index, record in found.items()}
 
 

@@ -16,6 +16,7 @@ from esr_eval.dataset import (
     PromptSet,
     choose_prompts,
     draw_trials,
+    labels_note,
     pick_latents,
     trials_dataset,
 )
@@ -59,7 +60,7 @@ class Bench:
         Raises:
             EsrError: See `dataset.pick_latents`; or one is not in the SAE.
         """
-        chosen = pick_latents(self.provider.subject, latents, count, seed)
+        chosen = pick_latents(self.provider.subject, latents, count, seed, self.provider.runtime)
         self.provider.check_latents([latent.index for latent in chosen])
         return chosen
 
@@ -72,10 +73,17 @@ class Bench:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's trials, and where they came from when they are another log's."""
+    """A run's trials.
+
+    Attributes:
+        planned: The trials.
+        source: The log they came from, when they are another's.
+        labels: What the log says of the file of labels (`dataset.labels_note`).
+    """
 
     planned: list[Planned]
     source: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,8 @@ def plan_trials(
         seed,
         "steered" if steering else "unsteered",
     )
-    return Plan(planned)
+    note = labels_note(bench.provider.subject, latents, bench.provider.runtime)
+    return Plan(planned, labels=note)
 
 
 def experiment(
@@ -172,6 +181,7 @@ def experiment(
         "judge": str(bench.judge),
         "runtime": runtime.model_dump(mode="json", exclude_none=True),
         **({"replay": plan.source} if plan.source else {}),
+        **plan.labels,
         **({"ablation": asdict(ablation)} if ablation else {}),
         **({"until_token": until_token} if until_token else {}),
         **(extra or {}),

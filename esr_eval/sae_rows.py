@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
 from esr_eval.sae_config import CFG_FILE, SAEConfig, parse_sae_config
+from esr_eval.scratch import write_whole
 from esr_eval.spec import SAERef
 
 LATENTS = "latents"
@@ -58,7 +59,7 @@ def write_rows(ref: SAERef, latents: Sequence[int], file: Path, rounded: bool = 
             on each other (top-k).
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from esr_eval.sae import ELEMENTWISE, open_sae
 
@@ -89,10 +90,7 @@ def write_rows(ref: SAERef, latents: Sequence[int], file: Path, rounded: bool = 
         digest=sae.digest + ("-bfloat16" if rounded else ""),
         config=json.loads((config.folder / CFG_FILE).read_text("utf-8")),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.part")
-    save_file(tensors, scratch, metadata={ABOUT: origin.model_dump_json()})
-    scratch.replace(file)
+    write_whole(file, save(tensors, metadata={ABOUT: origin.model_dump_json()}))
     return file.stat().st_size
 
 

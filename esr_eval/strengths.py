@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.sealed import checked, read_sealed, reason_of, write_json
-from esr_eval.spec import Runtime
 from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
 from esr_eval.subjects import CalibrationPrior, Subject, embedded_path
 
@@ -79,27 +78,15 @@ def find_strength(key: str, bundle: str | Path | None = None) -> StrengthRecord 
 
 
 def calibrated_strengths(
-    runtime: Runtime,
-    latents: Sequence[L],
-    prior: CalibrationPrior,
-    grader: str,
-    *,
-    prompts: Sequence[str],
-    temperature: float,
-    bundle: str | Path | None = None,
+    setting: Setting, latents: Sequence[L], bundle: str | Path | None = None
 ) -> tuple[dict[int, StrengthRecord], list[L]]:
     """What is known of these latents' strengths, and which of them have none.
 
     Args:
-        runtime: The model under test as it runs.
+        setting: What decides them.
         latents: Latents wanted.
-        prior: Prior and effort of the calibration.
-        grader: Name of the grader.
-        prompts: Texts of the tasks that the calibration draws from.
-        temperature: Sampling temperature of the responses.
         bundle: `Subject.strengths`, looked up after the cache.
     """
-    setting = Setting.of(runtime, prior, grader, prompts=prompts, temperature=temperature)
     found: dict[int, StrengthRecord] = {}
     missing: list[L] = []
     for latent in latents:
@@ -109,14 +96,6 @@ def calibrated_strengths(
         else:
             found[latent.index] = record
     return found, missing
-
-
-def missing_message(missing: Sequence[LabelledLatent], total: int, subject: str) -> str:
-    """One sentence for the user whose latents have no calibrated strength."""
-    return (
-        f"{len(missing)} of {total} latents have no calibrated strength with these settings: run "
-        f"`esr-eval calibrate {subject}` first, or pass -T strength=NUMBER."
-    )
 
 
 def calibration_prior(
@@ -136,6 +115,19 @@ def calibration_prior(
             f"The calibration prior of {subject.name} is incomplete or invalid ({wrong}): pass "
             'for example -T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
         ) from None
+
+
+CHECK_SAMPLES = 5
+"""Fresh responses at the final strength, to state the score that it achieves."""
+
+
+def responses_to_calibrate(subject: Subject) -> int:
+    """Responses that finding one latent's strength takes: the search's, and the check's.
+
+    A round in which nothing could be judged is repeated and comes on top.
+    """
+    prior = calibration_prior(subject)
+    return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
 
 
 def load_bundle(reference: str | Path) -> dict[str, StrengthRecord]:

@@ -19,12 +19,12 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState
 
-from esr_eval.dataset import pick_latents
+from esr_eval.dataset import labels_note, pick_latents
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import provider_of
 from esr_eval.strength_record import StrengthRecord
 from esr_eval.strength_search import CACHED, RECORD, bisect
-from esr_eval.strengths import calibration_prior
+from esr_eval.strengths import CHECK_SAMPLES, calibration_prior
 
 VERSION = 1
 PAPER = {
@@ -43,7 +43,7 @@ def calibrate(
     n_latents: int | None = None,
     prior: dict[str, Any] | None = None,
     temperature: float | None = None,
-    check_samples: int = 5,
+    check_samples: int = CHECK_SAMPLES,
     seed: int = 0,
     fresh: bool = False,
 ) -> Task:
@@ -54,7 +54,8 @@ def calibrate(
 
     Args:
         latents: Indices (7,12,40) among the subject's labelled latents, or a file of labels (CSV
-            index_in_sae,label, or a Neuronpedia export). Default: the subject's own.
+            index_in_sae,label, or a Neuronpedia export, also a folder of its batches). Default: the
+            subject's own.
         n_latents: How many of them to draw at random. Default: all.
         prior: Changes to the subject's prior and effort, e.g. {"samples_per_round": 5}; `esr`
             finds the strengths only under the same ones.
@@ -69,7 +70,7 @@ def calibrate(
     subject = provider.subject
     grader = grader_model(str(model))
     whole = calibration_prior(subject, prior)
-    chosen = pick_latents(subject, latents, n_latents, seed)
+    chosen = pick_latents(subject, latents, n_latents, seed, provider.runtime)
     provider.check_latents([latent.index for latent in chosen])
     samples = [
         Sample(
@@ -92,7 +93,12 @@ def calibrate(
         scorer=strength(),
         config=GenerateConfig(max_connections=provider.max_connections()),
         version=VERSION,
-        metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
+        metadata={
+            **PAPER,
+            "subject": subject.name,
+            "judge": str(grader),
+            **labels_note(subject, latents, provider.runtime),
+        },
     )
 
 

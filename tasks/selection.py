@@ -8,7 +8,7 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.dataset import choose_prompts, load_latents
+from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench
 from esr_eval.scorers.concreteness_rubric import CONCRETENESS_RUBRIC_VERSION
@@ -43,8 +43,8 @@ def select_latents(
     begin-of-text token, at which thousands of latents fire and mean nothing.
 
     Args:
-        latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export). Default: the
-            subject's own.
+        latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export, also a
+            folder of its batches). Default: the subject's own.
         wanted: How many latents the run needs. Default: every candidate that passes.
         factor: Candidates drawn at random for each one wanted (paper: 3).
         min_concreteness: Lowest concreteness of a label, 0-100 by the judge (paper: 65).
@@ -62,7 +62,7 @@ def select_latents(
     if bench.provider.runtime.feature_layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
     asked = choose_prompts(topics)
-    labelled = load_latents(subject, latents)
+    labelled = load_latents(subject, latents, bench.provider.runtime)
     bench.provider.check_latents([latent.index for latent in labelled])
     candidates = draw_candidates(labelled, wanted, factor, seed)
     samples = [
@@ -93,6 +93,7 @@ def select_latents(
             "min_concreteness": min_concreteness,
             "task_prompts": len(asked),
             "labelled": len(labelled),
+            **labels_note(subject, latents, bench.provider.runtime),
             "wanted": wanted,
         },
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from inspect_ai import Task, task
 
-from esr_eval.dataset import Planned, choose_prompts, draw_trials
+from esr_eval.dataset import Planned, choose_prompts, draw_trials, labels_note
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench, Plan, experiment
 from esr_eval.replay import replay_log
@@ -71,7 +71,10 @@ def boost_sweep(
             one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
             for one in trials
         ]
-    return _sweep(bench, Plan(planned), {"strength_mean": mean, "strength_sd": sd}, holistic)
+    note = labels_note(bench.provider.subject, latents, bench.provider.runtime)
+    return _sweep(
+        bench, Plan(planned, labels=note), {"strength_mean": mean, "strength_sd": sd}, holistic
+    )
 
 
 def _sweep(bench: Bench, plan: Plan, extra: dict[str, Any], holistic: bool) -> Task:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject
-from esr_eval.commands.plainly import pairs, plainly
+from esr_eval.commands.plainly import own_options, pairs, plainly
 from esr_eval.errors import EsrError
 
 app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
@@ -42,15 +42,23 @@ def select_latents(
     """
     from esr_eval.selection.run import run_selection
 
-    task_args = {"latents": latents, "wanted": wanted, "factor": factor, "rule": rule}
-    run_selection(
-        subject,
-        out,
-        task_args={**task_args, "min_concreteness": min_concreteness, "seed": seed},
-        model_args=pairs(model_args, "-M"),
-        grader=grader,
-        log_dir=log_dir,
-    )
+    task_args = {
+        "latents": latents,
+        "wanted": wanted,
+        "factor": factor,
+        "rule": rule,
+        "min_concreteness": min_concreteness,
+        "seed": seed,
+    }
+    with own_options(*task_args):
+        run_selection(
+            subject,
+            out,
+            task_args=task_args,
+            model_args=pairs(model_args, "-M"),
+            grader=grader,
+            log_dir=log_dir,
+        )
 
 
 @app.command("rows")
@@ -85,8 +93,9 @@ def write_latent_rows(
     runtime = ModelArgs(sae_release=sae_release, sae_id=sae_id).runtime(found)
     if runtime.sae is None:
         raise EsrError(f"{found.name} has no SAE of its own: name one with --sae-release.")
-    wanted = [latent.index for latent in load_latents(found, latents)]
-    if detectors is not None:
-        wanted += load_detectors(detectors, runtime).latents
+    with own_options("latents", "detectors"):
+        wanted = [latent.index for latent in load_latents(found, latents, runtime)]
+        if detectors is not None:
+            wanted += load_detectors(detectors, runtime).latents
     size = write_rows(runtime.sae, wanted, out, rounded)
     typer.echo(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")

@@ -2,7 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -25,6 +27,25 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(error.exit_code) from None
 
     return run
+
+
+@contextmanager
+def own_options(*names: str) -> Iterator[None]:
+    """Tell errors of a task's arguments by the options that the command has for them.
+
+    Args:
+        names: Arguments with an option of their own: `-T latents=FILE` is told as `--latents FILE`.
+    """
+    given = re.compile(rf"(?:-T )?(?<![\w.-])({'|'.join(names)})=(?=(\s|[,.:;)]|$)?)")
+
+    def option(found: re.Match[str]) -> str:
+        at_end = found[2] is not None
+        return f"--{found[1].replace('_', '-')}" + ("" if at_end else " ")
+
+    try:
+        yield
+    except EsrError as error:
+        raise EsrError(given.sub(option, error.message)) from error
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from esr_eval.commands.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.commands.plainly import pairs, plainly
+from esr_eval.commands.plainly import own_options, pairs, plainly
 
 app = typer.Typer()
 
@@ -64,16 +64,17 @@ def calibrate(
     """
     from esr_eval.calibrate_run import run_calibration
 
-    run_calibration(
-        subject,
-        task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
-        | pairs(task_args, "-T"),
-        model_args=pairs(model_args, "-M"),
-        grader=grader,
-        max_samples=max_samples,
-        export=export,
-        log_dir=log_dir,
-    )
+    with own_options("latents", "n_latents", "seed", "fresh"):
+        run_calibration(
+            subject,
+            task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
+            | pairs(task_args, "-T"),
+            model_args=pairs(model_args, "-M"),
+            grader=grader,
+            max_samples=max_samples,
+            export=export,
+            log_dir=log_dir,
+        )
 
 
 @app.command()
@@ -113,22 +114,23 @@ def paper(
     """
     from esr_eval.paper import command
 
-    command.run(
-        model,
-        scale=scale,
-        logs=logs,
-        output=output,
-        seed=seed,
-        grader=grader,
-        graders=graders or [],
-        adapter=adapter,
-        latents=latents,
-        detectors=detectors,
-        vectors=vectors,
-        model_args=pairs(model_args, "-M"),
-        speed=tokens_per_second,
-        price=judge_price,
-        max_tokens=max_tokens,
-        dry_run=dry_run,
-        yes=yes,
-    )
+    with own_options("latents", "detectors", "vectors", "graders"):
+        command.run(
+            model,
+            scale=scale,
+            logs=logs,
+            output=output,
+            seed=seed,
+            grader=grader,
+            graders=graders or [],
+            adapter=adapter,
+            latents=latents,
+            detectors=detectors,
+            vectors=vectors,
+            model_args=pairs(model_args, "-M"),
+            speed=tokens_per_second,
+            price=judge_price,
+            max_tokens=max_tokens,
+            dry_run=dry_run,
+            yes=yes,
+        )

@@ -11,15 +11,16 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 from rich.console import Console
 
-from esr_eval.dataset import load_latents, pick_latents, prompts
+from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.log_files import reading
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.scorers.grader import GRADER_ROLE
-from esr_eval.strengths import calibrated_strengths
-from esr_eval.subjects import CalibrationPrior, Subject, find_subject
+from esr_eval.strength_record import Setting
+from esr_eval.strengths import calibrated_strengths, responses_to_calibrate
+from esr_eval.subjects import Subject, find_subject
 from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
@@ -86,20 +87,27 @@ def choose(
     if scale not in SCALES:
         raise EsrError(f"There is no scale '{scale}'; there are {', '.join(SCALES)}.")
     sizes = SCALES[scale]
-    available = load_latents(paper.subject, latents)
+    runtime = ModelArgs.parse(paper.model_args).runtime(paper.subject)
+    available = load_latents(paper.subject, latents, runtime)
     if sizes.latents > len(available):
         raise EsrError(
             f"The scale {scale} takes {sizes.latents} latents, but {paper.subject.name} has "
             f"{len(available)} with a label: pass more of them (--latents FILE) or a smaller scale."
         )
+    main = uncalibrated_latents(paper, False, latents, sizes.latents, seed)
+    sweep = uncalibrated_latents(paper, False, latents, sizes.sweep[1], seed)
     uncalibrated = {
-        "calibrate": responses_to_calibrate(paper, False, latents, sizes.latents, seed),
-        "calibrate_sweep": responses_to_calibrate(paper, False, latents, sizes.sweep[1], seed),
+        "calibrate": len(main),
+        # What both draws share is calibrated once.
+        "calibrate_sweep": len(set(sweep) - set(main)),
     }
     if paper.has_tuned:
-        uncalibrated["calibrate_tuned"] = responses_to_calibrate(
-            paper, True, latents, sizes.latents, seed
-        )
+        tuned = uncalibrated_latents(paper, True, latents, sizes.latents, seed)
+        uncalibrated["calibrate_tuned"] = len(tuned)
+    each = {
+        step: responses_to_calibrate(find_subject(paper.model(step == "calibrate_tuned")[0]))
+        for step in uncalibrated
+    }
     return Choices(
         scale=sizes,
         seed=seed,
@@ -109,7 +117,7 @@ def choose(
         n_vectors=_count_vectors(paper.subject, vectors),
         graders=tuple(graders),
         tuned=paper.has_tuned,
-        uncalibrated=uncalibrated,
+        uncalibrated={step: each[step] * count for step, count in uncalibrated.items()},
     )
 
 
@@ -239,10 +247,10 @@ def _count_vectors(subject: Subject, vectors: str | None) -> int:
     return len(read_vectors(vectors).info.concepts)
 
 
-def responses_to_calibrate(
+def uncalibrated_latents(
     paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
-) -> int:
-    """Responses that calibrating a run's latents still takes.
+) -> list[Latent]:
+    """The latents of a run that have no strength yet.
 
     Args:
         paper: The subjects.
@@ -256,20 +264,18 @@ def responses_to_calibrate(
     """
     name, args = paper.model(tuned)
     subject = find_subject(name)
-    prior: CalibrationPrior | None = subject.calibration
-    if prior is None:
+    runtime = ModelArgs.parse(args).runtime(subject)
+    if subject.calibration is None:
         raise EsrError(
             f"{subject.name} has no calibration prior, so its strengths cannot be found: run the "
             "tasks one by one with -T strength=NUMBER."
         )
-    chosen = pick_latents(subject, latents, count, seed)
-    _, missing = calibrated_strengths(
-        ModelArgs.parse(args).runtime(subject),
-        chosen,
-        prior,
+    setting = Setting.of(
+        runtime,
+        subject.calibration,
         paper.judge,
         prompts=[prompt.text for prompt in prompts()],
         temperature=subject.temperature,
-        bundle=subject.strengths,
     )
-    return len(missing) * prior.rounds * prior.samples_per_round
+    chosen = pick_latents(subject, latents, count, seed, runtime)
+    return calibrated_strengths(setting, chosen, subject.strengths)[1]
