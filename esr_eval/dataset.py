@@ -119,8 +119,8 @@ def _labels(subject: Subject, source: str | None, runtime: Runtime | None) -> La
     path = embedded_path(source)
     if not source.strip() or not path.exists():
         raise EsrError(
-            f"There is no file or folder '{source}'{_hint(path)}: -T latents= takes indices "
-            "(7,12,40), a CSV with the columns index_in_sae,label, or a Neuronpedia export."
+            f"There is no file or folder of labels '{source}'{_hint(path)}: name a CSV with the "
+            "columns index_in_sae,label, or a Neuronpedia export, as -T latents=."
         )
     return read_labels(path, runtime or subject.runtime())
 
@@ -220,8 +220,10 @@ def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
         return False
     if Path(latents).suffix.lower() in SUFFIXES:
         return True
-    numbers = [bool(re.fullmatch(r"[+-]?\d+", part.strip())) for part in latents.split(",")]
-    return not any(numbers) or (not all(numbers) and Path(given_path(latents)).exists())
+    if re.fullmatch(r"[\d\s,;:.+-]+", latents):
+        return False
+    numbers = any(part.strip().isdecimal() for part in latents.split(","))
+    return not numbers or Path(given_path(latents)).exists()
 
 
 class Planned(NamedTuple):

@@ -58,7 +58,7 @@ class Labels(NamedTuple):
 class _Entry(NamedTuple):
     """One explanation; `sae` and `model` as Neuronpedia names them, empty where it does not."""
 
-    index: int
+    latent: int
     label: str
     sae: str
     model: str
@@ -355,15 +355,15 @@ def _one_each(entries: Sequence[_Entry]) -> tuple[dict[int, str], list[str]]:
     the most latents is kept, of methods alike in this the first by name; of one method's the first
     in the file.
     """
-    latents_of = Counter(method for _, method in {(e.index, e.method) for e in entries})
+    latents_of = Counter(method for _, method in {(e.latent, e.method) for e in entries})
     # Sorted once, and Python's sort is stable: the first of a latent's entries is the one kept.
     best = sorted(entries, key=lambda e: (-latents_of[e.method], e.method))
     kept: dict[int, _Entry] = {}
     repeated, unlike = 0, set()
     for entry in best:
-        first = kept.setdefault(entry.index, entry)
+        first = kept.setdefault(entry.latent, entry)
         if first.label != entry.label:
-            unlike.add(entry.index)
+            unlike.add(entry.latent)
         elif first is not entry:
             repeated += 1
     notes = []
@@ -377,7 +377,7 @@ def _one_each(entries: Sequence[_Entry]) -> tuple[dict[int, str], list[str]]:
         notes.append(f"latents with several labels: {len(unlike)}, of which {how} is kept")
     if repeated:
         notes.append(f"rows that say the same again left out: {repeated}")
-    return {index: kept[index].label for index in dict.fromkeys(e.index for e in entries)}, notes
+    return {index: kept[index].label for index in dict.fromkeys(e.latent for e in entries)}, notes
 
 
 def _named(ids: Iterable[str]) -> str:

@@ -121,7 +121,7 @@ CHECK_SAMPLES = 5
 """Fresh responses at the final strength, to state the score that it achieves."""
 
 
-def responses_to_calibrate(subject: Subject) -> int:
+def responses_per_latent(subject: Subject) -> int:
     """Responses that finding one latent's strength takes: the search's, and the check's.
 
     A round in which nothing could be judged is repeated and comes on top.

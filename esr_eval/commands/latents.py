@@ -14,6 +14,7 @@ app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 
 @app.command("select")
 @plainly
+@own_options("latents", "wanted", "factor", "min_concreteness", "rule", "seed")
 def select_latents(
     subject: Subject,
     out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label.")],
@@ -42,27 +43,20 @@ def select_latents(
     """
     from esr_eval.selection.run import run_selection
 
-    task_args = {
-        "latents": latents,
-        "wanted": wanted,
-        "factor": factor,
-        "rule": rule,
-        "min_concreteness": min_concreteness,
-        "seed": seed,
-    }
-    with own_options(*task_args):
-        run_selection(
-            subject,
-            out,
-            task_args=task_args,
-            model_args=pairs(model_args, "-M"),
-            grader=grader,
-            log_dir=log_dir,
-        )
+    task_args = {"latents": latents, "wanted": wanted, "factor": factor, "rule": rule}
+    run_selection(
+        subject,
+        out,
+        task_args={**task_args, "min_concreteness": min_concreteness, "seed": seed},
+        model_args=pairs(model_args, "-M"),
+        grader=grader,
+        log_dir=log_dir,
+    )
 
 
 @app.command("rows")
 @plainly
+@own_options("latents", "detectors")
 def write_latent_rows(
     subject: Subject,
     out: Annotated[Path, typer.Option("-o", "--out", help="safetensors file to write.")],
@@ -93,9 +87,8 @@ def write_latent_rows(
     runtime = ModelArgs(sae_release=sae_release, sae_id=sae_id).runtime(found)
     if runtime.sae is None:
         raise EsrError(f"{found.name} has no SAE of its own: name one with --sae-release.")
-    with own_options("latents", "detectors"):
-        wanted = [latent.index for latent in load_latents(found, latents, runtime)]
-        if detectors is not None:
-            wanted += load_detectors(detectors, runtime).latents
+    wanted = [latent.index for latent in load_latents(found, latents, runtime)]
+    if detectors is not None:
+        wanted += load_detectors(detectors, runtime).latents
     size = write_rows(runtime.sae, wanted, out, rounded)
     typer.echo(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")

@@ -34,7 +34,8 @@ def own_options(*names: str) -> Iterator[None]:
     """Tell errors of a task's arguments by the options that the command has for them.
 
     Args:
-        names: Arguments with an option of their own: `-T latents=FILE` is told as `--latents FILE`.
+        names: Arguments with an option of their own: `-T latents=FILE` is told as `--latents FILE`,
+            and the judge, which every such command has an option for, as `--grader`.
     """
     given = re.compile(rf"(?:-T )?(?<![\w.-])({'|'.join(names)})=(?=(\s|[,.:;)]|$)?)")
 
@@ -45,7 +46,8 @@ def own_options(*names: str) -> Iterator[None]:
     try:
         yield
     except EsrError as error:
-        raise EsrError(given.sub(option, error.message)) from error
+        said = error.message.replace("--model-role grader=", "--grader ")
+        raise EsrError(given.sub(option, said)) from error
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, Any]:

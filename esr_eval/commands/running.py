@@ -35,6 +35,7 @@ def subjects() -> None:
 
 @app.command()
 @plainly
+@own_options("latents", "n_latents", "seed", "fresh")
 def calibrate(
     subject: Subject,
     latents: Annotated[
@@ -64,21 +65,21 @@ def calibrate(
     """
     from esr_eval.calibrate_run import run_calibration
 
-    with own_options("latents", "n_latents", "seed", "fresh"):
-        run_calibration(
-            subject,
-            task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
-            | pairs(task_args, "-T"),
-            model_args=pairs(model_args, "-M"),
-            grader=grader,
-            max_samples=max_samples,
-            export=export,
-            log_dir=log_dir,
-        )
+    run_calibration(
+        subject,
+        task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
+        | pairs(task_args, "-T"),
+        model_args=pairs(model_args, "-M"),
+        grader=grader,
+        max_samples=max_samples,
+        export=export,
+        log_dir=log_dir,
+    )
 
 
 @app.command()
 @plainly
+@own_options("latents", "detectors", "vectors", "graders")
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
     scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
@@ -114,23 +115,22 @@ def paper(
     """
     from esr_eval.paper import command
 
-    with own_options("latents", "detectors", "vectors", "graders"):
-        command.run(
-            model,
-            scale=scale,
-            logs=logs,
-            output=output,
-            seed=seed,
-            grader=grader,
-            graders=graders or [],
-            adapter=adapter,
-            latents=latents,
-            detectors=detectors,
-            vectors=vectors,
-            model_args=pairs(model_args, "-M"),
-            speed=tokens_per_second,
-            price=judge_price,
-            max_tokens=max_tokens,
-            dry_run=dry_run,
-            yes=yes,
-        )
+    command.run(
+        model,
+        scale=scale,
+        logs=logs,
+        output=output,
+        seed=seed,
+        grader=grader,
+        graders=graders or [],
+        adapter=adapter,
+        latents=latents,
+        detectors=detectors,
+        vectors=vectors,
+        model_args=pairs(model_args, "-M"),
+        speed=tokens_per_second,
+        price=judge_price,
+        max_tokens=max_tokens,
+        dry_run=dry_run,
+        yes=yes,
+    )

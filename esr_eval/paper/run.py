@@ -19,7 +19,7 @@ from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.strength_record import Setting
-from esr_eval.strengths import calibrated_strengths, responses_to_calibrate
+from esr_eval.strengths import calibrated_strengths, responses_per_latent
 from esr_eval.subjects import Subject, find_subject
 from esr_eval.vectors.file import default_vectors, read_vectors
 
@@ -96,18 +96,16 @@ def choose(
         )
     main = uncalibrated_latents(paper, False, latents, sizes.latents, seed)
     sweep = uncalibrated_latents(paper, False, latents, sizes.sweep[1], seed)
+    each = responses_per_latent(paper.subject)
     uncalibrated = {
-        "calibrate": len(main),
-        # What both draws share is calibrated once.
-        "calibrate_sweep": len(set(sweep) - set(main)),
+        "calibrate": each * len(main),
+        # Latents that both draws share are calibrated once.
+        "calibrate_sweep": each * len(set(sweep) - set(main)),
     }
     if paper.has_tuned:
-        tuned = uncalibrated_latents(paper, True, latents, sizes.latents, seed)
-        uncalibrated["calibrate_tuned"] = len(tuned)
-    each = {
-        step: responses_to_calibrate(find_subject(paper.model(step == "calibrate_tuned")[0]))
-        for step in uncalibrated
-    }
+        uncalibrated["calibrate_tuned"] = responses_to_calibrate(
+            paper, True, latents, sizes.latents, seed
+        )
     return Choices(
         scale=sizes,
         seed=seed,
@@ -117,7 +115,7 @@ def choose(
         n_vectors=_count_vectors(paper.subject, vectors),
         graders=tuple(graders),
         tuned=paper.has_tuned,
-        uncalibrated={step: each[step] * count for step, count in uncalibrated.items()},
+        uncalibrated=uncalibrated,
     )
 
 
@@ -279,3 +277,11 @@ def uncalibrated_latents(
     )
     chosen = pick_latents(subject, latents, count, seed, runtime)
     return calibrated_strengths(setting, chosen, subject.strengths)[1]
+
+
+def responses_to_calibrate(
+    paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
+) -> int:
+    """Responses that calibrating a run's latents still takes; see `uncalibrated_latents`."""
+    missing = uncalibrated_latents(paper, tuned, latents, count, seed)
+    return responses_per_latent(find_subject(paper.model(tuned)[0])) * len(missing)

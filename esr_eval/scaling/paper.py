@@ -6,7 +6,7 @@ from esr_eval.paper.estimate import PROMPT_TOKENS, Estimate
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.scaling.speed import MEAN_ANSWER, NO_SOFTWARE, Plan, Software
-from esr_eval.strengths import responses_to_calibrate
+from esr_eval.strengths import responses_per_latent
 from esr_eval.subjects import Subject
 
 SECONDS_PER_HOUR = 3600
@@ -29,7 +29,7 @@ def full_steps(
         graders: Further judges of the cross-judge experiment.
     """
     scale = SCALES["full"]
-    each = responses_to_calibrate(subject) if subject.calibration else 0
+    each = responses_per_latent(subject) if subject.calibration else 0
     uncalibrated = {
         "calibrate": scale.latents * each,
         "calibrate_sweep": scale.sweep[1] * each,
