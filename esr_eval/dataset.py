@@ -116,11 +116,15 @@ def _labels(subject: Subject, source: str | None, runtime: Runtime | None) -> La
             f"{subject.name} comes without labelled latents: pass -T latents=FILE.csv with the "
             "columns index_in_sae,label, or a Neuronpedia export (JSON lines) of its SAE."
         )
-    path = embedded_path(source)
-    if not source.strip() or not path.exists():
+    try:
+        path = embedded_path(source)
+        there = bool(source.strip()) and path.exists()
+    except OSError:  # a name too long for a file's, say
+        path, there = Path(), False
+    if not there:
         raise EsrError(
-            f"There is no file or folder of labels '{source}'{_hint(path)}: name a CSV with the "
-            "columns index_in_sae,label, or a Neuronpedia export, as -T latents=."
+            f"There is no file or folder of labels '{source[:200]}'{_hint(path)}: name a CSV with "
+            "the columns index_in_sae,label, or a Neuronpedia export, as -T latents=."
         )
     return read_labels(path, runtime or subject.runtime())
 

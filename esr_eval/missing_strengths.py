@@ -25,7 +25,7 @@ MOST_INDICES = 20
 """More latents than these are named by a file rather than one by one."""
 WORDS = {
     "grader": "judge",
-    "prompts": "tasks",
+    "prompts": "set of tasks",
     "files sae": "content of the SAE's folder",
     "files adapter": "content of the adapter's folder",
 }
@@ -81,7 +81,7 @@ def _differences(missing: Sequence[Latent], subject: Subject, setting: Setting) 
     if not nearest:
         return "none are known for this model and latents"
     unlike, count = Counter(nearest.values()).most_common(1)[0]
-    return f"of {count} of them one is known with another {', another '.join(unlike)}"
+    return f"{count} of them have one with {', '.join(unlike)}"
 
 
 def _known(
@@ -124,7 +124,9 @@ def _facts(setting: dict[str, Any], latent: Latent) -> dict[str, Any]:
 
 def _said(name: str, known: Any, here: Any) -> str:
     word = WORDS.get(name, name.replace("_", " "))
-    return word if name in UNREADABLE else f"{word} ({_short(known)}, here {_short(here)})"
+    if name in UNREADABLE:
+        return f"another {word}"
+    return f"{word} {_short(known)} instead of {_short(here)}"
 
 
 def _short(value: Any) -> str:

@@ -77,7 +77,7 @@ def test_a_bad_list_of_labels_is_told_in_a_sentence(tmp_path):
     bad.write_text("latent,name\n1,x\n", "utf-8")
     with pytest.raises(EsrError, match="index_in_sae,label"):
         load_latents(find_subject("llama-8b"), str(bad))
-    with pytest.raises(EsrError, match="cannot be read"):
+    with pytest.raises(EsrError, match="no file or folder of labels"):
         load_latents(find_subject("llama-8b"), str(tmp_path / "none.csv"))
     with pytest.raises(EsrError, match="-T latents="):
         load_latents(find_subject("gemma-2b"))

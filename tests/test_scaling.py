@@ -246,7 +246,7 @@ def test_more_experiments_take_more():
         for args in ({}, {"tuned": True, "vectors": 10, "graders": 2})
     )
     # Calibrated anew, steered and not; ten vectors; two more judges.
-    assert more.generations - plain.generations == 5000 + 2 * 2500 + 10 * 40
+    assert more.generations - plain.generations == 500 * (10 + 5) + 2 * 2500 + 10 * 40
     assert more.verdicts - plain.verdicts == 5000 + 4 * 2500 + 400 + 2000
 
 

@@ -150,10 +150,10 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--rule", "some"], "rule=some"),
-        (["--min-concreteness", "650"], "min_concreteness=650"),
-        (["--latents", "none.csv"], "none.csv"),
-        (["--wanted", "500"], "wanted=500, but there are 44"),
+        (["--rule", "some"], "--rule some"),
+        (["--min-concreteness", "650"], "--min-concreteness 650"),
+        (["--latents", "none.csv"], "as --latents."),
+        (["--wanted", "500"], "--wanted 500, but there are 44"),
     ],
 )
 def test_mistakes_are_told_before_anything_loads(tmp_path, args, sentence, monkeypatch):

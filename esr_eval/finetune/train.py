@@ -16,6 +16,7 @@ from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
 from esr_eval.finetune.data import Example, read_examples, write_examples
 from esr_eval.finetune.encoding import IGNORED, Encoded, encode
 from esr_eval.finetune.presets import MODULES, Preset
+from esr_eval.scratch import write_whole
 from esr_eval.spec import Runtime
 
 INSTALL = "pip install 'esr-eval[finetune]'"
@@ -273,11 +274,11 @@ def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
     """Write the adapter in half precision, naming the model by its own id."""
     import torch
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = get_peft_model_state_dict(model)
     half = {name: w.detach().to("cpu", torch.float16).contiguous() for name, w in weights.items()}
-    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_whole(folder / "adapter_model.safetensors", save(half, metadata={"format": "pt"}))
     config = model.peft_config["default"]
     config.base_model_name_or_path = runtime.model
     config.inference_mode = True

@@ -1,10 +1,12 @@
 """Which strength each concept vector is added with: calibrated, a multiple of that, or a number."""
 
+import shlex
 from collections.abc import Sequence
 
 from esr_eval.boosts import parse_strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
+from esr_eval.subjects import subjects
 from esr_eval.vectors.file import VectorFile
 
 
@@ -26,7 +28,7 @@ def vector_strengths(
     if fixed is not None:
         return {vector.index: fixed for vector in chosen}
     calibration = file.info.calibration or {}
-    again = "`esr-eval vectors calibrate FILE`, or pass -T strength=NUMBER (0.4, say)"
+    again = f"`{_command(file, grader)}`, or pass -T strength=NUMBER (0.4, say)"
     if calibration and calibration.get("grader") != grader:
         raise EsrError(
             f"The strengths in {file.path} were found with the judge {calibration.get('grader')}, "
@@ -37,3 +39,11 @@ def vector_strengths(
     if missing:
         raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: {again}.")
     return {index: factor * value for index, value in found.items() if value is not None}
+
+
+def _command(file: VectorFile, grader: str) -> str:
+    """The command that finds the strengths of a file's vectors by this judge."""
+    named = [one for one in subjects().values() if one.model == file.info.model and not one.adapter]
+    model = named[0].name if named else file.info.model
+    words = ["esr-eval", "vectors", "calibrate", file.path, "--model", model, "--grader", grader]
+    return shlex.join(words)
