@@ -179,8 +179,10 @@ def test_strengths_are_calibrated_by_the_same_judge_or_given(tmp_path):
     assert vector_strengths(0.2, file, [oceans, snow], "any") == {0: 0.2, 1: 0.2}
     with pytest.raises(EsrError, match="no strength for snow"):
         vector_strengths("calibrated", file, [oceans, snow], judge)
-    with pytest.raises(EsrError, match="found with the judge esr-judge/offline"):
+    with pytest.raises(EsrError, match="found with the judge esr-judge/offline") as missing:
         vector_strengths("calibrated", file, [oceans], "openai/other")
+    command = f"esr-eval vectors calibrate {file.path} --model {SUBJECT.name} --grader openai/other"
+    assert command in missing.value.message
     with pytest.raises(EsrError, match="strength=much"):
         vector_strengths("much", file, [oceans], judge)
 

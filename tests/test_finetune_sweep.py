@@ -152,7 +152,7 @@ def test_a_dry_run_tells_steps_trials_and_trainings(tmp_path, monkeypatch):
     }
     prior = find_subject("smollm2-135m").calibration
     assert rows["calibrate"] == "0"  # shipped with the subject
-    assert rows["mix-10 calibrate"] == str(12 * prior.rounds * prior.samples_per_round)
+    assert rows["mix-10 calibrate"] == str(12 * (prior.rounds * prior.samples_per_round + 5))
     for step in ("main", "until_40", "mix-10 steered", "mix-50 no_steering", "mix-50 until_40"):
         assert rows[step] == "48"
     # All mixes are as large as the one for which there are fewest examples.

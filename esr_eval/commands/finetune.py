@@ -17,7 +17,7 @@ from esr_eval.commands.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.commands.plainly import pairs, plainly
+from esr_eval.commands.plainly import own_options, pairs, plainly
 from esr_eval.errors import EsrError
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def train(
 
 @app.command()
 @plainly
+@own_options("latents", "n_latents", "seed")
 def sweep(
     subject: Subject,
     examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
