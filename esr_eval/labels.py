@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esr_eval.errors import EsrError
+from esr_eval.scratch import write_whole
 from esr_eval.spec import Runtime
 
 logger = logging.getLogger(__name__)
@@ -387,9 +388,16 @@ def _named(ids: Iterable[str]) -> str:
 
 
 def write_labels(path: Path, labels: Iterable[tuple[int, str]]) -> None:
-    """Write latents' indices and labels as `read_labels` reads them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(labels)
+    """Write latents' indices and labels as `read_labels` reads them.
+
+    Raises:
+        EsrError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(labels)
+    try:
+        write_whole(path, text.getvalue().encode())
+    except OSError as error:
+        raise EsrError(f"Cannot write {path} ({error.strerror}): name another file.") from None

@@ -148,7 +148,7 @@ def _latents_option(missing: Sequence[Latent], subject: Subject, setting: Settin
     path = cache_root() / "uncalibrated" / f"{fingerprint({'latents': rows})}.csv"
     try:
         write_labels(path, rows)
-    except OSError:
+    except EsrError:
         return ["--latents", "FILE.csv"]
     return ["--latents", str(path.resolve())]
 

@@ -1,6 +1,6 @@
 """Run the selection through Inspect, show its funnel, and write the latents that are kept."""
 
-import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
+from esr_eval.labels import write_labels
 from esr_eval.selection.rules import Finding, Funnel, check_rule, funnel_of
 from esr_eval.selection.survey import FINDING
 from esr_eval.subjects import find_subject
@@ -38,8 +39,11 @@ def run_selection(
         log_dir: Where Inspect keeps the log.
 
     Raises:
-        EsrError: The run did not end well, or no latent is kept.
+        EsrError: The run did not end well, no latent is kept, or the file cannot be written.
     """
+    folder = next(part for part in out.absolute().parents if part.exists())
+    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise EsrError(f"-o {out} cannot be written: name another file.")
     name = subject.removeprefix("esr/")
     (log,) = inspect_eval(
         select_latents,
@@ -64,7 +68,7 @@ def run_selection(
         console.print(
             f"{len(kept)} of the {funnel.wanted} wanted: raise --factor for more candidates."
         )
-    write_latents(out, kept)
+    write_labels(out, ((latent.index, latent.label) for latent in kept))
     console.print(f"{len(kept)} latents written to {out}; every candidate's reason: {log.location}")
     return log
 
@@ -104,12 +108,3 @@ def funnel_table(funnel: Funnel, log: EvalLog) -> Table:
     for step, rejected, left in funnel.rows():
         table.add_row(step, str(rejected) if rejected else "", str(left))
     return table
-
-
-def write_latents(path: Path, latents: list[Latent]) -> None:
-    """Write latents as `dataset.load_latents` reads them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index_in_sae", "label"])
-        writer.writerows((latent.index, latent.label) for latent in latents)
