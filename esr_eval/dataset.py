@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
 from esr_eval.spec import fingerprint
+from esr_eval.spreadsheet import uncell
 from esr_eval.subjects import Subject, embedded_path
 from esr_eval.trial import Condition, Trial
 
@@ -126,7 +127,7 @@ def load_latents(subject: Subject, source: str | None = None) -> list[Latent]:
 
 def _from_csv(text: str) -> list[Latent]:
     return [
-        Latent(index=int(row["index_in_sae"]), label=row["label"].strip())
+        Latent(index=int(row["index_in_sae"]), label=uncell(row["label"].strip()))
         for row in csv.DictReader(text.splitlines())
     ]
 

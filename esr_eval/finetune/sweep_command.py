@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from esr_eval.errors import EsrError
 from esr_eval.finetune import sweep as sweeping
@@ -13,6 +12,7 @@ from esr_eval.finetune.sweep_plan import Sweep
 from esr_eval.finetune.sweep_steps import all_steps
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
+from esr_eval.terminal import Terminal
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
         dry_run: Tell what it takes, and no more.
         yes: Begin without asking.
     """
-    console, subject = Console(), sweep.subject
+    console, subject = Terminal(), sweep.subject
     if sweep.sizes.max_tokens is not None:
         subject = subject.model_copy(update={"max_tokens": sweep.sizes.max_tokens})
     steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep), sweep.paper().judge
@@ -69,6 +69,7 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], N
     from esr_eval.analysis.finetuning_table import finetuning_frame, finetuning_tables
     from esr_eval.analysis.report.conditions import conditions_of
     from esr_eval.analysis.report.logs import read_logs
+    from esr_eval.spreadsheet import write_frame
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:
@@ -76,8 +77,8 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], N
             "None of these logs is of a fine-tuned subject: run esr_eval/finetuned with "
             "-M adapter=PATH, or `esr-eval finetune sweep`."
         )
-    console = Console()
+    console = Terminal()
     for table in finetuning_tables(found):
         console.print(table)
     if csv is not None:
-        finetuning_frame(found).to_csv(csv, index=False)
+        write_frame(csv, finetuning_frame(found))

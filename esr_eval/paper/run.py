@@ -9,7 +9,6 @@ from typing import Any
 from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
-from rich.console import Console
 
 from esr_eval.dataset import load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
@@ -20,6 +19,7 @@ from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.strengths import calibrated_strengths
 from esr_eval.subjects import CalibrationPrior, Subject, find_subject
+from esr_eval.terminal import Terminal
 from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
@@ -113,7 +113,7 @@ def choose(
     )
 
 
-def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
+def run_paper(paper: Paper, choices: Choices, console: Terminal) -> list[str]:
     """Run all steps that have not ended; the logs of those that have are kept.
 
     Args:

@@ -1,20 +1,20 @@
 """Run the selection through Inspect, show its funnel, and write the latents that are kept."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from rich.console import Console
 from rich.table import Table
 
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.selection.rules import Finding, Funnel, check_rule, funnel_of
 from esr_eval.selection.survey import FINDING
+from esr_eval.spreadsheet import write_csv
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.selection import select_latents
+from esr_eval.terminal import Terminal
 
 
 def run_selection(
@@ -56,7 +56,7 @@ def run_selection(
             "has not rated yet."
         )
     funnel, kept = read_selection(log)
-    console = Console()
+    console = Terminal()
     console.print(funnel_table(funnel, log))
     if not kept:
         raise EsrError("No latent is kept: no file was written.")
@@ -109,7 +109,5 @@ def funnel_table(funnel: Funnel, log: EvalLog) -> Table:
 def write_latents(path: Path, latents: list[Latent]) -> None:
     """Write latents as `dataset.load_latents` reads them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index_in_sae", "label"])
-        writer.writerows((latent.index, latent.label) for latent in latents)
+    rows = ((latent.index, latent.label) for latent in latents)
+    write_csv(path, [("index_in_sae", "label"), *rows])

@@ -9,7 +9,8 @@ from esr_eval.analysis.report.conditions import conditions_of
 from esr_eval.analysis.report.logs import read_logs
 from esr_eval.analysis.report.section import Evidence, Section
 from esr_eval.analysis.report.sections import SECTIONS
-from esr_eval.analysis.report.text import count, one_line
+from esr_eval.analysis.report.text import count
+from esr_eval.shown import one_line
 
 
 def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> Path:

@@ -6,8 +6,9 @@ from esr_eval.analysis.report.comparisons import Compared
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.section import Block, Evidence, Paragraph, Section
 from esr_eval.analysis.report.sections.paired import in_words
-from esr_eval.analysis.report.text import count, mean, one_line, percent
+from esr_eval.analysis.report.text import count, mean, percent
 from esr_eval.catalogue import EXPERIMENTS, Experiment
+from esr_eval.shown import one_line
 
 _ARGUMENTS = {
     "ablation": "-T detectors=DETECTORS -T replay=MAIN",

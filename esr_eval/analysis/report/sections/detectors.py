@@ -6,9 +6,10 @@ from esr_eval.analysis.detector_table import figures
 from esr_eval.analysis.detectors import find_detectors
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
-from esr_eval.analysis.report.text import NONE, count, one_line
+from esr_eval.analysis.report.text import NONE, count
 from esr_eval.discovery.report import RULES, DetectorReport, Rule
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 
 MOST_ROWS = 40
 RULE_TITLES: dict[Rule, str] = {

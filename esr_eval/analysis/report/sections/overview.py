@@ -8,7 +8,8 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.measures import SCORES, SHARES
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table
-from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
+from esr_eval.analysis.report.text import NONE, count, mean, percent
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -1,0 +1,52 @@
+"""The way out to spreadsheets: CSV files in which numbers are numbers and nothing is a formula."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esr_eval.errors import EsrError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2028-\u202e\ufeff]*[=+\-@＝＋－＠]")
+"""How a text begins that a spreadsheet takes for a formula."""
+_QUOTED = re.compile(rf"'+(?:{_FORMULA.pattern})")
+
+
+def cell(value: object) -> object:
+    """A cell of a CSV: text that a spreadsheet would run gets an apostrophe before it."""
+    runs = isinstance(value, str) and (_FORMULA.match(value) or _QUOTED.match(value))
+    return f"'{value}" if runs else value
+
+
+def uncell(text: str) -> str:
+    """What `cell` was given, from a CSV that is read again."""
+    return text[1:] if _QUOTED.match(text) else text
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows, the first of them the heads, as a CSV that no spreadsheet runs.
+
+    Raises:
+        EsrError: The file cannot be written.
+    """
+    try:
+        with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+            csv.writer(file, lineterminator="\n").writerows(map(cell, row) for row in rows)
+    except OSError as error:
+        raise EsrError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def write_frame(path: Path, frame: "pd.DataFrame") -> None:
+    """The same of a data frame.
+
+    Raises:
+        EsrError: The file cannot be written.
+    """
+    try:
+        frame.map(cell).to_csv(path, index=False, lineterminator="\n", errors="replace")
+    except OSError as error:
+        raise EsrError(f"{path} cannot be written: {error.strerror}.") from None
