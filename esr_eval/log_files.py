@@ -49,6 +49,10 @@ def reading(path: str | Path) -> Iterator[None]:
         if missing or isinstance(error, FileNotFoundError):
             raise EsrError(f"There is no log {path}.") from None
         why = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, KeyError):
+            why = f"it lacks {why}"
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            why = "it is empty"
         raise EsrError(f"{path} cannot be read as an Inspect log ({why}).") from error
 
 

@@ -54,7 +54,7 @@ class SidecarRef(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     path: str = Field(description="Relative to the log's folder.")
-    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\Z")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     shapes: dict[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(
         description="Shape of every array in the file.", min_length=1, max_length=MOST_ARRAYS
     )

@@ -40,11 +40,12 @@ def clustering_of_logs(
     """
     if not paths:
         return {}
+    wanted = "Clustering is taken from one log, or from one and its replay"
+    if len(paths) > 2:
+        raise EsrError(f"{wanted}.")
     found = read_each(paths, lambda path: read_values(path, metric), note)
     if not 1 <= len(found) <= 2:
-        raise EsrError(
-            f"Clustering is taken from one log, or from one and its replay, not from {len(found)}."
-        )
+        raise EsrError(f"{wanted}, not from {len(found)}: name one, or two.")
     clustering = observed_pair_clustering(*found) if len(found) > 1 else observed_clustering(*found)
     return {name: value for name, value in asdict(clustering).items() if value is not None}
 

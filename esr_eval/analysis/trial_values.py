@@ -6,7 +6,7 @@ from inspect_ai.log import read_eval_log_sample_summaries
 
 from esr_eval.analysis.runs import TrialKey
 from esr_eval.errors import EsrError
-from esr_eval.log_files import ATTEMPTS, read_trial, reading
+from esr_eval.log_files import ATTEMPTS, reading
 
 
 def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, float]:
@@ -26,12 +26,13 @@ def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, floa
 def _read(path: str, metric: str) -> dict[TrialKey, float]:
     found = {}
     for sample in read_eval_log_sample_summaries(path):
-        trial = read_trial(path, sample)
         scores = sample.scores or {}
         value = next((scores[name].value for name in scores if ATTEMPTS.fullmatch(name)), None)
         number = value.get(metric) if isinstance(value, dict) else None
-        if isinstance(number, int | float) and not math.isnan(number):
-            key = TrialKey(trial.latent, trial.topic, trial.seed, sample.epoch)
+        trial = sample.metadata
+        if isinstance(number, int | float) and not math.isnan(number) and "latent" in trial:
+            about = int(trial["latent"]), str(trial["topic"]), int(trial["seed"])
+            key = TrialKey(*about, sample.epoch)
             found[key] = float(number)
     if not found:
         raise EsrError(f"{path} has no trial with a value of {metric}.")

@@ -1,7 +1,7 @@
 """The command `esr-eval finetune sweep`: estimate, ask, run, tables."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -10,9 +10,10 @@ from esr_eval.errors import EsrError
 from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.sweep_plan import Sweep
 from esr_eval.finetune.sweep_steps import all_steps
+from esr_eval.log_files import Note
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
-from esr_eval.terminal import Terminal
+from esr_eval.terminal import Terminal, note
 
 
 def run(
@@ -35,7 +36,7 @@ def run(
     console, subject = Terminal(), sweep.subject
     if sweep.sizes.max_tokens is not None:
         subject = subject.model_copy(update={"max_tokens": sweep.sizes.max_tokens})
-    steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep), sweep.paper().judge
+    steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep, note), sweep.paper().judge
     table = estimate_table(steps, list(done), subject, judge, speed, price)
     table.title = f"Mixes of {subject.name}, judged by {judge} (at most; training comes on top)"
     console.print(table)
@@ -54,7 +55,7 @@ def run(
     console.print(f"The report: esr-eval report {logs}", soft_wrap=True)
 
 
-def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], None]) -> None:
+def print_tables(logs: Sequence[Path], csv: Path | None, note: Note) -> None:
     """Print what tuned subjects do under the boost, and what their training costs.
 
     Args:

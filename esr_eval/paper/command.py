@@ -11,7 +11,7 @@ from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import Paper, choose, finished, identity, run_paper
 from esr_eval.paper.steps import left_out, plan_steps
 from esr_eval.subjects import find_subject
-from esr_eval.terminal import Terminal
+from esr_eval.terminal import Terminal, note
 
 ASK_FROM_HOURS = 1.0
 """Runs that take longer, or cost money, are begun only after a yes."""
@@ -57,7 +57,7 @@ def run(
         graders=further,
     )
     steps, console = plan_steps(choices), Terminal()
-    done = finished(logs, identity(paper, choices))
+    done = finished(logs, identity(paper, choices), note)
     console.print(estimate_table(steps, list(done), subject, paper.judge, speed, price))
     for reason in left_out(choices):
         console.print(f"Left out: experiment {reason}")

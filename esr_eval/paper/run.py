@@ -12,7 +12,7 @@ from inspect_ai.model import GenerateConfigArgs
 
 from esr_eval.dataset import load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import Note, reading
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
@@ -129,7 +129,7 @@ def run_paper(paper: Paper, choices: Choices, console: Terminal) -> list[str]:
     """
     steps = plan_steps(choices)
     about = identity(paper, choices)
-    logs = finished(paper.folder, about)
+    logs = finished(paper.folder, about, console.print, aside=True)
     for number, step in enumerate(steps, 1):
         if step.key in logs:
             continue
@@ -152,23 +152,36 @@ def identity(paper: Paper, choices: Choices) -> dict[str, Any]:
     }
 
 
-def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+def finished(
+    folder: Path, about: dict[str, Any], note: Note = lambda text: None, *, aside: bool = False
+) -> dict[str, str]:
     """Logs of the steps that have ended well, by step.
 
     Args:
         folder: Where logs lie.
         about: The run's `identity`.
+        note: Told of files that are no logs.
+        aside: Whether these are renamed: Inspect runs no eval set in a folder with such a file.
 
     Raises:
-        EsrError: The folder holds another run, or a log that cannot be read.
+        EsrError: The folder holds another run.
     """
     if not folder.is_dir():
         return {}
     found = {}
     wanted = json.loads(json.dumps(about))
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
-        with reading(info.name):
-            log = read_eval_log(info, header_only=True)
+        path = folder / Path(info.name).name
+        try:
+            with reading(path):
+                log = read_eval_log(str(path), header_only=True)
+        except EsrError as error:
+            if path.is_dir():
+                continue
+            if aside:
+                path.rename(path.with_name(f"{path.name}.unreadable"))
+            note(f"{'Renamed to .unreadable' if aside else 'Left out'}: {error}")
+            continue
         metadata = log.eval.metadata or {}
         step = metadata.get(STEP)
         if not step:
@@ -180,7 +193,7 @@ def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
                 "or repeat that run's arguments."
             )
         if log.status == "success":
-            found[str(step)] = str(folder / Path(info.name).name)
+            found[str(step)] = str(path)
     return found
 
 

@@ -60,7 +60,7 @@ def _answer(log: StoredLog, report: DetectorReport, rule: Rule) -> str:
     )
     missing = f"; {count(report.missing, 'sample')} without a reading" if report.missing else ""
     return (
-        f"{one_line(log.condition)}, {report.runtime.subject}, layer {report.layer}: "
+        f"{one_line(log.condition)}, {one_line(report.runtime.subject)}, layer {report.layer}: "
         f"{count(len(found.detectors), 'detector')} of {report.n_latents:,} latents by the rule "
         f"“{rule}” ({settings}), over {count(report.pairs, 'pair')} of each kind{missing}; about "
         f"{found.expected_by_chance:,.1f} would be found if task and answer made no difference."
