@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import uuid
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -12,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from esr_eval.cache import CACHE_ENV
 from esr_eval.errors import EsrError
 from esr_eval.spec import fingerprint
+from esr_eval.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +93,7 @@ def write_json(path: Path, data: object) -> None:
         EsrError: The folder cannot be written to.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, so that two processes never write to the same unfinished file.
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with unfinished.open("x", encoding="utf-8") as file:
-                json.dump(data, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, json.dumps(data, indent=1).encode())
     except OSError as error:
         raise EsrError(
             f"Cannot write {path} ({error.strerror}): name a writable folder in {CACHE_ENV}."

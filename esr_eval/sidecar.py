@@ -9,8 +9,6 @@ beside the log first and then in the cache: a run that was killed has lost nothi
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
+from esr_eval.whole import write_whole
 
 STORE_KEY = "activations"
 """Where a sample's store keeps the reference to its arrays."""
@@ -118,13 +117,8 @@ def save(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> Sideca
         shapes={name: array.shape for name, array in packed.items()},
         dtypes={name: _dtype(array) for name, array in packed.items()},
     )
-    staged = _staged(ref)
-    staged.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: a file cut short by a crash would bear a name it does not deserve.
-    handle, scratch = tempfile.mkstemp(dir=staged.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(scratch).replace(staged)
+    write_whole(_staged(ref), content)
     return ref
 
 
@@ -211,11 +205,7 @@ def put_beside(ref: SidecarRef, log: str | Path) -> None:
     target, staged = log_folder(log) / ref.path, _staged(ref)
     if target.is_file() or not staged.is_file():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as scratch:
-        scratch.write(staged.read_bytes())
-    Path(scratch.name).chmod(0o644)
-    Path(scratch.name).replace(target)
+    write_whole(target, staged.read_bytes())
     staged.unlink(missing_ok=True)
 
 

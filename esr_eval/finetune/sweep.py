@@ -15,6 +15,7 @@ from esr_eval.log_files import Note
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.run import Paper, finished, run_step
 from esr_eval.paper.steps import Step
+from esr_eval.terminal import note
 
 EXAMPLES_PER_SECOND = {"smollm2-135m": 1.1}
 """Examples trained on per second where it was measured: the embedded preset on 2 CPU cores."""
@@ -62,7 +63,7 @@ def run(sweep: Sweep, tell: Callable[[str], None]) -> Path:
     Raises:
         EsrError: A step did not end well; the same command goes on from there.
     """
-    logs = done_steps(sweep, tell, aside=True)
+    logs = done_steps(sweep, note, aside=True)
     _evaluate(sweep, sweep.paper(), base_steps(sweep), logs, tell)
     for adapter in sweep.adapters:
         if not adapter.trained:

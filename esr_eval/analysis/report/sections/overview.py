@@ -97,7 +97,8 @@ def _trials(conditions: list[Condition]) -> Table:
         "What ran",
         (
             "condition", "experiment", "subject", "layers", "judge", "planned", "completed",
-            "errored", "unscored", "no attempt", "no score", "latents", "unscored because", "status",
+            "errored", "unscored", "no attempt", "no score", "latents", "unscored because",
+            "status",
         ),
         rows,
         "Layers: steered at / SAE trained on. Errored: failed before there was a response. "
