@@ -192,10 +192,10 @@ def _counted(tries: list[_Log], read: Callable[[str], T], note: Note) -> Iterato
             continue
         best = best or log
         kept.append(log)
-    for log, error in useless:
+    for log, why in useless:
         if best is None and log.named:
-            raise error
-        note(f"Left out: {error}")
+            raise why
+        note(f"Left out: {why}")
     if best is not None and retried:
         were = "1 log" if len(retried) == 1 else f"{len(retried)} logs"
         names = ", ".join(log.path for log in sorted(retried, key=lambda log: log.place))

@@ -16,6 +16,11 @@ _FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2028-\u202e\ufeff]*[
 _QUOTED = re.compile(rf"'+(?:{_FORMULA.pattern})")
 
 
+_END = "\r\n"
+"""Of a line, as RFC 4180 has it; with another one, Python's writer leaves a lone \\r unquoted, at
+which spreadsheets begin a new line."""
+
+
 def cell(value: object) -> object:
     """A cell of a CSV: text that a spreadsheet would run gets an apostrophe before it."""
     runs = isinstance(value, str) and (_FORMULA.match(value) or _QUOTED.match(value))
@@ -35,7 +40,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """
     try:
         with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-            csv.writer(file, lineterminator="\n").writerows(map(cell, row) for row in rows)
+            csv.writer(file, lineterminator=_END).writerows(map(cell, row) for row in rows)
     except OSError as error:
         raise EsrError(f"{path} cannot be written: {error.strerror}.") from None
 
@@ -47,6 +52,6 @@ def write_frame(path: Path, frame: "pd.DataFrame") -> None:
         EsrError: The file cannot be written.
     """
     try:
-        frame.map(cell).to_csv(path, index=False, lineterminator="\n", errors="replace")
+        frame.map(cell).to_csv(path, index=False, lineterminator=_END, errors="replace")
     except OSError as error:
         raise EsrError(f"{path} cannot be written: {error.strerror}.") from None
