@@ -319,3 +319,36 @@ def test_reasons_of_unscored_trials_are_told_with_counts(tmp_path):
     page = write_report([tmp_path], tmp_path / "report").read_text("utf-8")
     head = page[: page.index("<nav>")]
     assert "The verdicts on 2 trials could not be used: 2 invalid_json." in head
+
+
+FOREIGN = {
+    "a rate that is none": lambda log: [
+        one.scores["attempts"].value.update(multi_attempt=5.0, unscored=5.0) for one in log.samples
+    ],
+    "a latent that is none": lambda log: log.samples[0].metadata.update(latent=[1]),
+    "scores of text": lambda log: [
+        setattr(one.scores["attempts"], "value", "n") for one in log.samples
+    ],
+    "attempts that are none": lambda log: [
+        one.scores["attempts"].metadata.update(attempts=5, judge=[1]) for one in log.samples
+    ],
+    "activations that are none": lambda log: log.eval.metadata.update(experiment_id="activations"),
+    "detectors that are none": lambda log: log.eval.metadata.update(experiment_id="detectors"),
+    "a runtime of text": lambda log: log.eval.metadata.update(runtime="x", subject=[5]),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_log_of_ours_with_other_content_is_never_a_traceback(what, interrupted, tmp_path):
+    log = read_eval_log(str(interrupted[1]))
+    FOREIGN[what](log)
+    write_eval_log(log, str(tmp_path / "odd.eval"))
+    # The page takes seconds; where it cannot be made, these two are how.
+    slow = [] if "rate" in what or "attempts" in what else ["report"]
+    for command in (one for one in COMMANDS if one[0] not in slow):
+        report = str(tmp_path / "report")
+        args = [{"REPORT": report, "GOOD": str(interrupted[1])}.get(one, one) for one in command]
+        result = CliRunner().invoke(app, [*args, str(tmp_path / "odd.eval")])
+        assert result.exception is None or isinstance(result.exception, SystemExit), command
+        if result.exit_code and command[0] != "compare":
+            assert result.stderr.count("Error: ") == 1
