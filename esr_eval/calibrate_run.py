@@ -5,14 +5,15 @@ from typing import Any
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from rich.console import Console
 from rich.table import Table
 
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 from esr_eval.strength_record import StrengthRecord
 from esr_eval.strength_search import CACHED, RECORD
 from esr_eval.strengths import export_bundle
 from esr_eval.tasks.calibrate import calibrate
+from esr_eval.terminal import Terminal
 
 
 def run_calibration(
@@ -48,7 +49,7 @@ def run_calibration(
         max_samples=max_samples,
         log_dir=log_dir,
     )
-    console = Console()
+    console = Terminal()
     records, cached = _records(log)
     console.print(_table(records, cached))
     if log.status != "success":
@@ -92,7 +93,7 @@ def _table(records: list[StrengthRecord], cached: set[str]) -> Table:
         achieved = record.achieved_score
         table.add_row(
             str(record.latent),
-            record.label,
+            one_line(record.label),
             f"{record.strength:.4g}",
             f"{record.interval[0]:.4g} to {record.interval[1]:.4g}",
             "-" if achieved is None else f"{achieved:.0f}",

@@ -7,7 +7,7 @@ from inspect_ai.log import read_eval_log_samples
 
 from esr_eval import sidecar
 from esr_eval.errors import EsrError
-from esr_eval.sidecar import STORE_KEY, SidecarRef, put_beside
+from esr_eval.sidecar import STORE_KEY, put_beside, reference
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ActivationFiles(Hooks):
             for sample in read_eval_log_samples(log.location, all_samples_required=False):
                 found = sample.store.get(STORE_KEY)
                 if found is not None:
-                    put_beside(SidecarRef.model_validate(found), log.location)
+                    put_beside(reference(found, log.location), log.location)
             if experiment == "detectors" and log.status == "success":
                 from esr_eval.analysis.detectors import on_detectors_done
 

@@ -6,21 +6,18 @@ Source: the paper's cross-judge experiment: all multi-attempt responses and rand
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from inspect_ai.log import (
     EvalLog,
     EvalSample,
-    list_eval_logs,
     read_eval_log,
     read_eval_log_samples,
 )
-from pydantic import ValidationError
 
 from esr_eval.errors import EsrError
-from esr_eval.log_files import ATTEMPTS, reading, source_of, subject_of
+from esr_eval.log_files import ATTEMPTS, read_each, read_trial, reading, source_of, subject_of
 from esr_eval.paths import given_path
 from esr_eval.trial import Trial
 
@@ -51,47 +48,47 @@ class Judged(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Judged responses of some logs, the logs' own names, and what was left out and why."""
+    """Judged responses of some logs, the logs' own names, and what was left out and why.
+
+    Attributes:
+        responses: What there is to judge.
+        logs: Where it came from.
+        left_out: Responses that are none, counted by reason.
+        notes: Logs that were left out, a sentence each.
+    """
 
     responses: list[Judged]
     logs: list[dict[str, str]]
     left_out: dict[str, int]
+    notes: list[str]
 
 
 def read_judged(source: str) -> Stored:
     """Read the responses of logs that a judge has scored.
 
     Args:
-        source: Logs, comma-separated, or folders of logs; of a folder, logs without scores of
-            `esr_eval/attempts` are left out and counted.
+        source: Logs, comma-separated, or folders of logs. Which logs count is said in
+            `esr_eval.log_files.read_each`.
 
     Raises:
-        EsrError: A log cannot be read or has no such scores, or there is no response at all.
+        EsrError: A log that is named cannot be read or has no scores of `esr_eval/attempts`, or
+            there is no response at all.
     """
     found: dict[str, Judged] = {}
     logs: dict[str, dict[str, str]] = {}
     left_out: Counter[str] = Counter()
-    for path, in_folder in _paths(source):
-        with reading(path):
-            header = read_eval_log(path, header_only=True)
-        if not _is_scored(header):
-            if in_folder:
-                left_out["logs without scores of attempts"] += 1
-                continue
-            raise EsrError(
-                f"{path} has no scores of esr_eval/attempts of its own responses: score it with "
-                "`inspect score --scorer esr_eval/attempts`, or name another log."
-            )
+    notes: list[str] = []
+    paths = [given_path(part.strip()) for part in source.split(",") if part.strip()]
+    for header, samples in read_each(paths, _scored_log, notes.append):
         logs[header.eval.eval_id] = source_of(header)
-        for sample in read_eval_log_samples(path, all_samples_required=False):
-            one = _judged(header, sample)
+        for one in samples:
             if isinstance(one, str):
                 left_out[one] += 1
             else:
                 found[one.id] = one
     if not found:
         raise EsrError(f"There is no judged response in {source}.")
-    return Stored(list(found.values()), list(logs.values()), dict(left_out))
+    return Stored(list(found.values()), list(logs.values()), dict(left_out), notes)
 
 
 def choose_judged(
@@ -136,13 +133,17 @@ def choose_judged(
     return [one for one in available if one.id in picked]
 
 
-def _paths(source: str) -> Iterator[tuple[str, bool]]:
-    for part in (given_path(part.strip()) for part in source.split(",") if part.strip()):
-        if Path(part).is_dir():
-            for log in list_eval_logs(part, recursive=False, descending=False):
-                yield log.name, True
-        else:
-            yield part, False
+def _scored_log(path: str) -> tuple[EvalLog, list[Judged | str]]:
+    """A log's header and, of each sample, the judged response or why it is none."""
+    with reading(path):
+        header = read_eval_log(path, header_only=True)
+        if not _is_scored(header):
+            raise EsrError(
+                f"{path} has no scores of esr_eval/attempts of its own responses: score it with "
+                "`inspect score --scorer esr_eval/attempts`, or name another log."
+            )
+        samples = read_eval_log_samples(path, all_samples_required=False)
+        return header, [_judged(header, sample) for sample in samples]
 
 
 def _is_scored(header: EvalLog) -> bool:
@@ -164,8 +165,8 @@ def _judged(header: EvalLog, sample: EvalSample) -> Judged | str:
     if not isinstance(score.value, dict) or score.value.get("unscored"):
         return "unscored by the judge of record"
     try:
-        trial = Trial.model_validate(sample.metadata)
-    except ValidationError:
+        trial = read_trial("the log", sample)
+    except EsrError:
         return "no ESR trial"
     asked = [message.text for message in sample.messages if message.role == "user"]
     epoch = "" if sample.epoch == 1 else f"-epoch{sample.epoch}"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esr_eval.errors import EsrError
-from esr_eval.scratch import write_whole
 from esr_eval.spec import Runtime
+from esr_eval.spreadsheet import uncell, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{file}, row {number} has {len(cells)} cells for {len(header)} columns: put "
                     "a label with a comma in double quotes."
                 )
-            yield number, dict(zip(header, cells, strict=True))
+            yield number, dict(zip(header, map(uncell, cells), strict=True))
     except csv.Error:
         raise EsrError(
             f"{file}, row {number + 1} or after it: a quoted cell does not end as it should (is "
@@ -393,11 +393,4 @@ def write_labels(path: Path, labels: Iterable[tuple[int, str]]) -> None:
     Raises:
         EsrError: The file cannot be written.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(labels)
-    try:
-        write_whole(path, text.getvalue().encode())
-    except OSError as error:
-        raise EsrError(f"Cannot write {path} ({error.strerror}): name another file.") from None
+    write_csv(path, [COLUMNS, *labels])

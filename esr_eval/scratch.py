@@ -11,11 +11,19 @@ from pathlib import Path
 
 def scratch_name(target: Path) -> Path:
     """A name of its own beside the target: two processes never write to the same unfinished one."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    return target.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 def write_whole(target: Path, content: bytes) -> None:
-    """Write the whole file or nothing, so that no reader ever sees half of one."""
+    """Write a file; whoever reads it sees the old content or all of the new.
+
+    Args:
+        target: The file; its folder is made where there is none.
+        content: What it is to hold.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = scratch_name(target)
     try:

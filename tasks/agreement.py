@@ -16,6 +16,7 @@ from esr_eval.scorers.agreement import (
     judge_of_record,
 )
 from esr_eval.scorers.grader import GRADER_ROLE, judge_model
+from esr_eval.terminal import note
 
 VERSION = 1
 PAPER = {
@@ -56,6 +57,8 @@ def cross_judge(
     if len({judge_name(judge) for judge in judges}) < len(judges):
         raise EsrError("Two of the graders are the same model: name each once.")
     stored = read_judged(source)
+    for line in stored.notes:
+        note(line)
     chosen = choose_judged(stored.responses, n, min_per_model, seed)
     return Task(
         dataset=MemoryDataset([_sample(one) for one in chosen], name="esr-cross-judge"),
@@ -74,6 +77,7 @@ def cross_judge(
             "sources": stored.logs,
             "available": len(stored.responses),
             "left_out": stored.left_out,
+            "logs_left_out": stored.notes,
         },
     )
 

@@ -290,7 +290,7 @@ def test_folders_and_lists_of_logs(tmp_path, crossed):
     run([trial("x")], grader(["?", "?"]), tmp_path / "logs", scorer=[])
     both = read_judged(f"{tmp_path / 'logs'}, {second}")
     assert len(both.responses) == 12 and len(both.logs) == 2
-    assert both.left_out["logs without scores of attempts"] == 1
+    assert len(both.notes) == 1 and "no scores of esr_eval/attempts" in both.notes[0]
     assert len(read_judged(f"{first},{first}").responses) == 6, "the same log twice is once"
     for source, problem in (
         (str(tmp_path / "no.eval"), "There is no log"),

@@ -326,6 +326,10 @@ def test_what_is_no_log_gives_no_verdict(tmp_path):
         read_logs(tmp_path / "empty")
     base = judged(tmp_path / "twice", 80)
     shutil.copy(base, Path(base).with_name("2030-01-01T00-00-00-00-00_task_copy.eval"))
+    told: list[str] = []
+    assert len(read_logs(tmp_path / "twice", told.append)) == 1
+    assert len(told) == 1 and "is a copy of" in told[0]
+    judged(tmp_path / "twice", 80)
     with pytest.raises(NotComparableError, match="has several logs of"):
         read_logs(tmp_path / "twice")
 

@@ -28,13 +28,13 @@ from esr_eval.analysis.report.conditions import conditions_of
 from esr_eval.analysis.report.logs import read_logs
 from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
-from esr_eval.analysis.report.text import one_line, shown
 from esr_eval.analysis.trial_values import read_values
 from esr_eval.cache import CACHE_ENV
 from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.errors import EsrError
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.improvement import improvement
+from esr_eval.shown import one_line, shown
 from esr_eval.subjects import find_subject
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,7 +288,9 @@ def test_interrupted_run_is_left_out_once_it_was_finished(logs, tmp_path):
     write_eval_log(whole, str(tmp_path / "whole.eval"))
     told = []
     [kept] = read_logs([tmp_path], told.append)
-    assert kept.header.status == "success" and "part.eval was finished by whole.eval" in told[0]
+    assert kept.header.status == "success" and told == [
+        "1 log left out: retried as whole.eval: part.eval."
+    ]
 
 
 def test_activations_that_are_missing_are_told(logs, report, tmp_path):

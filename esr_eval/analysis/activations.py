@@ -11,8 +11,7 @@ from esr_eval import sidecar
 from esr_eval.analysis.region_tokens import Region, read_regions
 from esr_eval.analysis.traces import SETS, LatentSet, Trace
 from esr_eval.errors import EsrError
-from esr_eval.log_files import REGIONS, reading
-from esr_eval.trial import Trial
+from esr_eval.log_files import REGIONS, read_trial, reading
 
 OFFSETS = "offsets"
 """Name of the array of the tokens' characters, as `esr_eval.episodes.reading` writes it."""
@@ -50,6 +49,11 @@ def read_traces(path: str) -> TraceLog:
         EsrError: The file is no log of esr_eval/activations, no activations of it are found, or
             they have changed.
     """
+    with reading(path):
+        return _read(path)
+
+
+def _read(path: str) -> TraceLog:
     header = _header(path)
     metadata = header.eval.metadata or {}
     sets = {
@@ -66,11 +70,11 @@ def read_traces(path: str) -> TraceLog:
         ref = sample.store.get(sidecar.STORE_KEY)
         if sample.error is not None or ref is None:
             errored += 1
-        elif sidecar.find(sidecar.SidecarRef.model_validate(ref), path) is None:
+        elif sidecar.find(sidecar.reference(ref, path), path) is None:
             missing += 1
         else:
             score = _score(sample.scores or {})
-            traces.append(_trace(path, sample, ref, score))
+            traces.append(_trace(path, sample, ref, score, sets))
             judges[str((score.get("judge") if score else None) or metadata["judge"])] = None
     # What never came to run is not among the samples.
     planned = (
@@ -98,8 +102,7 @@ def read_traces(path: str) -> TraceLog:
 
 
 def _header(path: str) -> EvalLog:
-    with reading(path):
-        header = read_eval_log(path, header_only=True)
+    header = read_eval_log(path, header_only=True)
     if (header.eval.metadata or {}).get("experiment_id") != "activations":
         raise EsrError(
             f"{path} is no log of esr_eval/activations: make one with `inspect eval "
@@ -109,12 +112,24 @@ def _header(path: str) -> EvalLog:
 
 
 def _trace(
-    path: str, sample: EvalSample, ref: Mapping[str, Any], score: Mapping[str, Any] | None
+    path: str,
+    sample: EvalSample,
+    ref: Mapping[str, Any],
+    score: Mapping[str, Any] | None,
+    sets: Mapping[str, LatentSet],
 ) -> Trace:
     arrays = sidecar.load(ref, path)
+    # One latent was boosted; of the other sets the log says how many latents they have.
+    due = {name: len(sets[name].latents) if name in sets else 1 for name in SETS if name in arrays}
+    tokens = arrays[OFFSETS].shape[0] if arrays[OFFSETS].ndim else 0
+    shapes = {name: (count, tokens) for name, count in due.items()} | {OFFSETS: (tokens, 2)}
+    if not due or any(arrays[name].shape != shape for name, shape in shapes.items()):
+        raise EsrError(
+            f"The activations of sample {sample.id} of {path} are not of its latents and tokens."
+        )
     return Trace(
         sample_id=str(sample.id),
-        trial=Trial.model_validate(sample.metadata),
+        trial=read_trial(path, sample),
         response=sample.output.completion,
         activations={name: arrays[name] for name in SETS if name in arrays},
         offsets=arrays[OFFSETS],

@@ -4,7 +4,6 @@ Logs of the task cross_judge have several, and so have logs that were scored aga
 `inspect score --action append`.
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 from inspect_ai.log import EvalSampleSummary, read_eval_log_sample_summaries
 from inspect_ai.scorer import Score
 
+from esr_eval import spreadsheet
 from esr_eval.analysis.kappa import clustered_kappa
 from esr_eval.analysis.stats import Estimate, Rate, rate
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import Note, read_each, reading
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 
 NAN = math.nan
@@ -79,7 +79,27 @@ def agreement_of(log_path: str | Path) -> AgreementReport:
         EsrError: The log cannot be read, or fewer than two judges scored it.
     """
     with reading(log_path):
-        samples = read_eval_log_sample_summaries(str(log_path))
+        return _read(log_path)
+
+
+def agreements_of(paths: Sequence[str | Path], note: Note) -> list[AgreementReport]:
+    """Compare the judges of each log.
+
+    Args:
+        paths: Logs and folders of logs.
+        note: Told of what is left out, see `esr_eval.log_files.read_each`.
+
+    Raises:
+        EsrError: A log that is named cannot be used, or there is none that can.
+    """
+    reports = read_each(paths, agreement_of, note)
+    if not reports:
+        raise EsrError(f"There is no log with several judges in {', '.join(map(str, paths))}.")
+    return reports
+
+
+def _read(log_path: str | Path) -> AgreementReport:
+    samples = read_eval_log_sample_summaries(str(log_path))
     samples = [sample for sample in samples if any(map(_is_verdict, _scores(sample).values()))]
     scorers = dict.fromkeys(
         name for sample in samples for name, score in _scores(sample).items() if _is_verdict(score)
@@ -196,24 +216,23 @@ COLUMNS = (
 
 def write_csv(path: Path, reports: Sequence[AgreementReport]) -> None:
     """One line for each pair of judges."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for report in reports:
-            unscored = {judge.name: judge.unscored for judge in report.judges}
-            for pair in report.pairs:
-                multi, direction = pair.multi_attempt, pair.direction
-                writer.writerow(
-                    (
-                        *(report.path, pair.first, pair.second),
-                        multi.trials if multi else 0,
-                        *_bounds(multi.estimate if multi else None),
-                        *_bounds(pair.kappa),
-                        direction.trials if direction else 0,
-                        *_bounds(direction.estimate if direction else None),
-                        *(unscored[pair.first], unscored[pair.second]),
-                    )
+    rows: list[tuple[object, ...]] = [COLUMNS]
+    for report in reports:
+        unscored = {judge.name: judge.unscored for judge in report.judges}
+        for pair in report.pairs:
+            multi, direction = pair.multi_attempt, pair.direction
+            rows.append(
+                (
+                    *(report.path, pair.first, pair.second),
+                    multi.trials if multi else 0,
+                    *_bounds(multi.estimate if multi else None),
+                    *_bounds(pair.kappa),
+                    direction.trials if direction else 0,
+                    *_bounds(direction.estimate if direction else None),
+                    *(unscored[pair.first], unscored[pair.second]),
                 )
+            )
+    spreadsheet.write_csv(path, rows)
 
 
 def _bounds(found: Estimate | None) -> tuple[float | str | None, ...]:

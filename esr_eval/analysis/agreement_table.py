@@ -1,11 +1,11 @@
 """Agreement of judges as tables for the terminal."""
 
-from rich.markup import escape
 from rich.table import Table
 
 from esr_eval.analysis.agreement import AgreementReport
 from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.stats import Estimate, Rate
+from esr_eval.shown import one_line
 
 
 def judge_table(report: AgreementReport) -> Table:
@@ -15,7 +15,10 @@ def judge_table(report: AgreementReport) -> Table:
         table.add_column(column, justify="left" if column == "judge" else "right")
     for judge in report.judges:
         table.add_row(
-            escape(judge.name), str(judge.judged), str(judge.unscored), _share(judge.multi_attempt)
+            one_line(judge.name),
+            str(judge.judged),
+            str(judge.unscored),
+            _share(judge.multi_attempt),
         )
     return table
 
@@ -33,7 +36,7 @@ def pair_table(report: AgreementReport) -> Table:
         table.add_column(column, justify="right")
     for pair in report.pairs:
         table.add_row(
-            escape(f"{pair.first} / {pair.second}"),
+            f"{one_line(pair.first)} / {one_line(pair.second)}",
             str(pair.multi_attempt.trials if pair.multi_attempt else 0),
             _share(pair.multi_attempt),
             _number(pair.kappa, ".2f"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from esr_eval.analysis.runs import TrialKey
 from esr_eval.analysis.stats import cluster_counts, cross_correlation, intraclass_correlation
 from esr_eval.analysis.trial_values import read_values
 from esr_eval.errors import EsrError
+from esr_eval.log_files import Note, read_each
 
 Values = Mapping[TrialKey, float]
 
@@ -23,17 +25,27 @@ class Clustering:
     pair_correlation: float | None = None
 
 
-def clustering_of_logs(paths: Sequence[str], metric: str = "multi_attempt") -> dict[str, float]:
+def clustering_of_logs(
+    paths: Sequence[str | Path], metric: str = "multi_attempt", note: Note = lambda text: None
+) -> dict[str, float]:
     """What is known of the clustering from no log, one log, or a log and its replay.
+
+    Args:
+        paths: Logs, or folders with no more of them.
+        metric: Whose clustering.
+        note: Told of what is left out, see `esr_eval.log_files.read_each`.
 
     Raises:
         EsrError: The logs cannot be used, or are more than two.
     """
     if not paths:
         return {}
+    wanted = "Clustering is taken from one log, or from one and its replay"
     if len(paths) > 2:
-        raise EsrError("Clustering is taken from one log, or from one and its replay.")
-    found = [read_values(path, metric) for path in paths]
+        raise EsrError(f"{wanted}.")
+    found = read_each(paths, lambda path: read_values(path, metric), note)
+    if not 1 <= len(found) <= 2:
+        raise EsrError(f"{wanted}, not from {len(found)}: name one, or two.")
     clustering = observed_pair_clustering(*found) if len(found) > 1 else observed_clustering(*found)
     return {name: value for name, value in asdict(clustering).items() if value is not None}
 

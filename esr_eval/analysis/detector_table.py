@@ -1,9 +1,9 @@
 """A discovery's detectors on the terminal."""
 
-from rich.markup import escape
 from rich.table import Table
 
 from esr_eval.discovery.report import Detector, DetectorReport, Rule
+from esr_eval.shown import one_line
 
 ASKED = {
     "silent": "active on at most {max_matched:.0%} of matched and at least {min_mismatched:.0%} of "
@@ -22,7 +22,7 @@ def detector_table(report: DetectorReport, rule: Rule) -> Table:
     table.columns[3].header, table.columns[4].header = "max matched", "max mismatched"
     for one in found.detectors or found.nearest:
         style = None if found.detectors else "dim"
-        table.add_row(str(one.latent), *figures(one), escape(one.label or ""), style=style)
+        table.add_row(str(one.latent), *figures(one), one_line(one.label or ""), style=style)
     return table
 
 

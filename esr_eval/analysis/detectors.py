@@ -20,6 +20,8 @@ from esr_eval.analysis.discovery import Discovery, read_discovery
 from esr_eval.dataset import load_latents
 from esr_eval.discovery.report import Detector, DetectorReport, Found, write_detector_file
 from esr_eval.errors import EsrError
+from esr_eval.log_files import Note, read_only
+from esr_eval.paths import given_path
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
 
@@ -35,14 +37,16 @@ def find_detectors(
     min_mismatched: float = MIN_MISMATCHED,
     max_matched: float = MAX_MATCHED,
     top: int = TOP,
+    note: Note = lambda text: None,
 ) -> DetectorReport:
     """Find off-topic detectors by both rules.
 
     Args:
-        log: A log of esr_eval/detectors.
+        log: A log of esr_eval/detectors, or a folder with one.
         min_mismatched: Least share of mismatched pairs on which a silent detector is active.
         max_matched: Greatest share of matched pairs on which it may be (paper: 0).
         top: How many latents the separability rule takes.
+        note: Told of what is left out of a folder.
 
     Raises:
         EsrError: See `read_discovery`; or a setting is out of range.
@@ -54,7 +58,7 @@ def find_detectors(
         raise EsrError("min_mismatched=0 would call latents detectors that never fire.")
     if top < 1:
         raise EsrError(f"top={top}: take one latent or more.")
-    discovery = read_discovery(log)
+    discovery = read_only(given_path(str(log)), read_discovery, note)
     return make_report(discovery, min_mismatched, max_matched, top)
 
 

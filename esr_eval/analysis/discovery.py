@@ -40,15 +40,18 @@ def read_discovery(log: str | Path) -> Discovery:
     """
     path = given_path(str(log))
     with reading(path):
-        header = read_eval_log(path, header_only=True)
+        return _read(path)
+
+
+def _read(path: str) -> Discovery:
+    header = read_eval_log(path, header_only=True)
     about = header.eval.metadata or {}
     if about.get("experiment_id") != "detectors":
         raise EsrError(f"{path} is no log of esr_eval/detectors: it ran {header.eval.task}.")
-    with reading(path):
-        samples = [
-            None if sample.error else sample.store.get(STORE_KEY)
-            for sample in read_eval_log_samples(path, all_samples_required=False)
-        ]
+    samples = [
+        None if sample.error else sample.store.get(STORE_KEY)
+        for sample in read_eval_log_samples(path, all_samples_required=False)
+    ]
     read = [load(ref, path) for ref in samples if ref is not None]
     if not read:
         raise EsrError(
@@ -57,6 +60,11 @@ def read_discovery(log: str | Path) -> Discovery:
         )
     if lacking := [name for name in ARRAYS if any(name not in arrays for arrays in read)]:
         raise EsrError(f"The activations of {path} lack {', '.join(lacking)}: run it again.")
+    shapes = {arrays[name].shape for arrays in read for name in ARRAYS}
+    if len(shapes) > 1 or not all(len(shape) == 1 and shape[0] for shape in shapes):
+        raise EsrError(
+            f"The activations of {path} are not one number for each latent: run it again."
+        )
     try:
         runtime, layer = Runtime.model_validate(about["runtime"]), int(about["layer"])
     except (KeyError, TypeError, ValidationError) as error:

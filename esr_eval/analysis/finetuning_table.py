@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
-from rich.markup import escape
 from rich.table import Table
 
 from esr_eval.analysis.comparisons import PairedComparison
 from esr_eval.analysis.finetuning import Boosted, Finetuning, Unboosted
 from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.measures import HOLISTIC
-from esr_eval.analysis.report.text import NONE, mean, one_line, percent
+from esr_eval.analysis.report.text import NONE, mean, percent
+from esr_eval.shown import one_line
 
 IMPROVEMENT = f"{HOLISTIC}improvement"
 KEYS = ("multi_attempt", "esr", "first_score", IMPROVEMENT)
@@ -71,7 +71,7 @@ def finetuning_tables(found: Finetuning) -> Iterator[Table]:
         for at, column in enumerate(cells.columns):
             table.add_column(column, justify="right" if at else "left", overflow="fold")
         for row in cells.rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*row)
         yield table
 
 

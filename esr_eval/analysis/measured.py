@@ -9,16 +9,23 @@ from typing import Any, NamedTuple
 
 from inspect_ai.log import (
     EvalSampleSummary,
-    list_eval_logs,
     read_eval_log,
     read_eval_log_sample_summaries,
     read_eval_log_samples,
 )
-from pydantic import ValidationError
 
 from esr_eval.analysis.log_settings import settings_of
 from esr_eval.errors import EsrError
-from esr_eval.log_files import ATTEMPTS, IMPROVEMENT, planned_of, reading, subject_of
+from esr_eval.log_files import (
+    ATTEMPTS,
+    IMPROVEMENT,
+    Note,
+    planned_of,
+    read_each,
+    read_trial,
+    reading,
+    subject_of,
+)
 from esr_eval.trial import Trial
 
 
@@ -76,12 +83,18 @@ def read_measured(path: str | Path) -> Measured:
         EsrError: The file is no Inspect log, or holds no trials.
     """
     with reading(path):
-        header = read_eval_log(str(path), header_only=True)
-        samples = read_eval_log_sample_summaries(str(path))
-        first = next(read_eval_log_samples(str(path), all_samples_required=False), None)
+        return _read(path)
+
+
+def _read(path: str | Path) -> Measured:
+    header = read_eval_log(str(path), header_only=True)
+    samples = read_eval_log_sample_summaries(str(path))
+    first = next(read_eval_log_samples(str(path), all_samples_required=False), None)
+    if not samples and "experiment_id" not in (header.eval.metadata or {}):
+        raise EsrError(f"{path} ({header.eval.task}) holds no ESR trial.")
     trials: dict[TrialId, tuple[Trial, EvalSampleSummary]] = {}
     for sample in samples:
-        trial = _trial(str(path), sample)
+        trial = read_trial(path, sample)
         trials[_identify(trial, sample.epoch)] = trial, sample
     if len(trials) < len(samples):
         raise EsrError(f"{path} has several trials of one latent, task, seed and epoch.")
@@ -105,31 +118,24 @@ def read_measured(path: str | Path) -> Measured:
     )
 
 
-def read_all(path: str | Path) -> dict[str, Measured]:
-    """A log, or all logs of a folder, by their names.
+def read_all(path: str | Path, note: Note) -> dict[str, Measured]:
+    """A log, or all logs of a folder and its folders, by their names.
+
+    Args:
+        path: The log or folder.
+        note: Told of what is left out of a folder, see `esr_eval.log_files.read_each`.
 
     Raises:
-        EsrError: There is none, one cannot be read, or two logs of a folder have one name.
+        EsrError: There is none, one that is named cannot be read, or two logs have one name.
     """
-    if not Path(path).is_dir():
-        found = read_measured(path)
-        return {found.name: found}
     logs: dict[str, Measured] = {}
-    for log in list_eval_logs(str(path), descending=False):
-        found = read_measured(log.name.removeprefix("file://"))
+    for found in read_each([path], read_measured, note, recursive=True):
         if found.name in logs:
             raise EsrError(f"{path} has several logs of {found.name}: name the one to compare.")
         logs[found.name] = found
     if not logs:
         raise EsrError(f"There is no log in {path}.")
     return logs
-
-
-def _trial(path: str, sample: EvalSampleSummary) -> Trial:
-    try:
-        return Trial.model_validate(sample.metadata)
-    except ValidationError:
-        raise EsrError(f"Sample {sample.id} of {path} carries no ESR trial.") from None
 
 
 def _identify(trial: Trial, epoch: int) -> TrialId:

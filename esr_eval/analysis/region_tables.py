@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from esr_eval.analysis.activations import TraceLog, read_traces
 from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.latent_effects import LatentEffect, halves, latent_effects
 from esr_eval.analysis.regions import RegionContrast, RegionStatistics, region_statistics
-from esr_eval.scorers.trials import plain
+from esr_eval.log_files import Note, read_only
+from esr_eval.shown import one_line
+from esr_eval.spreadsheet import write_frame
+from esr_eval.terminal import Terminal
 
 TITLES = {
     "on_topic_before": "on-topic, before any drift",
@@ -30,8 +32,8 @@ NONE = "-"
 def region_table(log: TraceLog, statistics: RegionStatistics) -> Table:
     """Mean activation of each set of latents by region, and who has the region."""
     table = Table(
-        title=f"Mean activations at layer {log.layer}, {plain(log.subject)}, regions marked by "
-        f"{plain(log.judge)}; 95 % intervals clustered by latent (unsteered: by topic)",
+        title=f"Mean activations at layer {log.layer}, {one_line(log.subject)}, regions marked by "
+        f"{one_line(log.judge)}; 95 % intervals clustered by latent (unsteered: by topic)",
         caption=_caption(log, statistics),
     )
     _columns(table, ("latents", "region"), ("mean", "answers", "without", "tokens"))
@@ -132,8 +134,7 @@ def set_title(log: TraceLog, name: str) -> str:
     if name not in log.sets:
         return "boosted latent"
     found = log.sets[name]
-    # Rich takes square brackets for markup, but not underscores, which names are full of.
-    return f"{name} ({plain(found.name, 40).replace('＿', '_')}, {len(found.latents)})"
+    return f"{name} ({one_line(found.name, 40)}, {len(found.latents)})"
 
 
 def _contrast_row(one: RegionContrast) -> dict[str, Any]:
@@ -192,22 +193,27 @@ def _p_value(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def report_activations(path: str, csv: Path | None = None) -> None:
+def report_activations(path: str | Path, csv: Path | None, note: Note) -> None:
     """Print a log's tables, and write its numbers to a CSV where one is named.
+
+    Args:
+        path: The log, or the folder that it is in.
+        csv: The file.
+        note: Told of what is left out of the folder.
 
     Raises:
         EsrError: See `read_traces`.
     """
-    log = read_traces(path)
+    log = read_only(path, read_traces, note)
     statistics = region_statistics(log.traces)
     effects = {
         name: latent_effects(log.traces, found.latents, name) for name, found in log.sets.items()
     }
-    console = Console()
+    console = Terminal()
     console.print(region_table(log, statistics))
     console.print(contrast_table(log, statistics))
     for name, found in effects.items():
         if any(one.d is not None for one in found):
             console.print(latent_table(found, set_title(log, name)))
     if csv is not None:
-        region_frame(statistics, effects).to_csv(csv, index=False)
+        write_frame(csv, region_frame(statistics, effects))

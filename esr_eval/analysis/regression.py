@@ -9,6 +9,7 @@ from esr_eval.analysis.comparable import differences, failures, other_trials, re
 from esr_eval.analysis.measured import Measured, read_all
 from esr_eval.analysis.resampling import RESAMPLES
 from esr_eval.errors import EsrError
+from esr_eval.log_files import Note
 
 COMPLETED_MARGIN = 0.02
 """Share of the base's trials that may be missing in the new log without being a regression."""
@@ -34,14 +35,14 @@ class Comparison:
         return bool(self.problems) or any(one.verdict == "REGRESSION" for one in self.changes)
 
 
-def read_logs(path: str | Path) -> dict[str, Measured]:
+def read_logs(path: str | Path, note: Note = lambda text: None) -> dict[str, Measured]:
     """As `measured.read_all`, an unusable log being no verdict.
 
     Raises:
         NotComparableError: See `measured.read_all`.
     """
     try:
-        return read_all(path)
+        return read_all(path, note)
     except EsrError as error:
         raise NotComparableError(error.message) from None
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from esr_eval.analysis.changes import DIRECTIONS, METRICS, Change, Metric
 from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.regression import COMPLETED_MARGIN, Comparison, NotComparableError
+from esr_eval.shown import one_line
 
 ALL = "all"
 COMPLETED = "completed"
@@ -46,7 +47,7 @@ def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float)
     """One line for each metric of each pair of logs."""
     names = list(dict.fromkeys(change.log for change in found.changes))
     table = Table(
-        title=escape(f"New against base: {names[0]}" if len(names) == 1 else "New against base"),
+        title=f"New against base: {one_line(names[0])}" if len(names) == 1 else "New against base",
         caption=f"Intervals: {100 * level:g} %, clustered by latent. p: by Holm over all tests ("
         f"{sum(change.p_value is not None for change in found.changes)}); - where all trials are "
         "alike, or there is one latent only.",
@@ -56,14 +57,14 @@ def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float)
     for name in names:
         if len(names) > 1:
             table.add_section()
-            table.add_row(escape(name))
+            table.add_row(one_line(name))
         for change in found.changes:
             if change.log == name:
                 table.add_row(*_cells(change, metrics[change.metric].is_rate))
     return table
 
 
-def _cells(change: Change, is_rate: bool) -> Iterator[str]:
+def _cells(change: Change, is_rate: bool) -> Iterator[str | Text]:
     scale, unit = (100.0, " %") if is_rate else (1.0, "")
     yield change.metric
     yield f"{scale * change.base:.1f}{unit}"
@@ -73,7 +74,7 @@ def _cells(change: Change, is_rate: bool) -> Iterator[str]:
     yield "-" if change.corrected is None else f"{change.corrected:.2g}"
     base, new = change.trials
     yield f"{base} pairs" if change.paired else f"{base}, {new}"
-    yield f"[bold red]{change.verdict}[/]" if change.verdict == "REGRESSION" else change.verdict
+    yield Text(change.verdict, "bold red" if change.verdict == "REGRESSION" else "")
 
 
 def _pairs(option: str, given: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """One log of the main task, read for comparison: what ran, its metrics, its trials."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from inspect_ai.log import (
     EvalLog,
     EvalSampleSummary,
     EvalScore,
-    list_eval_logs,
     read_eval_log,
     read_eval_log_sample_summaries,
 )
@@ -17,8 +17,9 @@ from inspect_ai.scorer import Score
 
 from esr_eval.analysis.stats import Estimate
 from esr_eval.errors import EsrError
-from esr_eval.log_files import ATTEMPTS, reading, subject_of
+from esr_eval.log_files import ATTEMPTS, read_each, read_trial, reading, subject_of
 from esr_eval.scorers.grader import GRADER_ROLE
+from esr_eval.shown import one_line
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Run:
     status: str
     estimates: dict[str, Estimate]
     first_scores: dict[TrialKey, float]
+    unscored: dict[str, int]
 
 
 def read_runs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Run]:
@@ -53,24 +55,15 @@ def read_runs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Run]:
 
     Args:
         paths: Logs and folders.
-        note: Told of the logs in a folder that are left out, such as those of other tasks.
+        note: Told of the logs that are left out, such as those of other tasks in a folder.
 
     Raises:
-        EsrError: A log cannot be used, or a folder has none that can.
+        EsrError: A log that is named cannot be used, or there is none that can.
     """
-    runs: list[Run] = []
-    for path in paths:
-        if not path.is_dir():
-            runs += read_log(path)
-            continue
-        before = len(runs)
-        for log in list_eval_logs(str(path), recursive=False, descending=False):
-            try:
-                runs += read_log(log.name)
-            except EsrError as error:
-                note(f"Left out: {error}")
-        if len(runs) == before:
-            raise EsrError(f"There is no log with scores of esr_eval/attempts in {path}.")
+    runs = [run for found in read_each(paths, read_log, note) for run in found]
+    if not runs:
+        where = ", ".join(map(str, paths))
+        raise EsrError(f"There is no log with scores of esr_eval/attempts in {where}.")
     return runs
 
 
@@ -85,14 +78,17 @@ def read_log(path: str | Path) -> list[Run]:
     with reading(path):
         header = read_eval_log(str(path), header_only=True)
         samples = read_eval_log_sample_summaries(str(path))
-    scores = header.results.scores if header.results else []
-    scorers = dict.fromkeys(score.scorer for score in scores if ATTEMPTS.fullmatch(score.scorer))
-    if not scorers:
-        raise EsrError(
-            f"{path} has no scores of esr_eval/attempts (status: {header.status}): finish it with "
-            "`inspect eval-retry`, or score it with `inspect score --scorer esr_eval/attempts`."
-        )
-    return [_run(str(path), header, samples, scorer) for scorer in scorers]
+        for sample in samples:
+            read_trial(path, sample)
+        scores = header.results.scores if header.results else []
+        scorers = dict.fromkeys(s.scorer for s in scores if ATTEMPTS.fullmatch(s.scorer))
+        if not scorers:
+            raise EsrError(
+                f"{path} has no scores of esr_eval/attempts (status: {header.status}): finish it "
+                "with `inspect eval-retry`, or score it with `inspect score --scorer "
+                "esr_eval/attempts`."
+            )
+        return [_run(str(path), header, samples, scorer) for scorer in scorers]
 
 
 def _run(path: str, header: EvalLog, samples: list[EvalSampleSummary], scorer: str) -> Run:
@@ -111,7 +107,25 @@ def _run(path: str, header: EvalLog, samples: list[EvalSampleSummary], scorer: s
         status=header.status,
         estimates={score.name: found for score in scores if (found := _estimate(score))},
         first_scores=_first_scores(samples, scorer),
+        unscored=reasons(samples, scorer),
     )
+
+
+def reasons(samples: Sequence[EvalSampleSummary], scorer: str) -> dict[str, int]:
+    """Why verdicts of a scorer could not be used, with counts, the most frequent first."""
+    found: Counter[str] = Counter()
+    for sample in samples:
+        score = _score(sample, scorer)
+        values = score.value if score is not None else None
+        if score is not None and isinstance(values, dict) and values.get("unscored") == 1:
+            why = (score.metadata or {}).get("unscored_because")
+            found[one_line(str(why), 40) if why else "no reason given"] += 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def told_reasons(found: Mapping[str, int]) -> str:
+    """Reasons with their counts as a phrase: `3 invalid_json, 1 truncated`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in found.items())
 
 
 def _estimate(score: EvalScore) -> Estimate | None:

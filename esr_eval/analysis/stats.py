@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from esr_eval.errors import EsrError
+
 Floats: TypeAlias = NDArray[np.float64]
 
 FEWEST_DF = 5.0
@@ -84,7 +86,7 @@ def cluster_counts(
     if shares and not ((data >= 0) & (data <= 1)).all():
         raise ValueError("a share lies between 0 and 1")
     if not shares and not np.isin(data, (0.0, 1.0)).all():
-        raise ValueError("a rate needs values of 0 and 1")
+        raise EsrError("A log's rate has other values than 0 and 1: score the log again.")
     names, index = np.unique(labels[known], return_inverse=True)
     count = len(names)
     hits = np.bincount(index, data, minlength=count).astype(float)

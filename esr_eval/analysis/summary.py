@@ -1,6 +1,5 @@
 """Metric tables of several logs side by side, on the terminal and as CSV."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -8,10 +7,12 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from esr_eval import spreadsheet
 from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.pairs import PairedDifference, paired_difference
-from esr_eval.analysis.runs import Run
+from esr_eval.analysis.runs import Run, told_reasons
 from esr_eval.analysis.stats import Estimate
+from esr_eval.shown import one_line
 
 
 class Row(NamedTuple):
@@ -75,25 +76,27 @@ def pair_table(runs: Sequence[Run]) -> Table | None:
 def write_csv(path: Path, runs: Sequence[Run]) -> None:
     """One line for each log and metric, and for each pair of logs that share trials."""
     about = ("log", "subject", "condition", "backend", "judge", "status", "total", "completed")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow((*about, "metric", "value", "low", "high"))
-        for run in runs:
-            who = (run.path, run.subject, run.condition, run.backend, run.judge)
-            for row in ROWS:
-                found = run.estimates.get(row.key)
-                values = (found.value, found.low, found.high) if found else ("", "", "")
-                writer.writerow((*who, run.status, run.total, run.completed, row.key, *values))
-        for name, pair in _pairs(runs):
-            # A pair is no one log: only its name, its trials and the difference are there.
-            values = (pair.difference, pair.low, pair.high)
-            counts = (pair.trials, pair.trials)
-            writer.writerow((name, *[""] * 5, *counts, "first_score_difference", *values))
+    rows: list[tuple[object, ...]] = [(*about, "metric", "value", "low", "high")]
+    for run in runs:
+        who = (run.path, run.subject, run.condition, run.backend, run.judge)
+        counts = (run.status, run.total, run.completed)
+        for row in ROWS:
+            found = run.estimates.get(row.key)
+            values = (found.value, found.low, found.high) if found else ("", "", "")
+            rows.append((*who, *counts, row.key, *values))
+        for reason, count in run.unscored.items():
+            rows.append((*who, *counts, f"unscored: {reason}", count, "", ""))
+    for name, pair in _pairs(runs):
+        # A pair is no one log: only its name, its trials and the difference are there.
+        shared = (pair.trials, pair.trials)
+        difference = (pair.difference, pair.low, pair.high)
+        rows.append((name, *[""] * 5, *shared, "first_score_difference", *difference))
+    spreadsheet.write_csv(path, rows)
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:
     """Names for the columns: subject and condition, numbered where they repeat."""
-    names = [f"{run.subject} {run.condition}" for run in runs]
+    names = [one_line(f"{run.subject} {run.condition}") for run in runs]
     return [
         f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
         for index, name in enumerate(names)
@@ -110,9 +113,11 @@ def _pairs(runs: Sequence[Run]) -> Iterator[tuple[str, PairedDifference]]:
 
 def _header(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     yield "log", [Path(run.path).stem[-8:] for run in runs]
-    yield "backend", [run.backend for run in runs]
-    yield "judge", [run.judge for run in runs]
+    yield "backend", [one_line(run.backend) for run in runs]
+    yield "judge", [one_line(run.judge) for run in runs]
     yield "trials", [_count(run) for run in runs]
+    if any(run.unscored for run in runs):
+        yield "unscored because", [told_reasons(run.unscored) or "-" for run in runs]
 
 
 def _count(run: Run) -> str:

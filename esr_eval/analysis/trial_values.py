@@ -20,15 +20,19 @@ def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, floa
         EsrError: The file is no Inspect log, or has no trial with that value.
     """
     with reading(path):
-        samples = read_eval_log_sample_summaries(path)
+        return _read(path, metric)
+
+
+def _read(path: str, metric: str) -> dict[TrialKey, float]:
     found = {}
-    for sample in samples:
+    for sample in read_eval_log_sample_summaries(path):
         scores = sample.scores or {}
         value = next((scores[name].value for name in scores if ATTEMPTS.fullmatch(name)), None)
         number = value.get(metric) if isinstance(value, dict) else None
         trial = sample.metadata
         if isinstance(number, int | float) and not math.isnan(number) and "latent" in trial:
-            key = TrialKey(trial["latent"], trial["topic"], trial["seed"], sample.epoch)
+            about = int(trial["latent"]), str(trial["topic"]), int(trial["seed"])
+            key = TrialKey(*about, sample.epoch)
             found[key] = float(number)
     if not found:
         raise EsrError(f"{path} has no trial with a value of {metric}.")

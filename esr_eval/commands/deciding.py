@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from esr_eval.commands.plainly import plainly
+from esr_eval.terminal import note, tell
 
 app = typer.Typer()
 
@@ -50,26 +51,25 @@ def compare(
     Exit status: 0, nothing is worse; 1, regression; 2, no verdict: a log cannot be read, or the
     two do not measure the same thing.
     """
-    from rich.console import Console
-
     from esr_eval.analysis.regression import compare_logs, read_logs
     from esr_eval.analysis.regression_table import change_table, read_metrics
+    from esr_eval.terminal import Terminal
 
     metrics, completed = read_metrics(worse or [], margin or [])
     found = compare_logs(
-        read_logs(base),
-        read_logs(new),
+        read_logs(base, note),
+        read_logs(new, note),
         metrics=metrics,
         level=level,
         completed_margin=completed,
         allow_differences=allow_differences,
         same_trials=same_trials,
     )
-    Console().print(change_table(found, metrics, level))
-    for note in found.notes:
-        typer.echo(f"Note: {note}", err=True)
+    Terminal().print(change_table(found, metrics, level))
+    for text in found.notes:
+        note(f"Note: {text}")
     for problem in found.problems:
-        typer.echo(f"REGRESSION: {problem}")
+        tell(f"REGRESSION: {problem}")
     if found.regressed:
         raise typer.Exit(1)
 
@@ -85,7 +85,9 @@ def power(
     ] = None,
     log: Annotated[
         list[Path] | None,
-        typer.Option(help="Take the clustering from this log; twice: from it and its replay."),
+        typer.Option(
+            help="Take the clustering from this log or folder; twice: from it and its replay."
+        ),
     ] = None,
     metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = (
         "multi_attempt"
@@ -104,8 +106,6 @@ def power(
     alpha: Annotated[float, typer.Option(help="Level of the two-sided test.")] = 0.05,
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
-    from rich.console import Console
-
     from esr_eval.analysis.clustering import clustering_of_logs
     from esr_eval.analysis.power import (
         ASSUMED_ICC,
@@ -113,8 +113,9 @@ def power(
         Design,
         power_table,
     )
+    from esr_eval.terminal import Terminal
 
-    found = clustering_of_logs([str(path) for path in log or []], metric)
+    found = clustering_of_logs(log or [], metric, note)
     given = {"icc": icc, "latent_correlation": latent_correlation}
     known = found | {name: value for name, value in given.items() if value is not None}
     design = Design(
@@ -127,7 +128,7 @@ def power(
         pair_correlation=known.get("pair_correlation"),
     )
     designs = [replace(design, icc=0.0, pair_correlation=None), design]
-    console = Console()
+    console = Terminal()
     console.print(power_table(designs, wanted, alpha))
     for name, value in found.items():
         console.print(

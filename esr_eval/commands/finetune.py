@@ -19,6 +19,7 @@ from esr_eval.commands.options import (
 )
 from esr_eval.commands.plainly import own_options, pairs, plainly
 from esr_eval.errors import EsrError
+from esr_eval.terminal import note, tell
 
 if TYPE_CHECKING:
     from esr_eval.finetune.presets import Preset
@@ -57,7 +58,7 @@ def data(
     from esr_eval.finetune.data import write_examples
 
     def progress(done: int, of: int) -> None:
-        typer.echo(f"{done} of {of} answers", err=True)
+        tell(f"{done} of {of} answers", err=True)
 
     if writer == "offline":
         from esr_eval.finetune.offline import (
@@ -92,7 +93,7 @@ def data(
     if not examples:
         raise EsrError(f"Not one example can be used: {rejects.told()}.")
     write_examples(folder / "examples.jsonl", examples)
-    typer.echo(f"{folder / 'examples.jsonl'}: {rejects.told()}.")
+    tell(f"{folder / 'examples.jsonl'}: {rejects.told()}.")
 
 
 @app.command()
@@ -150,7 +151,7 @@ def train(
         max_steps=max_steps,
         note=note,
     )
-    typer.echo(
+    tell(
         f"{folder}: {trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}. "
         f"Evaluate it: inspect eval esr_eval/esr --model esr/{subject} -M adapter={folder}"
     )
@@ -236,7 +237,7 @@ def table(
     """Print restarts under the boost, and what training costs where nobody steers."""
     from esr_eval.finetune.sweep_command import print_tables
 
-    print_tables(logs, csv, note=lambda text: typer.echo(text, err=True))
+    print_tables(logs, csv, note=note)
 
 
 def _preset(name: str | None, subject: "Found") -> "Preset":

@@ -8,6 +8,7 @@ import typer
 from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject
 from esr_eval.commands.plainly import own_options, pairs, plainly
 from esr_eval.errors import EsrError
+from esr_eval.terminal import tell
 
 app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 
@@ -91,4 +92,4 @@ def write_latent_rows(
     if detectors is not None:
         wanted += load_detectors(detectors, runtime).latents
     size = write_rows(runtime.sae, wanted, out, rounded)
-    typer.echo(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")
+    tell(f"{out}: rows of {len(set(wanted))} latents, {size / 2**20:.1f} MiB.")

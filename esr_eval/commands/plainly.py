@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import typer
 
 from esr_eval.errors import EsrError
+from esr_eval.terminal import tell
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +24,7 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except EsrError as error:
-            typer.echo(f"Error: {error}", err=True)
+            tell(f"Error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
 
     return run

@@ -7,6 +7,7 @@ import typer
 
 from esr_eval.commands.options import Csv
 from esr_eval.commands.plainly import plainly
+from esr_eval.terminal import note, tell
 
 app = typer.Typer()
 
@@ -18,13 +19,12 @@ def summary(
     csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
-    from rich.console import Console
-
     from esr_eval.analysis.runs import read_runs
     from esr_eval.analysis.summary import metric_table, pair_table, write_csv
+    from esr_eval.terminal import Terminal
 
-    runs = read_runs(logs, note=lambda text: typer.echo(text, err=True))
-    console = Console()
+    runs = read_runs(logs, note)
+    console = Terminal()
     console.print(metric_table(runs))
     pairs = pair_table(runs)
     if pairs is not None:
@@ -44,14 +44,14 @@ def report(
     """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
     from esr_eval.analysis.report import write_report
 
-    page = write_report(logs, output, note=lambda text: typer.echo(text, err=True))
-    typer.echo(f"The report: {page}")
+    page = write_report(logs, output, note=note)
+    tell(f"The report: {page}")
 
 
 @app.command()
 @plainly
 def detectors(
-    log: Annotated[Path, typer.Argument(help="Log of the task detectors.")],
+    log: Annotated[Path, typer.Argument(help="Log of the task detectors, or its folder.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the detector file here.")
     ] = None,
@@ -65,48 +65,46 @@ def detectors(
     top: Annotated[int, typer.Option(help="separability: how many of greatest AUC.")] = 25,
 ) -> None:
     """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
-    from rich.console import Console
-
     from esr_eval.analysis.detector_table import detector_table
     from esr_eval.analysis.detectors import find_detectors
     from esr_eval.discovery.report import check_rule, write_detector_file
+    from esr_eval.terminal import Terminal
 
     wanted = check_rule(rule)
-    report = find_detectors(log, min_mismatched, max_matched, top)
-    Console().print(detector_table(report, wanted))
+    report = find_detectors(log, min_mismatched, max_matched, top, note)
+    Terminal().print(detector_table(report, wanted))
     if output is not None:
         write_detector_file(report, output)
-        typer.echo(f"Both sets are in {output}: pass it as -T detectors={output}.")
+        tell(f"Both sets are in {output}: pass it as -T detectors={output}.")
 
 
 @app.command()
 @plainly
 def activations(
-    log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
+    log: Annotated[Path, typer.Argument(help="Log of the task activations, or its folder.")],
     csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
     from esr_eval.analysis.region_tables import report_activations
 
-    report_activations(str(log), csv)
+    report_activations(log, csv, note)
 
 
 @app.command()
 @plainly
 def agreement(
     logs: Annotated[
-        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
+        list[Path], typer.Argument(help="Logs of cross_judge, or scored several times; folders.")
     ],
     csv: Csv = None,
 ) -> None:
     """Print how far judges of the same responses agree, pair by pair."""
-    from rich.console import Console
-
-    from esr_eval.analysis.agreement import agreement_of, write_csv
+    from esr_eval.analysis.agreement import agreements_of, write_csv
     from esr_eval.analysis.agreement_table import judge_table, pair_table
+    from esr_eval.terminal import Terminal
 
-    reports = [agreement_of(path) for path in logs]
-    console = Console()
+    reports = agreements_of(logs, note)
+    console = Terminal()
     for report in reports:
         console.print(judge_table(report))
         console.print(pair_table(report))

@@ -26,11 +26,10 @@ app = typer.Typer()
 @plainly
 def subjects() -> None:
     """List the named subjects, what each needs, and whether this machine can hold it."""
-    from rich.console import Console
-
     from esr_eval.analysis.subjects import subject_table
+    from esr_eval.terminal import Terminal
 
-    Console().print(subject_table())
+    Terminal().print(subject_table())
 
 
 @app.command()

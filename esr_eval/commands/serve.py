@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from esr_eval.commands.plainly import plainly
+from esr_eval.terminal import tell
 
 app = typer.Typer(
     help="Servers for -M backend=ndif and -M backend=vllm on this machine, loopback only.",
@@ -29,7 +30,7 @@ def ndif_install() -> None:
     """Install the server into an environment of its own (2 GB; seconds when it is there)."""
     from esr_eval.serve.ndif import install
 
-    install(say=typer.echo)
+    install(say=tell)
 
 
 @ndif.command("start")
@@ -45,7 +46,7 @@ def ndif_start(
     """Start the server and deploy a subject (about a minute)."""
     from esr_eval.serve.ndif import NDIFServer
 
-    url = NDIFServer().start(subject, port=port, dtype=dtype, sandbox=sandbox, say=typer.echo)
+    url = NDIFServer().start(subject, port=port, dtype=dtype, sandbox=sandbox, say=tell)
     _say_how("ndif", subject, url)
 
 
@@ -55,7 +56,7 @@ def ndif_check() -> None:
     """Say whether the server answers, and what it has deployed."""
     from esr_eval.serve.ndif import NDIFServer
 
-    typer.echo(NDIFServer().check())
+    tell(NDIFServer().check())
 
 
 @ndif.command("stop")
@@ -73,7 +74,7 @@ def vllm_install() -> None:
     """Install the server into an environment of its own."""
     from esr_eval.serve.vllm import install
 
-    install(say=typer.echo)
+    install(say=tell)
 
 
 @vllm.command("start")
@@ -106,7 +107,7 @@ def vllm_start(
         quantization=quantization,
         adapters=adapter or (),
         options=option or (),
-        say=typer.echo,
+        say=tell,
     )
     _say_how("vllm", subject, url)
 
@@ -117,7 +118,7 @@ def vllm_check() -> None:
     """Say whether the server answers, and what it serves."""
     from esr_eval.serve.vllm import VLLMServer
 
-    typer.echo(VLLMServer().check())
+    tell(VLLMServer().check())
 
 
 @vllm.command("stop")
@@ -130,9 +131,9 @@ def vllm_stop() -> None:
 
 
 def _say_how(backend: str, subject: str, url: str) -> None:
-    typer.echo("Evaluate on it:")
-    typer.echo(
+    tell("Evaluate on it:")
+    tell(
         f"  inspect eval esr_eval/esr --model esr/{subject} -M backend={backend} "
         f"--model-base-url {url}"
     )
-    typer.echo(f"Stop it: esr-eval serve {backend} stop")
+    tell(f"Stop it: esr-eval serve {backend} stop")

@@ -11,9 +11,11 @@ from esr_eval.finetune.data import read_examples
 from esr_eval.finetune.sweep_plan import Adapter, Sweep
 from esr_eval.finetune.sweep_steps import adapter_steps, base_steps
 from esr_eval.finetune.train import SET_FILE, STATE_FILE, planned_steps, train
+from esr_eval.log_files import Note
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.run import Paper, finished, run_step
 from esr_eval.paper.steps import Step
+from esr_eval.terminal import note
 
 EXAMPLES_PER_SECOND = {"smollm2-135m": 1.1}
 """Examples trained on per second where it was measured: the embedded preset on 2 CPU cores."""
@@ -35,15 +37,17 @@ def training_lines(sweep: Sweep) -> list[str]:
     return lines
 
 
-def done_steps(sweep: Sweep) -> dict[str, str]:
-    """Logs of the steps that have ended.
+def done_steps(
+    sweep: Sweep, note: Note = lambda text: None, *, aside: bool = False
+) -> dict[str, str]:
+    """Logs of the steps that have ended; see `esr_eval.paper.run.finished`.
 
     Raises:
-        EsrError: The folder holds another sweep, or a log that cannot be read.
+        EsrError: The folder holds another sweep.
     """
     for adapter in sweep.adapters:
         _check_trained(adapter)
-    return finished(sweep.logs, sweep.about)
+    return finished(sweep.logs, sweep.about, note, aside=aside)
 
 
 def run(sweep: Sweep, tell: Callable[[str], None]) -> Path:
@@ -59,7 +63,7 @@ def run(sweep: Sweep, tell: Callable[[str], None]) -> Path:
     Raises:
         EsrError: A step did not end well; the same command goes on from there.
     """
-    logs = done_steps(sweep)
+    logs = done_steps(sweep, note, aside=True)
     _evaluate(sweep, sweep.paper(), base_steps(sweep), logs, tell)
     for adapter in sweep.adapters:
         if not adapter.trained:

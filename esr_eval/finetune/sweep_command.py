@@ -1,18 +1,19 @@
 """The command `esr-eval finetune sweep`: estimate, ask, run, tables."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from esr_eval.errors import EsrError
 from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.sweep_plan import Sweep
 from esr_eval.finetune.sweep_steps import all_steps
+from esr_eval.log_files import Note
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
+from esr_eval.terminal import Terminal, note
 
 
 def run(
@@ -32,10 +33,10 @@ def run(
         dry_run: Tell what it takes, and no more.
         yes: Begin without asking.
     """
-    console, subject = Console(), sweep.subject
+    console, subject = Terminal(), sweep.subject
     if sweep.sizes.max_tokens is not None:
         subject = subject.model_copy(update={"max_tokens": sweep.sizes.max_tokens})
-    steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep), sweep.paper().judge
+    steps, done, judge = all_steps(sweep), sweeping.done_steps(sweep, note), sweep.paper().judge
     table = estimate_table(steps, list(done), subject, judge, speed, price)
     table.title = f"Mixes of {subject.name}, judged by {judge} (at most; training comes on top)"
     console.print(table)
@@ -54,7 +55,7 @@ def run(
     console.print(f"The report: esr-eval report {logs}", soft_wrap=True)
 
 
-def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], None]) -> None:
+def print_tables(logs: Sequence[Path], csv: Path | None, note: Note) -> None:
     """Print what tuned subjects do under the boost, and what their training costs.
 
     Args:
@@ -69,6 +70,7 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], N
     from esr_eval.analysis.finetuning_table import finetuning_frame, finetuning_tables
     from esr_eval.analysis.report.conditions import conditions_of
     from esr_eval.analysis.report.logs import read_logs
+    from esr_eval.spreadsheet import write_frame
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:
@@ -76,8 +78,8 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Callable[[str], N
             "None of these logs is of a fine-tuned subject: run esr_eval/finetuned with "
             "-M adapter=PATH, or `esr-eval finetune sweep`."
         )
-    console = Console()
+    console = Terminal()
     for table in finetuning_tables(found):
         console.print(table)
     if csv is not None:
-        finetuning_frame(found).to_csv(csv, index=False)
+        write_frame(csv, finetuning_frame(found))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import Paper, choose, finished, identity, run_paper
 from esr_eval.paper.steps import left_out, plan_steps
 from esr_eval.subjects import find_subject
+from esr_eval.terminal import Terminal, note
 
 ASK_FROM_HOURS = 1.0
 """Runs that take longer, or cost money, are begun only after a yes."""
@@ -56,8 +56,8 @@ def run(
         vectors=vectors,
         graders=further,
     )
-    steps, console = plan_steps(choices), Console()
-    done = finished(logs, identity(paper, choices))
+    steps, console = plan_steps(choices), Terminal()
+    done = finished(logs, identity(paper, choices), note)
     console.print(estimate_table(steps, list(done), subject, paper.judge, speed, price))
     for reason in left_out(choices):
         console.print(f"Left out: experiment {reason}")

@@ -9,11 +9,10 @@ from typing import Any
 from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
-from rich.console import Console
 
 from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
+from esr_eval.log_files import Note, reading
 from esr_eval.model_args import ModelArgs
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
@@ -21,6 +20,7 @@ from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.strength_record import Setting
 from esr_eval.strengths import calibrated_strengths, responses_per_latent
 from esr_eval.subjects import Subject, find_subject
+from esr_eval.terminal import Terminal
 from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
@@ -119,7 +119,7 @@ def choose(
     )
 
 
-def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
+def run_paper(paper: Paper, choices: Choices, console: Terminal) -> list[str]:
     """Run all steps that have not ended; the logs of those that have are kept.
 
     Args:
@@ -135,7 +135,7 @@ def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
     """
     steps = plan_steps(choices)
     about = identity(paper, choices)
-    logs = finished(paper.folder, about)
+    logs = finished(paper.folder, about, console.print, aside=True)
     for number, step in enumerate(steps, 1):
         if step.key in logs:
             continue
@@ -158,23 +158,36 @@ def identity(paper: Paper, choices: Choices) -> dict[str, Any]:
     }
 
 
-def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+def finished(
+    folder: Path, about: dict[str, Any], note: Note = lambda text: None, *, aside: bool = False
+) -> dict[str, str]:
     """Logs of the steps that have ended well, by step.
 
     Args:
         folder: Where logs lie.
         about: The run's `identity`.
+        note: Told of files that are no logs.
+        aside: Whether these are renamed: Inspect runs no eval set in a folder with such a file.
 
     Raises:
-        EsrError: The folder holds another run, or a log that cannot be read.
+        EsrError: The folder holds another run.
     """
     if not folder.is_dir():
         return {}
     found = {}
     wanted = json.loads(json.dumps(about))
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
-        with reading(info.name):
-            log = read_eval_log(info, header_only=True)
+        path = folder / Path(info.name).name
+        try:
+            with reading(path):
+                log = read_eval_log(str(path), header_only=True)
+        except EsrError as error:
+            if path.is_dir():
+                continue
+            if aside:
+                path.rename(path.with_name(f"{path.name}.unreadable"))
+            note(f"{'Renamed to .unreadable' if aside else 'Left out'}: {error}")
+            continue
         metadata = log.eval.metadata or {}
         step = metadata.get(STEP)
         if not step:
@@ -186,7 +199,7 @@ def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
                 "or repeat that run's arguments."
             )
         if log.status == "success":
-            found[str(step)] = str(folder / Path(info.name).name)
+            found[str(step)] = str(path)
     return found
 
 

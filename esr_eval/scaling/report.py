@@ -1,7 +1,5 @@
 """What the command `esr-eval scaling` prints."""
 
-from rich.console import Console
-
 from esr_eval.errors import EsrError
 from esr_eval.model_args import BACKENDS
 from esr_eval.paper.estimate import PROMPT_TOKENS
@@ -11,6 +9,7 @@ from esr_eval.scaling.shapes import BYTES, shape_of
 from esr_eval.scaling.speed import LOCAL_SOFTWARE, MEAN_ANSWER, NO_SOFTWARE, plan
 from esr_eval.scaling.tables import cost_table, paper_table, speed_table, wire_table
 from esr_eval.subjects import find_subject
+from esr_eval.terminal import Terminal
 
 
 def show(
@@ -43,7 +42,7 @@ def show(
     context = PROMPT_TOKENS + MEAN_ANSWER * subject.max_tokens
     positions = PROMPT_TOKENS + subject.max_tokens
     steps = full_steps(subject, tuned=tuned, vectors=vectors, graders=graders)
-    console = Console()
+    console = Terminal()
     console.print(cost_table(shape, dtype, rows, context))
     if found is None:
         console.print(

@@ -6,7 +6,6 @@ from typing import Any
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from rich.console import Console
 from rich.table import Table
 
 from esr_eval.dataset import Latent
@@ -16,6 +15,7 @@ from esr_eval.selection.rules import Finding, Funnel, check_rule, funnel_of
 from esr_eval.selection.survey import FINDING
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.selection import select_latents
+from esr_eval.terminal import Terminal
 
 
 def run_selection(
@@ -60,7 +60,7 @@ def run_selection(
             "has not rated yet."
         )
     funnel, kept = read_selection(log)
-    console = Console()
+    console = Terminal()
     console.print(funnel_table(funnel, log))
     if not kept:
         raise EsrError("No latent is kept: no file was written.")

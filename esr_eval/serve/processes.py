@@ -22,6 +22,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from esr_eval.errors import EsrError
+from esr_eval.scratch import write_whole
 
 LOOPBACK = "127.0.0.1"
 MARK = "ESR_EVAL_SERVER"
@@ -215,14 +216,11 @@ class Processes:
             )
 
     def _save(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         stored = {
             "processes": {name: asdict(record) for name, record in self._records.items()},
             "facts": self.facts,
         }
-        scratch = self._file.with_suffix(".new")
-        scratch.write_text(json.dumps(stored, indent=1), "utf-8")
-        scratch.replace(self._file)
+        write_whole(self._file, json.dumps(stored, indent=1).encode())
 
 
 def free_ports(count: int) -> list[int]:

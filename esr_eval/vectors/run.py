@@ -6,13 +6,14 @@ from typing import Any
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
+from esr_eval.terminal import Terminal
 from esr_eval.vectors.contrast import load_corpus
 from esr_eval.vectors.extract import extract_vectors
 from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
@@ -45,7 +46,7 @@ def run_extraction(
     if out.suffix != ".safetensors":
         raise EsrError(f"-o {out}: vectors are written to a .safetensors file.")
     texts = load_corpus(corpus)
-    console = Console()
+    console = Terminal()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("Reading texts", total=sum(len(t) for t in texts.values()))
         info, vectors = extract_vectors(
@@ -101,7 +102,7 @@ def run_vector_calibration(
         )
     info = with_strengths(before.info, log)
     write_vectors(file, info, load_tensors(str(file)))
-    console = Console()
+    console = Terminal()
     console.print(vector_table(info))
     missing = [concept.name for concept in info.concepts if concept.strength is None]
     if missing:
@@ -153,7 +154,7 @@ def vector_table(info: VectorInfo) -> Table:
     for concept in info.concepts:
         score = concept.achieved_score
         table.add_row(
-            concept.name,
+            one_line(concept.name),
             str(concept.texts),
             f"{concept.separation:.2f}",
             "-" if concept.strength is None else f"{concept.strength:.3f}",

@@ -1,5 +1,6 @@
 """The report's parts in order: read, compare, make the sections, write."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from esr_eval.analysis.report.conditions import conditions_of
 from esr_eval.analysis.report.logs import read_logs
 from esr_eval.analysis.report.section import Evidence, Section
 from esr_eval.analysis.report.sections import SECTIONS
-from esr_eval.analysis.report.text import count, one_line
+from esr_eval.analysis.report.text import count
+from esr_eval.analysis.runs import told_reasons
+from esr_eval.shown import one_line
 
 
 def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> Path:
@@ -44,8 +47,13 @@ def _lead(evidence: Evidence, sections: Sequence[Section]) -> str:
     )
     judges = dict.fromkeys(one.judge for one in evidence.conditions)
     present = {log.experiment.id for log in evidence.logs if log.experiment}
+    unscored = sum((Counter(one.unscored) for one in evidence.conditions), Counter[str]())
+    lost = ""
+    if unscored:
+        why = told_reasons(dict(unscored.most_common()))
+        lost = f" The verdicts on {count(unscored.total(), 'trial')} could not be used: {why}."
     return (
         f"{count(len(evidence.logs), 'log')} of {count(len(present), 'experiment')} on "
         f"{', '.join(map(one_line, subjects)) or 'no subject'}, judged by "
-        f"{', '.join(map(one_line, judges)) or 'nobody yet'}."
+        f"{', '.join(map(one_line, judges)) or 'nobody yet'}.{lost}"
     )

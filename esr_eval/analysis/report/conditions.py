@@ -17,7 +17,7 @@ from esr_eval.analysis.report.measures import (
     Measured,
     measure,
 )
-from esr_eval.analysis.runs import TrialKey, judge_of
+from esr_eval.analysis.runs import TrialKey, judge_of, reasons
 from esr_eval.catalogue import Experiment
 from esr_eval.log_files import ATTEMPTS, IMPROVEMENT
 from esr_eval.scorers.values import MEANS, RATES
@@ -70,6 +70,11 @@ class Condition:
     def failed(self) -> pd.Series:
         """Which trials failed before there was a response."""
         return self.trials["error"] | (self.trials["errored"] == 1)
+
+    @property
+    def unscored(self) -> dict[str, int]:
+        """Why verdicts could not be used, with counts."""
+        return reasons(self.log.samples, self.scorer)
 
     @cached_property
     def measures(self) -> dict[str, Measured]:

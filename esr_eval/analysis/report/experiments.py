@@ -1,13 +1,15 @@
 """For every experiment: what was asked, what came out, and how to run those that are absent."""
 
+import shlex
 from collections.abc import Sequence
 
 from esr_eval.analysis.report.comparisons import Compared
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.section import Block, Evidence, Paragraph, Section
 from esr_eval.analysis.report.sections.paired import in_words
-from esr_eval.analysis.report.text import count, mean, one_line, percent
+from esr_eval.analysis.report.text import count, mean, percent
 from esr_eval.catalogue import EXPERIMENTS, Experiment
+from esr_eval.shown import one_line
 
 _ARGUMENTS = {
     "ablation": "-T detectors=DETECTORS -T replay=MAIN",
@@ -63,7 +65,8 @@ def section(evidence: Evidence, special: Sequence[Section]) -> Section:
 def command(experiment: Experiment, evidence: Evidence) -> str:
     """The command that runs an experiment on the report's subject."""
     subject = next((log.subject for log in evidence.logs if log.experiment), "NAME")
-    parts = [f"inspect eval esr_eval/{experiment.task} --model esr/{subject}"]
+    model = shlex.quote(f"esr/{one_line(subject)}")
+    parts = [f"inspect eval esr_eval/{experiment.task} --model {model}"]
     return " ".join([*parts, _ARGUMENTS.get(experiment.id, "")]).strip()
 
 

@@ -8,14 +8,13 @@ from typing import Any
 from inspect_ai.log import (
     EvalLog,
     EvalSampleSummary,
-    list_eval_logs,
     read_eval_log,
     read_eval_log_sample_summaries,
 )
 
 from esr_eval.catalogue import EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
-from esr_eval.log_files import planned_of, reading, subject_of
+from esr_eval.log_files import planned_of, read_each, read_trial, reading, subject_of
 
 _TASKS = {
     "boost_sweep": "boost_sweep",
@@ -24,6 +23,9 @@ _TASKS = {
     "held_out": "held_out",
 }
 """Experiments of logs that do not name one (version 0.1), by task."""
+
+WITHOUT_TRIALS = ("detectors",)
+"""Experiments whose samples are no trials."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class StoredLog:
 def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[StoredLog]:
     """Read logs and folders of logs (not their subfolders), by experiment and then by time.
 
-    A run that was interrupted and finished by `inspect eval-retry` leaves two logs; only the
-    later one is taken.
+    Which logs count is said in `esr_eval.log_files.read_each`.
 
     Args:
         paths: Logs and folders.
@@ -78,22 +79,15 @@ def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Stored
     Raises:
         EsrError: A log that is named cannot be read, or there is none at all.
     """
-    found: dict[str, StoredLog] = {}
-    for path in paths:
-        if not path.is_dir():
-            log = read_stored(str(path))
-            found.setdefault(_identity(log.path), log)
-            continue
-        for info in list_eval_logs(str(path), recursive=False, descending=False):
-            if _identity(info.name) in found:
-                continue
-            try:
-                log = read_stored(info.name)
-            except EsrError as error:
-                note(f"Left out: {without_place(error.message, info.name)}")
-                continue
-            found[_identity(log.path)] = log
-    logs = _without_superseded(list(found.values()), note)
+    places = [f"{place}/" for path in paths for place in (path.resolve(), path.absolute(), path)]
+
+    def told(text: str) -> None:
+        # A report is read on other machines, too: logs are named by their files alone.
+        for place in places:
+            text = text.replace(place, "")
+        note(text)
+
+    logs = read_each(paths, read_stored, told)
     if not logs:
         where = ", ".join(map(str, paths)) or "no place"
         raise EsrError(f"There is no log in {where}: name logs, or folders that hold some.")
@@ -104,27 +98,36 @@ def read_stored(path: str) -> StoredLog:
     """Read one log.
 
     Raises:
-        EsrError: There is no such log, or it is not one of Inspect's.
+        EsrError: There is no such log, it is not one of Inspect's, or none of this project's.
     """
     with reading(path):
         header = read_eval_log(path, header_only=True)
         samples = read_eval_log_sample_summaries(path)
-    path = path.removeprefix("file://")
-    samples.sort(key=lambda sample: (str(sample.id), sample.epoch))
-    experiment = _experiment(header, samples)
-    about = header.eval.metadata or {}
-    label = about.get("condition") or (experiment.id if experiment else header.eval.task)
+        samples.sort(key=lambda sample: (str(sample.id), sample.epoch))
+        experiment = _experiment(header, samples)
+        about = header.eval.metadata or {}
+        label = about.get("condition") or (experiment.id if experiment else header.eval.task)
+        if experiment is None and not (samples and _has_trials(samples)):
+            raise EsrError(
+                f"{path} ({header.eval.task}) is no experiment of the paper and holds no ESR trial."
+            )
+        if experiment is not None and experiment.id not in WITHOUT_TRIALS:
+            for sample in samples:
+                read_trial(path, sample)
     return StoredLog(path, header, samples, experiment, str(label))
+
+
+def _has_trials(samples: list[EvalSampleSummary]) -> bool:
+    try:
+        return all(read_trial("the log", sample) for sample in samples)
+    except EsrError:
+        return False
 
 
 def without_place(message: str, path: str) -> str:
     """A message that names the log by its file alone: a report is read on other machines, too."""
     file = path.rstrip("/").rpartition("/")[2]
     return message.replace(path, file).replace(path.removeprefix("file://"), file)
-
-
-def _identity(path: str) -> str:
-    return str(Path(path.removeprefix("file://")).resolve()) if "://" not in path[8:] else path
 
 
 def _experiment(header: EvalLog, samples: list[EvalSampleSummary]) -> Experiment | None:
@@ -137,24 +140,6 @@ def _experiment(header: EvalLog, samples: list[EvalSampleSummary]) -> Experiment
     if wanted == "prefill" and (header.eval.task_args or {}).get("mirror"):
         wanted = "prefill_mirror"
     return next((one for one in EXPERIMENTS if one.id == wanted), None)
-
-
-def _without_superseded(logs: list[StoredLog], note: Callable[[str], None]) -> list[StoredLog]:
-    kept = []
-    for log in logs:
-        spec = log.header.eval
-        later = [
-            other
-            for other in logs
-            if other.header.eval.task_id == spec.task_id
-            and other.header.eval.eval_id != spec.eval_id
-            and (other.header.eval.created, other.path) > (spec.created, log.path)
-        ]
-        if later and log.header.status != "success":
-            note(f"Left out: {log.file} was finished by {later[-1].file}.")
-        else:
-            kept.append(log)
-    return kept
 
 
 def _order(log: StoredLog) -> tuple[int, str, str]:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from esr_eval.analysis.report.section import Section
 from esr_eval.errors import EsrError
+from esr_eval.shown import harmless
+from esr_eval.spreadsheet import write_frame
 
 GENERATOR = "esr-eval report"
 PAGE = "index.html"
 TABLES = "tables"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write(folder: Path, sections: Sequence[Section], lead: str, notes: Sequence[str]) -> Path:
@@ -36,7 +36,7 @@ def write(folder: Path, sections: Sequence[Section], lead: str, notes: Sequence[
         page.write_text(render(sections, lead, notes), "utf-8", errors="replace")
         for section in sections:
             for name, table in section.tables.items():
-                _write_csv(folder / TABLES / f"{name}.csv", table)
+                write_frame(folder / TABLES / f"{name}.csv", table)
     except OSError as error:
         raise EsrError(f"The report cannot be written to {folder}: {error.strerror}.") from error
     return page
@@ -48,6 +48,8 @@ def render(sections: Sequence[Section], lead: str, notes: Sequence[str]) -> str:
         loader=PackageLoader("esr_eval.analysis.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        # Whatever a section forgot to make fit to be shown; what is markup already is ours.
+        finalize=lambda value: harmless(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -73,12 +75,3 @@ def _make_room(folder: Path) -> None:
         for table in (folder / TABLES).glob("*.csv"):
             table.unlink()
     (folder / TABLES).mkdir(parents=True, exist_ok=True)
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table; text that a spreadsheet would run as a formula is quoted."""
-    table.map(_quoted).to_csv(path, index=False, lineterminator="\n", errors="replace")
-
-
-def _quoted(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

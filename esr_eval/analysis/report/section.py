@@ -9,8 +9,8 @@ import pandas as pd
 from esr_eval.analysis.report.comparisons import Compared
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.logs import StoredLog, without_place
-from esr_eval.analysis.report.text import one_line
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from esr_eval.analysis.report.section import (
     unusable,
 )
 from esr_eval.analysis.report.style import embed, look
-from esr_eval.analysis.report.text import NONE, certainty, count, one_line, p_value
+from esr_eval.analysis.report.text import NONE, certainty, count, p_value
 from esr_eval.analysis.trace_plot import trace_figure
 from esr_eval.analysis.traces import Trace
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 
 MOST_TRACES = 3
 SET_TITLES = {

@@ -7,9 +7,10 @@ from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
-from esr_eval.analysis.report.text import NONE, count, one_line, percent
+from esr_eval.analysis.report.text import NONE, count, percent
 from esr_eval.analysis.stats import Rate
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

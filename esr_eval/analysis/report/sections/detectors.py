@@ -6,9 +6,10 @@ from esr_eval.analysis.detector_table import figures
 from esr_eval.analysis.detectors import find_detectors
 from esr_eval.analysis.report.logs import StoredLog
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table, unusable
-from esr_eval.analysis.report.text import NONE, count, one_line
+from esr_eval.analysis.report.text import NONE, count
 from esr_eval.discovery.report import RULES, DetectorReport, Rule
 from esr_eval.errors import EsrError
+from esr_eval.shown import one_line
 
 MOST_ROWS = 40
 RULE_TITLES: dict[Rule, str] = {
@@ -59,7 +60,7 @@ def _answer(log: StoredLog, report: DetectorReport, rule: Rule) -> str:
     )
     missing = f"; {count(report.missing, 'sample')} without a reading" if report.missing else ""
     return (
-        f"{one_line(log.condition)}, {report.runtime.subject}, layer {report.layer}: "
+        f"{one_line(log.condition)}, {one_line(report.runtime.subject)}, layer {report.layer}: "
         f"{count(len(found.detectors), 'detector')} of {report.n_latents:,} latents by the rule "
         f"“{rule}” ({settings}), over {count(report.pairs, 'pair')} of each kind{missing}; about "
         f"{found.expected_by_chance:,.1f} would be found if task and answer made no difference."

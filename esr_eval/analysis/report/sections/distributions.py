@@ -5,8 +5,8 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.plots import CHANGE_BINS, SCORE_BINS, histogram
 from esr_eval.analysis.report.section import Evidence, Paragraph, Part, Pictures, Section
-from esr_eval.analysis.report.text import one_line
 from esr_eval.analysis.stats import Floats
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

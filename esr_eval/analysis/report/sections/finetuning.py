@@ -14,7 +14,8 @@ from esr_eval.analysis.finetuning_table import (
 from esr_eval.analysis.report.measures import Measured
 from esr_eval.analysis.report.plots import curves
 from esr_eval.analysis.report.section import Evidence, Part, Picture, Pictures, Section, Table
-from esr_eval.analysis.report.text import count, one_line, percent
+from esr_eval.analysis.report.text import count, percent
+from esr_eval.shown import one_line
 
 Points = dict[str, list[tuple[float, Measured]]]
 

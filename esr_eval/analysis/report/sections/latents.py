@@ -5,7 +5,8 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.plots import scatter
 from esr_eval.analysis.report.section import Evidence, Picture, Pictures, Section
-from esr_eval.analysis.report.text import count, one_line
+from esr_eval.analysis.report.text import count
+from esr_eval.shown import one_line
 
 FEWEST = 3
 """Latents below which a scatter says nothing."""

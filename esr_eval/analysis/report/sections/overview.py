@@ -8,7 +8,9 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.measures import SCORES, SHARES
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table
-from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
+from esr_eval.analysis.report.text import NONE, count, mean, percent
+from esr_eval.analysis.runs import told_reasons
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:
@@ -87,6 +89,7 @@ def _trials(conditions: list[Condition]) -> Table:
                 one_line(one.judge),
                 *(f"{number:,}" for number in numbers(one).values()),
                 f"{one.trials['latent'].nunique():,}",
+                told_reasons(one.unscored) or NONE,
                 status if status == "success" else f"{status}: not finished",
             )
         )
@@ -94,7 +97,8 @@ def _trials(conditions: list[Condition]) -> Table:
         "What ran",
         (
             "condition", "experiment", "subject", "layers", "judge", "planned", "completed",
-            "errored", "unscored", "no attempt", "no score", "latents", "status",
+            "errored", "unscored", "no attempt", "no score", "latents", "unscored because",
+            "status",
         ),
         rows,
         "Layers: steered at / SAE trained on. Errored: failed before there was a response. "
@@ -148,6 +152,7 @@ def _frame(conditions: list[Condition]) -> pd.DataFrame:
             "log": one.log.file,
             "status": one.log.header.status,
             **numbers(one),
+            "unscored_because": told_reasons(one.unscored),
         }
         for key in (*SHARES, *SCORES):
             if key in one.measures:

@@ -6,7 +6,8 @@ from esr_eval.analysis.intervals import with_interval
 from esr_eval.analysis.report.comparisons import Compared
 from esr_eval.analysis.report.measures import TITLES
 from esr_eval.analysis.report.section import Evidence, Section, Table
-from esr_eval.analysis.report.text import NONE, certainty, count, one_line, p_value
+from esr_eval.analysis.report.text import NONE, certainty, count, p_value
+from esr_eval.shown import one_line
 
 LEVEL = 0.05
 

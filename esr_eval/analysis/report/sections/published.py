@@ -12,7 +12,8 @@ from esr_eval.analysis.report.published import (
     verdicts,
 )
 from esr_eval.analysis.report.section import Evidence, Section, Table
-from esr_eval.analysis.report.text import NONE, count, mean, one_line, percent
+from esr_eval.analysis.report.text import NONE, count, mean, percent
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -5,7 +5,8 @@ import pandas as pd
 from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.measures import HOLISTIC
 from esr_eval.analysis.report.section import Evidence, Section, Table
-from esr_eval.analysis.report.text import mean, one_line, percent
+from esr_eval.analysis.report.text import mean, percent
+from esr_eval.shown import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

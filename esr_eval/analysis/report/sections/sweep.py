@@ -6,7 +6,8 @@ from esr_eval.analysis.report.conditions import Condition
 from esr_eval.analysis.report.measures import Measured, measure
 from esr_eval.analysis.report.plots import curves
 from esr_eval.analysis.report.section import Evidence, Part, Picture, Pictures, Section, Table
-from esr_eval.analysis.report.text import mean, one_line, percent
+from esr_eval.analysis.report.text import mean, percent
+from esr_eval.shown import one_line
 
 Levels = list[tuple[float, dict[str, Measured]]]
 
