@@ -62,8 +62,8 @@ def plain_number(value: Any) -> Any:
     """For a `BeforeValidator`: numbers only, where pydantic would take true and "7" as well."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("the score must be a number")
-    # JSON's whole numbers have no bound, and floats have.
-    return value if -_HUGE < value < _HUGE else math.copysign(math.inf, value)
+    # JSON's whole numbers have no bound, and floats have; -0 is 0.
+    return value + 0 if abs(value) < _HUGE else math.inf
 
 
 def check_score(score: float, top: int, what: str) -> None:

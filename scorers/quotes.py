@@ -40,9 +40,9 @@ _OTHER_MARKS = frozenset("`^~|$▪●◦■□")
 
 _PLACES = 1000
 """Places of a quote that are looked at before it counts as not found."""
-_PIECES = 6
 _LONGEST = 2000
-"""Pieces and characters of a quote that is looked for piece by piece."""
+"""Characters of a quote that is looked for leniently; 4 to 8 words were asked for."""
+_PIECES = 6
 _GAP = 500
 """Characters that one ellipsis may stand for."""
 _CHAINS = 64
@@ -157,6 +157,10 @@ class Finder:
         return found or self._lenient(quote, start, end, last=True)
 
     @cached_property
+    def _has_words(self) -> bool:
+        return any(map(str.isalnum, self.response))
+
+    @cached_property
     def _reduced(self) -> Reduced:
         return reduce(self.response)
 
@@ -175,6 +179,9 @@ class Finder:
         exact = Reduced(self.response, range(len(self.response)))
         for reading, needle in readings:
             alone = len(reading) == 1
+            # One mark, or an ellipsis, says nothing of a place among words.
+            if self._has_words and (alone or not reading.strip(".… ")) and _is_mark(reading[:1]):
+                continue
             if needle and (found := self._search(exact, reading, start, end, last, alone)):
                 return found
         for reading, needle in readings:
@@ -188,7 +195,7 @@ class Finder:
 
     def _lenient(self, quote: str, start: int, end: int, *, last: bool) -> Span | None:
         """More leniently, for quotes that stand nowhere else in the response more exactly."""
-        if self._close(quote, 0, len(self.response), last=False) is not None:
+        if len(quote) > _LONGEST or self._close(quote, 0, len(self.response), last=False):
             return None
         for unlisted in (False, True):
             found = self._by_words(quote, start, end, last, unlisted)
@@ -214,7 +221,7 @@ class Finder:
     def _by_pieces(self, quote: str, start: int, end: int, last: bool) -> Span | None:
         for reading in _readings(quote):
             pieces = [piece for piece in _ELLIPSIS.split(reading) if any(map(str.isalnum, piece))]
-            if pieces == [reading] or not 0 < len(pieces) <= _PIECES or len(reading) > _LONGEST:
+            if pieces == [reading] or not 0 < len(pieces) <= _PIECES:
                 continue
             found = None
             at = start
@@ -287,9 +294,6 @@ class Finder:
                 continue
             near, own = self.response[outside], self.response[inside]
             if _is_solid(near) and _is_solid(own):
-                return True
-            # One mark by itself is a quote only where it stands by itself.
-            if span.end - span.start == 1 and _is_mark(own) and not near.isspace():
                 return True
         return False
 

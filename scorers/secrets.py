@@ -19,7 +19,7 @@ _NAMES = (
     r"(?:access|auth|refresh|id|session|bearer|security)[-_]?token|client[-_]?secret|secret|"
     r"password|passwd|pwd|credentials?|signature"
 )
-_VALUE = r"[^\s\"'&,;(){}\[\]<>]"
+_VALUE = r"[^\s\"'&,;(){}\[\]<>\\]"
 _IS = r"(?:\\?[\"']?\s?[:=]\s?|\\?[\"']\s?,\s?)b?\\?[\"']?"
 """Between a name and its value: of a header, of JSON, of a list of pairs."""
 _PATTERNS = [
@@ -34,7 +34,7 @@ _PATTERNS = [
     (re.compile(rf"((?<![a-z])(?:{_NAMES}){_IS}){_VALUE}{{4,}}", re.IGNORECASE), rf"\1{MASK}"),
     # In prose: "Incorrect API key provided: ...".
     (re.compile(r"(\bapi[ -]?(?:key|token)(?:\s\w{1,20}){0,2}\s?[:=]\s?\\?[\"']?)"
-                rf"{_VALUE}{{6,}}", re.IGNORECASE), rf"\1{MASK}"),
+                rf"(?!//){_VALUE}{{6,}}", re.IGNORECASE), rf"\1{MASK}"),
     # Keys that tell by their beginning what they are.
     (re.compile(r"(?<![A-Za-z0-9])(?:(?:sk|pk|rk|key|gsk|hf|r8|tgp|glpat|nvapi|pplx|xai|csk|fw|"
                 r"github_pat|gh[pousr]|xox[abeoprs]|ya29|dop_v1|npm|pypi)[-_.]"
