@@ -178,11 +178,13 @@ class Finder:
         readings = [(one, reduce(one).text) for one in _readings(quote)]
         exact = Reduced(self.response, range(len(self.response)))
         for reading, needle in readings:
+            if not needle:
+                continue
             alone = len(reading) == 1
             # One mark, or an ellipsis, says nothing of a place among words.
-            if self._has_words and (alone or not reading.strip(".… ")) and _is_mark(reading[:1]):
+            if self._has_words and (alone or not reading.strip(".… ")) and _is_mark(reading[0]):
                 continue
-            if needle and (found := self._search(exact, reading, start, end, last, alone)):
+            if found := self._search(exact, reading, start, end, last, alone):
                 return found
         for reading, needle in readings:
             # Punctuation alone is everywhere once its variants count as one.
