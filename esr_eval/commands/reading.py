@@ -20,7 +20,8 @@ def summary(
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from esr_eval.analysis.runs import read_runs
-    from esr_eval.analysis.summary import metric_table, pair_table, write_csv
+    from esr_eval.analysis.summary import metric_table, pair_table, short_names, write_csv
+    from esr_eval.scorers.scale import scale_doubt
     from esr_eval.terminal import Terminal
 
     runs = read_runs(logs, note)
@@ -29,6 +30,9 @@ def summary(
     pairs = pair_table(runs)
     if pairs is not None:
         console.print(pairs)
+    for name, run in zip(short_names(runs), runs, strict=True):
+        if doubt := scale_doubt(run.first_scores.values()):
+            note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
     if csv is not None:
         write_csv(csv, runs)
 

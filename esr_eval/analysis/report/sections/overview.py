@@ -10,6 +10,7 @@ from esr_eval.analysis.report.measures import SCORES, SHARES
 from esr_eval.analysis.report.section import Evidence, Part, Section, Table
 from esr_eval.analysis.report.text import NONE, count, mean, percent
 from esr_eval.analysis.runs import told_reasons
+from esr_eval.scorers.scale import scale_doubt
 from esr_eval.shown import one_line
 
 
@@ -22,7 +23,7 @@ def section(evidence: Evidence) -> Section | None:
         id="conditions",
         title="Conditions",
         question="What ran, how many trials count, and what came out of them?",
-        answers=[_answer(evidence.conditions)],
+        answers=[_answer(evidence.conditions), *_doubts(evidence.conditions)],
         parts=parts,
         tables={
             "conditions": _frame(evidence.conditions),
@@ -66,6 +67,15 @@ def _answer(conditions: list[Condition]) -> str:
         f"{count(len(conditions), 'condition')} with {count(total['completed'], 'response')} of "
         f"{count(total['planned'], 'planned trial')}; {lost}."
     )
+
+
+def _doubts(conditions: list[Condition]) -> list[str]:
+    """Judges that seem to score on another scale than they were asked for."""
+    return [
+        f"The judge {one_line(one.judge)} of {one_line(one.name)} may use another scale: {doubt}."
+        for one in conditions
+        if (doubt := scale_doubt(one.trials["first_score"].tolist()))
+    ]
 
 
 _COUNTS = ("planned", "completed", "errored", "unscored", "no_attempt", "no_score")
