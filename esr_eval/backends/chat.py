@@ -10,7 +10,7 @@ from esr_eval.backends.loading import Shape, load_tokenizer, read_ends, read_sha
 from esr_eval.backends.plan import load_vector
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import AddVector, Readout, Runtime, Steering
+from esr_eval.spec import AddVector, Boost, Readout, Runtime, Steering
 from esr_eval.subjects import check_layer
 
 PROBE_SHARE = 0.5
@@ -119,6 +119,11 @@ class Chat:
                     continue
                 for latent in wanted:
                     self.sae.check_latent(int(latent))
+                if not isinstance(part, Readout):
+                    self.sae.decoder_row(part.latent)
+                if not isinstance(part, Boost):
+                    # Read now, so that what is wrong with it fails this request, not the batch.
+                    self.sae.encoder([int(latent) for latent in wanted])
 
     def check_answers(self, passages: Sequence[Passage], layer: int) -> None:
         """Raise an `EsrError` when a layer cannot be averaged over these answers."""
