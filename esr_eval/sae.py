@@ -44,6 +44,7 @@ class SparseSAE:
         self._rows = rows
         self._decoder: dict[int, Tensor] = {}
         self._columns: dict[int, Tensor] = {}
+        self._readable: set[int] = set()
         self._full: Any = None
 
     @property
@@ -54,6 +55,23 @@ class SparseSAE:
     def check_latent(self, latent: int) -> None:
         """Raise an `EsrError` when the SAE has no such latent, or its row is not here."""
         self._at(latent)
+
+    def check_rows(self, latents: Sequence[int], *, steered: bool, read: bool) -> None:
+        """Raise an `EsrError` when latents are not here, or their rows cannot be used.
+
+        Args:
+            latents: Which latents.
+            steered: Whether they are boosted or clamped.
+            read: Whether their activations are read, as a clamp does.
+        """
+        for latent in latents:
+            self.check_latent(latent)
+            if steered:
+                self.decoder_row(latent)
+        elementwise = self.config.architecture in ELEMENTWISE
+        if read and elementwise and not self._readable.issuperset(latents):
+            self.encoder(latents)
+            self._readable.update(latents)
 
     def check_whole(self) -> None:
         """Raise an `EsrError` when only rows of the SAE are here."""

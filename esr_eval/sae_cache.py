@@ -53,8 +53,8 @@ def converted(ref: SAERef) -> Path:
     except (OSError, SafetensorError, NotImplementedError) as error:
         raise EsrError(
             f"The SAE {ref.release} / {ref.sae_id} could not be kept in the cache "
-            f"{folder.parent} ({error}): free space there, or name another folder in the "
-            f"environment variable {CACHE_ENV}."
+            f"{folder.parent} ({_in_one_line(error)}): free space there, or name another folder in "
+            f"the environment variable {CACHE_ENV}."
         ) from error
     return folder
 
@@ -85,7 +85,11 @@ def _convert(ref: SAERef, folder: Path) -> None:
             ) from error
         for parameter in sae.parameters():
             parameter.data = parameter.data.contiguous()  # safetensors refuses strided views
+        weights = scratch / WEIGHTS_FILE
+        weights.touch()
+        mode = weights.stat().st_mode
         sae.save_model(scratch)
+        weights.chmod(mode)  # safetensors keeps the file to its owner
         write_sums(scratch, FILES)
         if folder.exists():
             shutil.rmtree(folder)
@@ -128,10 +132,14 @@ def _downloaded(ref: SAERef) -> Any:
         )
         raise EsrError(
             f"The SAE {ref.release} / {ref.sae_id} could not be loaded through sae-lens "
-            f"({type(error).__name__}: {error}); {way_out}"
+            f"({type(error).__name__}: {_in_one_line(error)}); {way_out}"
         ) from error
     parse_sae_config(sae.cfg.to_dict(), named)
     return sae
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _is_of_the_disk(error: BaseException | None) -> bool:

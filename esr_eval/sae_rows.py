@@ -8,6 +8,7 @@ has the SAE writes the file; `-M sae_rows=FILE` uses it in the SAE's place.
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,15 @@ def write_rows(ref: SAERef, latents: Sequence[int], file: Path, rounded: bool = 
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        mode = scratch.stat().st_mode
         save_file(tensors, scratch, metadata={ABOUT: origin.model_dump_json()})
+        scratch.chmod(mode)  # safetensors keeps the file to its owner
         scratch.replace(file)
         return file.stat().st_size
     except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise EsrError(
             f"{file} could not be written ({error}): name another one with -o, or free space."
         ) from error

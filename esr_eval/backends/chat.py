@@ -117,13 +117,12 @@ class Chat:
                         )
                     self.sae.check_whole()
                     continue
-                for latent in wanted:
-                    self.sae.check_latent(int(latent))
-                if not isinstance(part, Readout):
-                    self.sae.decoder_row(part.latent)
-                if not isinstance(part, Boost):
-                    # Read now, so that what is wrong with it fails this request, not the batch.
-                    self.sae.encoder([int(latent) for latent in wanted])
+                # Read now, so that what is wrong with a row fails this request, not the batch.
+                self.sae.check_rows(
+                    [int(latent) for latent in wanted],
+                    steered=not isinstance(part, Readout),
+                    read=not isinstance(part, Boost),
+                )
 
     def check_answers(self, passages: Sequence[Passage], layer: int) -> None:
         """Raise an `EsrError` when a layer cannot be averaged over these answers."""
