@@ -102,9 +102,9 @@ class SAEConfig:
             _warn_of_no_hook(self.folder, feature_layer)
         elif feature_layer is not None and self.layer != feature_layer:
             raise EsrError(
-                f"The SAE in {self.folder} was trained on {self.hook}, the output of layer "
-                f"{self.layer}, not {feature_layer}: pass -M feature_layer={self.layer} (the layer "
-                "that is edited is -M steering_layer=, and may differ)."
+                f"The SAE in {self.folder} was trained on the output of layer {self.layer} "
+                f"({self.hook}), not {feature_layer}: pass -M feature_layer={self.layer} (the "
+                "layer that is edited is -M steering_layer=, and may differ)."
             )
 
     def check_model(self, model: str, subject: str) -> None:

@@ -131,7 +131,7 @@ def test_an_sae_of_another_place_is_refused_with_the_hooks_name(tmp_path, hook):
 
 def test_an_sae_on_a_layers_input_says_which_layers_output_that_is(tmp_path):
     saved(tmp_path, make(hook="blocks.5.hook_resid_pre"))
-    with pytest.raises(EsrError, match=r"blocks\.5\.hook_resid_pre, the output of layer 4, not 5"):
+    with pytest.raises(EsrError, match=r"output of layer 4 \(blocks\.5\.hook_resid_pre\), not 5"):
         provider("nobody/nothing", tmp_path, feature_layer=5).preflight()
     provider("nobody/nothing", tmp_path, feature_layer=4).preflight()
 
