@@ -2,18 +2,28 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from esr_eval.spec import fingerprint
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt")
+SUMS_FILE = "SHA256SUMS"
+"""Digests of a folder's files, as `sha256sum` writes and checks them. It has no suffix, so
+`folder_digest` passes it over."""
 
 
 def file_sha256(path: Path) -> str:
-    """Digest of a file, read again only when its size or date has changed."""
+    """Digest of a file, read again only when it has been touched since.
+
+    A changed file whose size and date are as before shows too: nobody can set back the time of
+    the last change of its entry (ctime).
+    """
     status = path.stat()
-    return _digest(path, status.st_mtime_ns, status.st_size)
+    touched = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+    return _digest(path.absolute(), touched)
 
 
 def folder_digest(folder: Path) -> str:
@@ -28,7 +38,22 @@ def folder_digest(folder: Path) -> str:
     return fingerprint(found)
 
 
+def write_sums(folder: Path, names: Sequence[str]) -> None:
+    """Write down the digests of files in a folder, to be checked with `read_sums` later."""
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS_FILE).write_text("".join(lines), "utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Digests that were written down in a folder, by file; none where none can be read."""
+    try:
+        text = (folder / SUMS_FILE).read_text("utf-8")
+    except (OSError, ValueError):
+        return {}
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.M)}
+
+
 @lru_cache
-def _digest(path: Path, changed: int, size: int) -> str:
+def _digest(path: Path, touched: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

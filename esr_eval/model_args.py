@@ -1,7 +1,7 @@
 """The provider's `-M` arguments: read, checked, and turned into a runtime."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +30,9 @@ class ModelArgs(BaseModel):
     sae_id: str | None = Field(default=None, description="SAE within the release.")
     sae_rows: Path | None = Field(
         default=None, description="File of `esr-eval latents rows`, in the whole SAE's place."
+    )
+    sae_model: Literal["any"] | None = Field(
+        default=None, description="'any': take an SAE that names another model than this one."
     )
     steering_layer: int | None = Field(default=None, ge=0, description="Layer that is edited.")
     feature_layer: int | None = Field(default=None, ge=0, description="Layer the SAE reads.")

@@ -116,22 +116,27 @@ class ESRModelAPI(ModelAPI):
                 "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
             )
         sae = self._sae_config()
-        if sae is None:
-            return
-        if subject.d_model is not None:
-            sae.check_width(subject.d_model, subject.name)
-        if runtime.feature_layer is not None:
-            sae.check_layer(runtime.feature_layer)
+        if sae is not None:
+            self._check_sae(sae)
+
+    def _check_sae(self, sae: SAEConfig) -> None:
+        """Raise an `EsrError` when the SAE is not of this model and layer."""
+        if self.subject.d_model is not None:
+            sae.check_width(self.subject.d_model, self.subject.name)
+        if self.args.sae_model != "any":
+            sae.check_model(self.runtime.model, self.subject.name)
+        sae.check_layer(self.runtime.feature_layer)
 
     def check_latents(self, latents: Sequence[int]) -> None:
-        """Raise an `EsrError` when the SAE has no such latent, as far as is known by now."""
+        """Raise an `EsrError` when latents are not there or cannot steer, as far as is known."""
         sae, subject = self.runtime.sae, self.subject
         config = self._sae_config()
         if config is not None:
+            from esr_eval.sae import SparseSAE
+
+            opened = SparseSAE(config, self._rows)
             for latent in latents:
-                config.check_latent(latent)
-                if self._rows is not None:
-                    self._rows.at(latent)
+                opened.decoder_row(latent)
         elif sae == subject.sae and subject.n_latents is not None:
             for latent in latents:
                 if latent >= subject.n_latents:
@@ -237,6 +242,11 @@ class ESRModelAPI(ModelAPI):
     def _load(self) -> "BackendProtocol":
         # Threads that spin while they wait slow every other process on the machine down.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if self.runtime.sae is not None:
+            from esr_eval.sae import open_sae
+
+            # One of a registry is here only now.
+            self._check_sae(open_sae(self.runtime.sae, self.args.sae_rows).config)
         if self.runtime.backend == "ndif":
             from esr_eval.backends.ndif import NDIFBackend
 

@@ -2,11 +2,9 @@
 
 Every SAE is read from a local folder in sae-lens's format: safetensors hands out single rows
 without reading the rest. A release of sae-lens's registry is converted into such a folder once,
-in the user's cache.
+in the user's cache (`esr_eval.sae_cache`).
 """
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ from torch import Tensor
 from esr_eval.digests import folder_digest
 from esr_eval.edits import EncodeFn, LatentEncoder, norm_scale, spread
 from esr_eval.errors import EsrError
+from esr_eval.sae_cache import converted
 from esr_eval.sae_config import (
     WEIGHTS_FILE,
     SAEConfig,
-    converted_folder,
-    local_folder,
+    given_folder,
     read_sae_config,
 )
 from esr_eval.sae_rows import RowsFile
@@ -46,6 +44,7 @@ class SparseSAE:
         self._rows = rows
         self._decoder: dict[int, Tensor] = {}
         self._columns: dict[int, Tensor] = {}
+        self._readable: set[int] = set()
         self._full: Any = None
 
     @property
@@ -56,6 +55,23 @@ class SparseSAE:
     def check_latent(self, latent: int) -> None:
         """Raise an `EsrError` when the SAE has no such latent, or its row is not here."""
         self._at(latent)
+
+    def check_rows(self, latents: Sequence[int], *, steered: bool, read: bool) -> None:
+        """Raise an `EsrError` when latents are not here, or their rows cannot be used.
+
+        Args:
+            latents: Which latents.
+            steered: Whether they are boosted or clamped.
+            read: Whether their activations are read, as a clamp does.
+        """
+        for latent in latents:
+            self.check_latent(latent)
+            if steered:
+                self.decoder_row(latent)
+        elementwise = self.config.architecture in ELEMENTWISE
+        if read and elementwise and not self._readable.issuperset(latents):
+            self.encoder(latents)
+            self._readable.update(latents)
 
     def check_whole(self) -> None:
         """Raise an `EsrError` when only rows of the SAE are here."""
@@ -71,11 +87,21 @@ class SparseSAE:
         return self._rows.at(latent) if self._rows else latent
 
     def decoder_row(self, latent: int) -> Tensor:
-        """What one unit of the latent adds to the (normalised) residual, float32 (d_model,)."""
+        """What one unit of the latent adds to the (normalised) residual, float32 (d_model,).
+
+        Raises:
+            EsrError: There is no such latent, or its row is not finite or zero: it cannot steer.
+        """
         at = self._at(latent)
         if latent not in self._decoder:
             with self.open_weights() as weights:
                 row: Tensor = weights.get_slice("W_dec")[at].float()
+            self._check_finite("W_dec", row[None], [latent])
+            if not row.any():
+                raise EsrError(
+                    f"Latent {latent} has a decoder row of zeros in {self.file}: boosting or "
+                    "clamping it would change nothing; leave it out."
+                )
             self._decoder[latent] = row / row.norm() if self.config.unit_decoder else row
         return self._decoder[latent]
 
@@ -91,6 +117,9 @@ class SparseSAE:
 
         Returns:
             Function from residuals (..., d_model) to activations (..., len(latents)).
+
+        Raises:
+            EsrError: There is no such latent, or its weights are not finite.
         """
         wanted = [self._at(latent) for latent in latents]
         if self.config.architecture not in ELEMENTWISE:
@@ -108,6 +137,10 @@ class SparseSAE:
                 threshold = weights.get_tensor("threshold")[wanted].float().to(device)
             b_dec = weights.get_tensor("b_dec").float().to(device)
 
+        self._check_finite("W_enc", w_enc.T, latents)
+        self._check_finite("b_enc", b_enc[:, None], latents)
+        self._check_finite("threshold", threshold[:, None], latents)
+        self._check_finite("b_dec", b_dec[None])
         centre = b_dec if self.config.subtract_b_dec else None
         return LatentEncoder(w_enc, b_enc, threshold, centre, self.config.normalisation)
 
@@ -143,13 +176,41 @@ class SparseSAE:
         if self._full is None:
             from sae_lens import SAE
 
-            self._full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
+            full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
+            for name, values in full.named_parameters():
+                by_latent = values.T if name == "W_enc" else values
+                known = range(self.config.n_latents) if name != "b_dec" else None
+                self._check_finite(name, by_latent.detach().reshape(len(by_latent), -1), known)
+            self._full = full
         return self._full
+
+    def _check_finite(self, name: str, rows: Tensor, latents: Sequence[int] | None = None) -> None:
+        """Raise an `EsrError` that names the first of the latents whose row is not finite.
+
+        Args:
+            name: The tensor the rows are of.
+            rows: One row for each latent.
+            latents: Whose rows they are; None: of all together.
+        """
+        # The sum of a row is finite only if each of its values is, short of an overflow.
+        suspect = (~rows.sum(dim=-1).isfinite()).nonzero().flatten().tolist()
+        for at in suspect:
+            if not bool(rows[at].isfinite().all()):
+                whose = "" if latents is None else f" of latent {latents[at]}"
+                raise EsrError(
+                    f"The values{whose} in {name} of {self.file} are not finite (NaN or infinite): "
+                    "the file is damaged or was saved in too narrow a format; leave the latent out "
+                    "or get the SAE anew."
+                )
+
+    @property
+    def file(self) -> Path:
+        """Where the weights lie."""
+        return self._rows.file if self._rows else self.config.folder / WEIGHTS_FILE
 
     def open_weights(self) -> Any:
         """The weights' safetensors file, opened."""
-        file = self._rows.file if self._rows else self.config.folder / WEIGHTS_FILE
-        return safe_open(file, framework="pt")
+        return safe_open(self.file, framework="pt")
 
 
 def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
@@ -165,35 +226,4 @@ def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
     if rows is not None:
         part = RowsFile.read(rows, ref)
         return SparseSAE(part.config, part)
-    return SparseSAE(read_sae_config(local_folder(ref) or _registry_folder(ref)))
-
-
-def _registry_folder(ref: SAERef) -> Path:
-    """Download a registry SAE through sae-lens and keep a converted copy in the cache."""
-    if ref.sae_id is None:
-        raise EsrError(
-            f"'{ref.release}' is no SAE folder on this machine; if it is a sae-lens release, "
-            "name its SAE with -M sae_id=."
-        )
-    from sae_lens import SAE
-
-    folder = converted_folder(ref)
-    try:
-        sae = SAE.from_pretrained(ref.release, ref.sae_id, device="cpu", dtype="float32")
-    except Exception as error:  # sae-lens, the hub and the network raise types of their own
-        raise EsrError(
-            f"The SAE {ref.release} / {ref.sae_id} could not be loaded through sae-lens "
-            f"({type(error).__name__}: {error}); check the release and id against sae-lens's "
-            "table of pretrained SAEs, and the network, or pass a local folder as -M sae_release=."
-        ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-    for parameter in sae.parameters():
-        parameter.data = parameter.data.contiguous()  # safetensors refuses strided views
-    try:
-        sae.save_model(scratch)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return SparseSAE(read_sae_config(given_folder(ref) or converted(ref)))

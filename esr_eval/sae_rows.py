@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
-from esr_eval.sae_config import CFG_FILE, SAEConfig, parse_sae_config
+from esr_eval.sae_config import CFG_FILE, SAEConfig, parse_sae_config, tensor_shapes
+from esr_eval.sae_files import check_no_pointer, check_weights
 from esr_eval.scratch import write_whole
 from esr_eval.spec import SAERef
 
@@ -90,7 +91,12 @@ def write_rows(ref: SAERef, latents: Sequence[int], file: Path, rounded: bool = 
         digest=sae.digest + ("-bfloat16" if rounded else ""),
         config=json.loads((config.folder / CFG_FILE).read_text("utf-8")),
     )
-    write_whole(file, save(tensors, metadata={ABOUT: origin.model_dump_json()}))
+    try:
+        write_whole(file, save(tensors, metadata={ABOUT: origin.model_dump_json()}))
+    except OSError as error:
+        raise EsrError(
+            f"{file} could not be written ({error}): name another one with -o, or free space."
+        ) from error
     return file.stat().st_size
 
 
@@ -128,10 +134,11 @@ class RowsFile:
         if not file.is_file():
             raise EsrError(f"There is no file {file} of SAE rows: {way_out}")
         try:
+            check_no_pointer(file)
             with safe_open(file, framework="np") as tensors:
                 origin = RowsOrigin.model_validate_json((tensors.metadata() or {})[ABOUT])
                 latents = [int(latent) for latent in tensors.get_tensor(LATENTS)]
-        except (SafetensorError, KeyError, ValidationError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise EsrError(
                 f"{file} holds no SAE rows ({type(error).__name__}): {way_out}"
             ) from error
@@ -140,6 +147,12 @@ class RowsFile:
                 f"{file} holds rows of the SAE {name_of(origin.sae)}, but {name_of(ref)} is wanted."
             )
         config = parse_sae_config(origin.config, file)
+        for latent in latents:
+            config.check_latent(latent)
+        if len(set(latents)) < len(latents):
+            raise EsrError(f"{file} holds rows of one latent twice: {way_out}")
+        shapes = tensor_shapes(config.architecture, config.d_model, len(latents))
+        check_weights(file, {**shapes, LATENTS: (len(latents),)}, indices=LATENTS)
         return cls(file, origin, config, {latent: at for at, latent in enumerate(latents)})
 
     def at(self, latent: int) -> int:

@@ -3,8 +3,14 @@
 import pytest
 import torch
 from sae_lens import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
     JumpReLUSAE,
     JumpReLUSAEConfig,
+    MatchingPursuitSAE,
+    MatchingPursuitSAEConfig,
     StandardSAE,
     StandardSAEConfig,
     TopKSAE,
@@ -27,6 +33,9 @@ CASES = [
     (JumpReLUSAE, JumpReLUSAEConfig, {}),
     (TopKSAE, TopKSAEConfig, {"k": 12}),
     (TopKSAE, TopKSAEConfig, {"k": 12, "rescale_acts_by_decoder_norm": True}),
+    (AbsTopKSAE, AbsTopKSAEConfig, {"k": 12, "rescale_acts_by_decoder_norm": True}),
+    (GatedSAE, GatedSAEConfig, {}),
+    (MatchingPursuitSAE, MatchingPursuitSAEConfig, {"max_iterations": 5}),
 ]
 
 
@@ -45,6 +54,8 @@ def make_sae(cls, config_cls, extra, apply_b_dec, normalisation, seed=0):
     for name, parameter in sae.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * 0.3
         parameter.data = values.abs() if name == "threshold" else values
+    if cls is MatchingPursuitSAE:  # its pursuit wants directions of norm 1
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=-1, keepdim=True)
     return sae
 
 

@@ -11,7 +11,7 @@ from esr_eval.backends.plan import load_vector
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
 from esr_eval.sampling import Sampling
-from esr_eval.spec import AddVector, Clamp, Edit, Readout, Runtime, Steering
+from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import check_layer
 
 PROBE_STRENGTH = 1000.0
@@ -122,10 +122,12 @@ class Chat:
                         )
                     self.sae.check_whole()
                     continue
-                for latent in wanted:
-                    self.sae.check_latent(int(latent))
-                if not isinstance(part, Readout):
-                    self.sae.decoder_row(part.latent)  # refuses one that cannot steer
+                # Read now, so that what is wrong with a row fails this request, not the batch.
+                self.sae.check_rows(
+                    [int(latent) for latent in wanted],
+                    steered=not isinstance(part, Readout),
+                    read=not isinstance(part, Boost),
+                )
 
     def _check_span(self, edit: Edit, prompt: int, fed: int, skip_first: int) -> None:
         first, stop = edit.bounds(prompt, 0)
