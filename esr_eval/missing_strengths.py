@@ -26,11 +26,12 @@ MOST_INDICES = 20
 WORDS = {
     "grader": "judge",
     "prompts": "set of tasks",
+    "files model": "content of the model's folder",
     "files sae": "content of the SAE's folder",
     "files adapter": "content of the adapter's folder",
 }
 """Names of settings where the field's own would not be understood."""
-UNREADABLE = {"prompts", "files sae", "files adapter", "label"}
+UNREADABLE = {"prompts", "files model", "files sae", "files adapter", "label"}
 """Settings whose values say nothing to a reader (digests), or are data of others."""
 
 

@@ -29,7 +29,8 @@ class Setting(BaseModel):
     rubric: int = Field(description="Version of the grader's instructions.")
     files: dict[str, str] = Field(
         default_factory=dict,
-        description="Digests of a local SAE and adapter: a path stays when its content changes.",
+        description="Digests of a local model, SAE and adapter: a path stays when its content "
+        "changes.",
     )
 
     @classmethod
@@ -63,8 +64,8 @@ class Setting(BaseModel):
 
 
 def local_digests(runtime: Runtime) -> dict[str, str]:
-    """Digests of the runtime's SAE and adapter where they are local folders."""
-    folders: dict[str, Path] = {}
+    """Digests of the runtime's model, SAE and adapter where they are local folders."""
+    folders = {"model": embedded_path(runtime.model)}
     if runtime.sae is not None:
         release = embedded_path(runtime.sae.release)
         inner = release / (runtime.sae.sae_id or "")

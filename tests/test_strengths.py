@@ -93,14 +93,18 @@ def test_latent_and_label_change_the_key() -> None:
     assert len(keys) == 3
 
 
-def test_local_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("sae", "adapter")}
+def test_local_model_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("model", "sae", "adapter")}
     for folder in folders.values():
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"one")
         (folder / "cfg.json").write_text('{"d_in": 2}')
     runtime = RUNTIME.model_copy(
-        update={"sae": SAERef(release=str(folders["sae"])), "adapter": str(folders["adapter"])}
+        update={
+            "model": str(folders["model"]),
+            "sae": SAERef(release=str(folders["sae"])),
+            "adapter": str(folders["adapter"]),
+        }
     )
 
     def key() -> str:
@@ -115,9 +119,10 @@ def test_local_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
     keys.append(key())
     (folders["sae"] / "weights.safetensors").write_bytes(b"three")
     keys.append(key())
-    (folders["adapter"] / "weights.safetensors").write_bytes(b"three")
-    keys.append(key())
-    assert len(set(keys)) == 4
+    for name in ("adapter", "model"):
+        (folders[name] / "weights.safetensors").write_bytes(b"three")
+        keys.append(key())
+    assert len(set(keys)) == 5
 
 
 def _corrupt_strength(text: str) -> str:
