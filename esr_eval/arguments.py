@@ -6,10 +6,11 @@ value against them, before anything is read or loaded.
 
 import functools
 import inspect
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
 
 import click
 from inspect_ai import Task
@@ -24,8 +25,10 @@ from pydantic import (
 
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
+from esr_eval.spec import Dtype
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1)
 """Of every argument: 1 is no `true`, 2.0 no count, nan no number, and nothing no text."""
@@ -285,6 +288,10 @@ AT_LEAST_1 = (
 """Options of `inspect eval` and `inspect eval-set` of which 0 means nothing, or waits forever."""
 
 
+def _optional(validate: Callable[[T], T]) -> Callable[[T | None], T | None]:
+    return lambda value: None if value is None else validate(value)
+
+
 def _writable(folder: Path) -> None:
     """Try: permissions alone do not tell of a read-only disk, or of who owns the machine."""
     while not folder.exists() and folder != folder.parent:
@@ -328,22 +335,51 @@ def _file(path: Path) -> Path:
     return _existing(path)
 
 
-def _name_or_file(value: str) -> str:
-    if Path(given_path(value)).is_dir():
-        raise ValueError("it is a folder, and a file is wanted")
-    return value
-
-
 def _log_folder(value: str) -> str:
     if "://" not in value:
         _folder_to_write(Path(value))
     return value
 
 
-FILE_TO_WRITE = AfterValidator(_file_to_write)
-FOLDER_TO_WRITE = AfterValidator(_folder_to_write)
-LOG_FOLDER = AfterValidator(_log_folder)
-FILE_TO_READ = AfterValidator(_file)
+def _all_existing(paths: list[Path]) -> list[Path]:
+    return [_existing(path) for path in paths]
+
+
+def _steps(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("it should be 1 or more, or -1 for all epochs")
+    return value
+
+
+def _prices(value: tuple[float, float]) -> tuple[float, float]:
+    if min(value) < 0:
+        raise ValueError("no price is below 0")
+    return value
+
+
+def _dtype(value: str) -> str:
+    if value not in get_args(Dtype):
+        raise ValueError(f"it should be one of {', '.join(get_args(Dtype))}")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(DEVICES, value):
+        raise ValueError("it should be cpu, mps, cuda, cuda:N, auto, balanced or sequential")
+    return value
+
+
+DEVICES = r"cpu|mps|(cuda|xpu|npu|hpu)(:\d{1,3})?|auto|balanced|balanced_low_0|sequential"
+DEVICE = AfterValidator(_optional(_device))
+DTYPE = AfterValidator(_optional(_dtype))
+PRICES = AfterValidator(_optional(_prices))
+STEPS = AfterValidator(_steps)
+PORT = Field(ge=1, le=65535)
+TRAINING_SEED = Field(ge=0, lt=2**32)
+FILE_TO_WRITE = AfterValidator(_optional(_file_to_write))
+FOLDER_TO_WRITE = AfterValidator(_optional(_folder_to_write))
+LOG_FOLDER = AfterValidator(_optional(_log_folder))
+FILE_TO_READ = AfterValidator(_optional(_file))
 TO_READ = AfterValidator(_existing)
-NAME_OR_FILE = AfterValidator(_name_or_file)
+LOGS = AfterValidator(_optional(_all_existing))
 """Marks of paths, of commands. Those to read may be addresses; Inspect reads them."""

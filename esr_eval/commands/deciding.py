@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import A_FEW, LOGS, PERCENT, PROBABILITY, SHARE, TO_READ
 from esr_eval.commands.plainly import plainly
 
 app = typer.Typer()
@@ -14,10 +15,12 @@ app = typer.Typer()
 @app.command()
 @plainly
 def compare(
-    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
-    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
+    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs."), TO_READ],
+    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs."), TO_READ],
     level: Annotated[
-        float, typer.Option(help="Of the intervals; false alarms are at most 1 - level.")
+        float,
+        typer.Option(help="Of the intervals; false alarms are at most 1 - level."),
+        PROBABILITY,
     ] = 0.95,
     margin: Annotated[
         list[str] | None,
@@ -77,20 +80,24 @@ def compare(
 @app.command()
 @plainly
 def power(
-    base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
-    reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
+    base: Annotated[
+        float, typer.Option(help="Rate without the change, in percent."), PERCENT
+    ] = 7.4,
+    reduced: Annotated[float, typer.Option(help="Rate with it, in percent."), PERCENT] = 5.5,
     icc: Annotated[
         float | None,
         typer.Option(help="Correlation of two trials of one latent. Default: 0.1, or the log's."),
+        SHARE,
     ] = None,
     log: Annotated[
         list[Path] | None,
         typer.Option(help="Take the clustering from this log; twice: from it and its replay."),
+        LOGS,
     ] = None,
     metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = (
         "multi_attempt"
     ),
-    trials_per_latent: Annotated[int, typer.Option(help="In each condition.")] = 10,
+    trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,
     paired: Annotated[
         bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
     ] = True,
@@ -99,9 +106,12 @@ def power(
         typer.Option(
             help="How alike both conditions rank the latents. Default: 0.8, or the logs'."
         ),
+        SHARE,
     ] = None,
-    wanted: Annotated[float, typer.Option("--power", help="Chance to see the change.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="Level of the two-sided test.")] = 0.05,
+    wanted: Annotated[
+        float, typer.Option("--power", help="Chance to see the change."), PROBABILITY
+    ] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Level of the two-sided test."), PROBABILITY] = 0.05,
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
     from rich.console import Console

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, LOGS, SHARE, TO_READ
 from esr_eval.commands.options import Csv
 from esr_eval.commands.plainly import plainly
 
@@ -14,7 +15,9 @@ app = typer.Typer()
 @app.command()
 @plainly
 def summary(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
+    logs: Annotated[
+        list[Path], typer.Argument(help="Logs of the task esr, or folders of logs."), LOGS
+    ],
     csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
@@ -36,9 +39,11 @@ def summary(
 @app.command()
 @plainly
 def report(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
+    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs."), LOGS],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the page and its tables.")
+        Path,
+        typer.Option("-o", "--output", help="Folder of the page and its tables."),
+        FOLDER_TO_WRITE,
     ] = Path("report"),
 ) -> None:
     """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
@@ -51,18 +56,22 @@ def report(
 @app.command()
 @plainly
 def detectors(
-    log: Annotated[Path, typer.Argument(help="Log of the task detectors.")],
+    log: Annotated[Path, typer.Argument(help="Log of the task detectors."), TO_READ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the detector file here.")
+        Path | None,
+        typer.Option("-o", "--output", help="Write the detector file here."),
+        FILE_TO_WRITE,
     ] = None,
     rule: Annotated[str, typer.Option(help="Which to print: silent or separability.")] = "silent",
     min_mismatched: Annotated[
-        float, typer.Option(help="silent: least share of mismatched pairs it is active on.")
+        float, typer.Option(help="silent: least share of mismatched pairs it is active on."), SHARE
     ] = 0.8,
     max_matched: Annotated[
-        float, typer.Option(help="silent: greatest share of matched pairs it is active on.")
+        float, typer.Option(help="silent: greatest share of matched pairs it is active on."), SHARE
     ] = 0.0,
-    top: Annotated[int, typer.Option(help="separability: how many of greatest AUC.")] = 25,
+    top: Annotated[
+        int, typer.Option(help="separability: how many of greatest AUC."), AT_LEAST_ONE
+    ] = 25,
 ) -> None:
     """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
     from rich.console import Console
@@ -82,7 +91,7 @@ def detectors(
 @app.command()
 @plainly
 def activations(
-    log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
+    log: Annotated[Path, typer.Argument(help="Log of the task activations."), TO_READ],
     csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
@@ -95,7 +104,7 @@ def activations(
 @plainly
 def agreement(
     logs: Annotated[
-        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
+        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times."), LOGS
     ],
     csv: Csv = None,
 ) -> None:
