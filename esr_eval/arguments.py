@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_ty
 
 import click
 from inspect_ai import Task
+from inspect_ai.model import get_model
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -34,12 +35,14 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1)
 """Of every argument: 1 is no `true`, 2.0 no count, nan no number, and nothing no text."""
 MOST_EACH = 10_000
 """Trials, answers or rounds of one latent or task: beyond this it is a slip of the finger."""
+MOST = 10_000_000
+"""The same for all other counts: as many latents as the largest SAEs have."""
 STRONGEST = 1e9
-"""Boost beyond which no residual stream is left in half precision, whatever the model."""
+"""No model's residual stream is anywhere near as long."""
 SHOWN = 80
 
-AT_LEAST_ONE = Field(ge=1)
-NOT_NEGATIVE = Field(ge=0)
+AT_LEAST_ONE = Field(ge=1, le=MOST)
+NOT_NEGATIVE = Field(ge=0, le=MOST)
 A_FEW = Field(ge=1, le=MOST_EACH)
 A_FEW_OR_NONE = Field(ge=0, le=MOST_EACH)
 PERCENT = Field(ge=0, le=100)
@@ -241,6 +244,8 @@ def told(error: ValidationError) -> str:
 
 def shown(value: object) -> str:
     """A value as it may stand in a message: short, and nothing but printable characters."""
+    if isinstance(value, list | tuple):
+        value = ", ".join(str(part) for part in value)
     text = str(value)
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
@@ -342,7 +347,12 @@ def _log_folder(value: str) -> str:
 
 
 def _all_existing(paths: list[Path]) -> list[Path]:
-    return [_existing(path) for path in paths]
+    for path in paths:
+        try:
+            _existing(path)
+        except ValueError:
+            raise ValueError(f"there is no file or folder {shown(path)}") from None
+    return paths
 
 
 def _steps(value: int) -> int:
@@ -369,7 +379,24 @@ def _device(value: str) -> str:
     return value
 
 
+def _model(value: str) -> str:
+    """A name that Inspect knows the provider of; whether it can be reached is seen later."""
+    try:
+        get_model(value, memoize=False)
+    except ValueError as error:
+        raise ValueError(shown(error).rstrip(".")) from None
+    except Exception:  # a missing key or package: Inspect tells it when the model is needed
+        return value
+    return value
+
+
+def _models(values: list[str]) -> list[str]:
+    return [_model(value) for value in values]
+
+
 DEVICES = r"cpu|mps|(cuda|xpu|npu|hpu)(:\d{1,3})?|auto|balanced|balanced_low_0|sequential"
+GRADER = AfterValidator(_optional(_model))
+GRADERS = AfterValidator(_optional(_models))
 DEVICE = AfterValidator(_optional(_device))
 DTYPE = AfterValidator(_optional(_dtype))
 PRICES = AfterValidator(_optional(_prices))

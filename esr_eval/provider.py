@@ -102,6 +102,10 @@ class ESRModelAPI(ModelAPI):
 
     def _check_arguments(self, edits_needed: bool) -> None:
         runtime, subject = self.runtime, self.subject
+        if self.args.device is not None:
+            from esr_eval.backends.loading import check_device
+
+            check_device(self.args.device)
         if runtime.backend == "local":
             check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
         if subject.n_layers is not None:

@@ -8,8 +8,10 @@ import typer
 
 from esr_eval.arguments import A_FEW, LOGS, PERCENT, PROBABILITY, SHARE, TO_READ
 from esr_eval.commands.plainly import plainly
+from esr_eval.errors import EsrError
 
 app = typer.Typer()
+MAIN = "multi_attempt"
 
 
 @app.command()
@@ -94,9 +96,7 @@ def power(
         typer.Option(help="Take the clustering from this log; twice: from it and its replay."),
         LOGS,
     ] = None,
-    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = (
-        "multi_attempt"
-    ),
+    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = MAIN,
     trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,
     paired: Annotated[
         bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
@@ -124,6 +124,10 @@ def power(
         power_table,
     )
 
+    if reduced > base:
+        raise EsrError(f"--reduced {reduced:g} lies above --base {base:g}: a fall is looked for.")
+    if metric != MAIN and not log:
+        raise EsrError("--metric says whose clustering is taken from a log: pass it with --log.")
     found = clustering_of_logs([str(path) for path in log or []], metric)
     given = {"icc": icc, "latent_correlation": latent_correlation}
     known = found | {name: value for name, value in given.items() if value is not None}

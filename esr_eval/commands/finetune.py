@@ -12,6 +12,7 @@ from esr_eval.arguments import (
     DEVICE,
     FILE_TO_READ,
     FOLDER_TO_WRITE,
+    GRADER,
     LOGS,
     NOT_NEGATIVE,
     PERCENT,
@@ -52,6 +53,7 @@ def data(
     writer: Annotated[
         str,
         typer.Option(help="`offline`, or any Inspect model, e.g. anthropic/claude-haiku-4-5."),
+        GRADER,
     ] = "offline",
     subject: Annotated[
         str, typer.Option(help="Offline: whose own answers, steered and unsteered, are taken.")

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
-from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, LOG_FOLDER, POSITIVE, PRICES
+from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, GRADER, LOG_FOLDER, POSITIVE, PRICES
 
 Subject = Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")]
-Grader = Annotated[str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's.")]
+Grader = Annotated[
+    str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's."), GRADER
+]
 ModelArgs = Annotated[
     list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
 ]

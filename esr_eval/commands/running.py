@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE
+from esr_eval.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
 from esr_eval.commands.options import (
     DryRun,
     Grader,
@@ -98,7 +98,9 @@ def paper(
     seed: Annotated[int, typer.Option(help="Seed of all draws."), A_SEED] = 0,
     grader: Grader = None,
     graders: Annotated[
-        list[str] | None, typer.Option(help="A further judge for the cross-judge experiment.")
+        list[str] | None,
+        typer.Option(help="A further judge for the cross-judge experiment."),
+        GRADERS,
     ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Adapter of the fine-tuned subject: path or hub id.")
