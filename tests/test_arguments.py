@@ -32,13 +32,15 @@ NAN, INF = float("nan"), float("inf")
 TASKS = [getattr(tasks, name) for name in tasks.__all__]
 INDICES = [True, 2.5, -1, "7,-2", [7, 7], "7,7", [], [1.5], ["a,b.csv", "c"], ""]
 NAMES = [3, "", [], ["a", ""], "a,,b", "a,a", True]
+STRENGTHS = [NAN, INF, "1e400", 1e30, "-3x", "0x", "nanx", "x", 0, -5, True, [60], "", "strong"]
 WRONG: dict[Any, list[Any]] = {
     bool: ["flase", "true", "", 1, 0, [True]],
     int: [2.5, 3.0, True, -1, "3", "1e3", NAN, 10**30, [1], ""],
     float: [NAN, INF, -INF, "1e400", -1, True, [1.0], ""],
     str: [3, "", ["a"], True],
     dict: [3, "x", [1]],
-    Strength: [NAN, INF, "1e400", 1e30, "-3x", "0x", "nanx", "x", 0, -5, True, [60], "", "strong"],
+    Strength: STRENGTHS,
+    StrengthOrReplay: STRENGTHS,
     LatentsArgument: INDICES,
     LatentsOrSet: INDICES,
     Topics: NAMES,
@@ -299,7 +301,10 @@ def test_a_command_tells_in_one_sentence_what_is_wrong(args: list[str], tmp_path
         (["-T", "steering=flase"], "-T steering=flase"),
     ],
 )
-def test_inspect_ends_with_the_sentence(args: list[str], said: str, tmp_path: Path) -> None:
+def test_inspect_ends_with_the_sentence(
+    args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # this process starts one
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps({"frequency_penalty": 1}))
     real = [str(settings) if arg == "SETTINGS" else arg for arg in args]
