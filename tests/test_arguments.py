@@ -22,6 +22,7 @@ from esr_eval.arguments import (
     Names,
     Sources,
     Strength,
+    StrengthOrReplay,
     Topics,
 )
 from esr_eval.cli import app
