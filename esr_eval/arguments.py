@@ -10,11 +10,18 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import click
-from inspect_ai import Task
-from inspect_ai.model import get_model
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -27,6 +34,9 @@ from pydantic import (
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
 from esr_eval.spec import Dtype
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -167,7 +177,7 @@ RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
 
 
-def checked(task: Callable[P, Task]) -> Callable[P, Task]:
+def checked(task: "Callable[P, Task]") -> "Callable[P, Task]":
     """Hold a task's arguments against its annotations before it does anything.
 
     Goes below `@task`. Unknown arguments arrive here, too, rather than being left out by Inspect
@@ -177,7 +187,7 @@ def checked(task: Callable[P, Task]) -> Callable[P, Task]:
     rest = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD, annotation=Any)
 
     @functools.wraps(task)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Task:
+    def run(*args: P.args, **kwargs: P.kwargs) -> "Task":
         check_run_options()
         unknown = [name for name in kwargs if name not in signature.parameters]
         if unknown:
@@ -328,31 +338,15 @@ def _folder_to_write(path: Path) -> Path:
     return path
 
 
-def _existing(path: Path) -> Path:
-    if not path.exists() and "://" not in str(path) and ":/" not in str(path):
-        raise ValueError("there is no such file or folder")
-    return path
-
-
 def _file(path: Path) -> Path:
-    if path.is_dir():
-        raise ValueError("it is a folder, and a file is wanted")
-    return _existing(path)
+    _file_to_read(str(path))
+    return path
 
 
 def _log_folder(value: str) -> str:
     if "://" not in value:
         _folder_to_write(Path(value))
     return value
-
-
-def _all_existing(paths: list[Path]) -> list[Path]:
-    for path in paths:
-        try:
-            _existing(path)
-        except ValueError:
-            raise ValueError(f"there is no file or folder {shown(path)}") from None
-    return paths
 
 
 def _steps(value: int) -> int:
@@ -381,6 +375,8 @@ def _device(value: str) -> str:
 
 def _model(value: str) -> str:
     """A name that Inspect knows the provider of; whether it can be reached is seen later."""
+    from inspect_ai.model import get_model
+
     try:
         get_model(value, memoize=False)
     except ValueError as error:
@@ -407,6 +403,4 @@ FILE_TO_WRITE = AfterValidator(_optional(_file_to_write))
 FOLDER_TO_WRITE = AfterValidator(_optional(_folder_to_write))
 LOG_FOLDER = AfterValidator(_optional(_log_folder))
 FILE_TO_READ = AfterValidator(_optional(_file))
-TO_READ = AfterValidator(_existing)
-LOGS = AfterValidator(_optional(_all_existing))
-"""Marks of paths, of commands. Those to read may be addresses; Inspect reads them."""
+"""Marks of paths, in commands; logs are told of where they are read."""

@@ -76,7 +76,6 @@ def calibrate(
     """
     model, provider = model_under_test(
         temperature="pass -T temperature=",
-        max_tokens="it is part of the prior, -T prior='{\"max_tokens\": 256}'",
     )
     check_choice(latents, n_latents)
     provider.preflight()

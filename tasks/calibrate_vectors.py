@@ -44,7 +44,6 @@ def calibrate_vectors(
     """
     model, provider = model_under_test(
         temperature="vectors are calibrated at the subject's",
-        max_tokens="it is part of the prior, -T prior='{\"max_tokens\": 256}'",
     )
     provider.preflight(edits_needed=False)
     subject = provider.subject

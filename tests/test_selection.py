@@ -151,7 +151,7 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
     ("args", "sentence"),
     [
         (["--rule", "some"], "rule=some"),
-        (["--min-concreteness", "650"], "min_concreteness=650"),
+        (["--min-concreteness", "650"], "--min-concreteness 650"),
         (["--latents", "none.csv"], "none.csv"),
         (["--wanted", "500"], "wanted=500, but there are 44"),
     ],

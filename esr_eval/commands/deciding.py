@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval.arguments import A_FEW, LOGS, PERCENT, PROBABILITY, SHARE, TO_READ
+from esr_eval.arguments import A_FEW, PERCENT, PROBABILITY, SHARE
 from esr_eval.commands.plainly import plainly
 from esr_eval.errors import EsrError
 
@@ -17,8 +17,8 @@ MAIN = "multi_attempt"
 @app.command()
 @plainly
 def compare(
-    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs."), TO_READ],
-    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs."), TO_READ],
+    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
+    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
     level: Annotated[
         float,
         typer.Option(help="Of the intervals; false alarms are at most 1 - level."),
@@ -94,7 +94,6 @@ def power(
     log: Annotated[
         list[Path] | None,
         typer.Option(help="Take the clustering from this log; twice: from it and its replay."),
-        LOGS,
     ] = None,
     metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = MAIN,
     trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,

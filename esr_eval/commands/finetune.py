@@ -13,7 +13,6 @@ from esr_eval.arguments import (
     FILE_TO_READ,
     FOLDER_TO_WRITE,
     GRADER,
-    LOGS,
     NOT_NEGATIVE,
     PERCENT,
     POSITIVE,
@@ -279,7 +278,7 @@ def sweep(
 @plainly
 def table(
     logs: Annotated[
-        list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders."), LOGS
+        list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders.")
     ],
     csv: Csv = None,
 ) -> None:

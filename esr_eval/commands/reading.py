@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, LOGS, SHARE, TO_READ
+from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, SHARE
 from esr_eval.commands.options import Csv
 from esr_eval.commands.plainly import plainly
 
@@ -15,9 +15,7 @@ app = typer.Typer()
 @app.command()
 @plainly
 def summary(
-    logs: Annotated[
-        list[Path], typer.Argument(help="Logs of the task esr, or folders of logs."), LOGS
-    ],
+    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
     csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
@@ -39,7 +37,7 @@ def summary(
 @app.command()
 @plainly
 def report(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs."), LOGS],
+    logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
     output: Annotated[
         Path,
         typer.Option("-o", "--output", help="Folder of the page and its tables."),
@@ -56,7 +54,7 @@ def report(
 @app.command()
 @plainly
 def detectors(
-    log: Annotated[Path, typer.Argument(help="Log of the task detectors."), TO_READ],
+    log: Annotated[Path, typer.Argument(help="Log of the task detectors.")],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Write the detector file here."),
@@ -91,7 +89,7 @@ def detectors(
 @app.command()
 @plainly
 def activations(
-    log: Annotated[Path, typer.Argument(help="Log of the task activations."), TO_READ],
+    log: Annotated[Path, typer.Argument(help="Log of the task activations.")],
     csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
@@ -104,7 +102,7 @@ def activations(
 @plainly
 def agreement(
     logs: Annotated[
-        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times."), LOGS
+        list[Path], typer.Argument(help="Logs of cross_judge, or logs scored several times.")
     ],
     csv: Csv = None,
 ) -> None:
