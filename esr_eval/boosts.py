@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from esr_eval.arguments import shown, strength_of
 from esr_eval.dataset import Latent, prompts
 from esr_eval.errors import EsrError
 from esr_eval.missing_strengths import missing_message
@@ -54,17 +55,9 @@ def parse_strength(strength: str | float) -> tuple[float, float | None]:
     """Read a task's `strength`: the multiple of the calibrated, or else the number for all.
 
     Raises:
-        EsrError: It is neither.
+        EsrError: It is neither, or no boost can have it.
     """
-    text = str(strength).strip().lower()
     try:
-        if text == "calibrated":
-            return 1.0, None
-        if text.endswith("x"):
-            return float(text[:-1]), None
-        return 1.0, float(text)
-    except ValueError:
-        raise EsrError(
-            f"strength={strength} is neither 'calibrated', nor a number (60), nor a multiple of "
-            "the calibrated strength (1.5x)."
-        ) from None
+        return strength_of(strength)
+    except ValueError as error:
+        raise EsrError(f"-T strength={shown(strength)} is refused: {error}.") from None

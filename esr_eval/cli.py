@@ -6,8 +6,10 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 import typer
 
 from esr_eval.commands import deciding, finetune, latents, reading, running, scaling, serve, vectors
+from esr_eval.commands.plainly import Plain
 
 app = typer.Typer(
+    cls=Plain,
     help="Evaluations of endogenous steering resistance: does a language model notice and correct "
     "activation steering? Run them with `inspect eval esr_eval/esr --model esr/NAME`.",
     no_args_is_help=True,

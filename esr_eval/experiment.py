@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from inspect_ai import Task
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Scorer
 
+from esr_eval.arguments import check_choice
 from esr_eval.boosts import resolve_strengths
 from esr_eval.catalogue import ExperimentId
 from esr_eval.dataset import (
@@ -26,7 +27,7 @@ from esr_eval.replay import replay_log
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.values import grouped_metrics
-from esr_eval.solvers import VectorSource, provider_of, steered_generate
+from esr_eval.solvers import VectorSource, model_under_test, steered_generate
 from esr_eval.viewing import trials_view
 
 MOST_ERRORS = 0.1
@@ -47,8 +48,7 @@ class Bench:
         Raises:
             EsrError: The model cannot be steered, does not fit, or has no judge.
         """
-        model = get_model()
-        provider = provider_of(model)
+        model, provider = model_under_test()
         provider.preflight()
         return cls(provider, grader_model(str(model)))
 
@@ -58,8 +58,10 @@ class Bench:
         """The run's latents, checked against the SAE.
 
         Raises:
-            EsrError: See `dataset.pick_latents`; or one is not in the SAE.
+            EsrError: See `dataset.pick_latents`; one is not in the SAE, or indices are given
+                beside a number to draw.
         """
+        check_choice(latents, count)
         chosen = pick_latents(self.provider.subject, latents, count, seed, self.provider.runtime)
         self.provider.check_latents([latent.index for latent in chosen])
         return chosen
@@ -120,9 +122,7 @@ def plan_trials(
         EsrError: An argument cannot be met, or stands beside `replay`, which decides it.
     """
     if replay is not None:
-        beside = {"latents": latents, "n_latents": n_latents, "topics": topics}
-        if given := [name for name, value in beside.items() if value is not None]:
-            raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
+        check_replayed(latents=latents, n_latents=n_latents, topics=topics)
         found = replay_log(replay, None if steering else "unsteered")
         bench.provider.check_latents([one.trial.latent for one in found.planned])
         return Plan(found.planned, found.source)
@@ -137,6 +137,19 @@ def plan_trials(
     )
     note = labels_note(bench.provider.subject, latents, bench.provider.runtime)
     return Plan(planned, labels=note)
+
+
+def check_replayed(**beside: object) -> None:
+    """Refuse arguments beside `replay`, whose log decides them.
+
+    Args:
+        beside: What was given, by name; None where nothing was.
+
+    Raises:
+        EsrError: Something was.
+    """
+    if given := [name for name, value in beside.items() if value is not None]:
+        raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
 
 
 def experiment(
@@ -213,8 +226,6 @@ def experiment(
 def _ending(until_token: int | None) -> str:
     if until_token is None:
         return ""
-    if until_token < 1:
-        raise EsrError(f"until_token={until_token}: the boost ends after one token or more.")
     return f", boost off after {until_token} tokens"
 
 

@@ -1,10 +1,11 @@
 """The provider's `-M` arguments: read, checked, and turned into a runtime."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esr_eval.arguments import DEVICE, STRICT, shown, told
 from esr_eval.errors import EsrError
 from esr_eval.remote import DEFAULT_REQUESTS, DEFAULT_WAIT, RemoteArgs
 from esr_eval.spec import Backend, Dtype, Runtime, SAERef
@@ -18,18 +19,22 @@ REMOTE_ONLY = ("requests", "wait", "trust_server")
 class ModelArgs(BaseModel):
     """Arguments of the provider `esr`, as given with `-M name=value`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(**STRICT, extra="forbid", frozen=True)
 
     backend: str = Field(default="local", description="Where it runs: local, ndif or vllm.")
     dtype: Dtype | None = Field(default=None, description="float32, bfloat16 or float16.")
-    device: str | None = Field(default=None, description="transformers device map, e.g. cuda:1.")
+    device: Annotated[str | None, DEVICE] = Field(
+        default=None, description="transformers device map, e.g. cuda:1."
+    )
     batch_size: int | None = Field(default=None, ge=1, description="Most samples at a time.")
     revision: str | None = Field(default=None, description="Revision of the model on the hub.")
     adapter: str | None = Field(default=None, description="PEFT adapter: path or hub id.")
     sae_release: str | None = Field(default=None, description="sae-lens release or local folder.")
     sae_id: str | None = Field(default=None, description="SAE within the release.")
     sae_rows: Path | None = Field(
-        default=None, description="File of `esr-eval latents rows`, in the whole SAE's place."
+        strict=False,
+        default=None,
+        description="File of `esr-eval latents rows`, in the whole SAE's place.",
     )
     sae_model: Literal["any"] | None = Field(
         default=None, description="'any': take an SAE that names another model than this one."
@@ -65,7 +70,7 @@ class ModelArgs(BaseModel):
                     f"The provider esr has no argument -M {name}=; "
                     f"it takes {', '.join(sorted(cls.model_fields))}."
                 ) from None
-            raise EsrError(f"-M {name}={first['input']}: {first['msg']}.") from None
+            raise EsrError(f"-M {name}={shown(first['input'])}: {told(error)}.") from None
 
     def runtime(self, subject: Subject) -> Runtime:
         """The subject's runtime with these arguments on top.

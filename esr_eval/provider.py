@@ -27,6 +27,7 @@ from esr_eval.errors import EsrError
 from esr_eval.model_args import ModelArgs
 from esr_eval.sae_config import SAEConfig, local_folder, read_sae_config
 from esr_eval.sae_rows import RowsFile
+from esr_eval.settings import check_settings
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
 from esr_eval.weights import check_memory
@@ -59,6 +60,7 @@ class ESRModelAPI(ModelAPI):
         Raises:
             EsrError: The subject or an argument is unknown.
         """
+        check_settings(config)
         super().__init__(model_name, base_url, api_key, [], config)
         self.subject = find_subject(model_name)
         self.args = ModelArgs.parse(model_args)
@@ -100,6 +102,10 @@ class ESRModelAPI(ModelAPI):
 
     def _check_arguments(self, edits_needed: bool) -> None:
         runtime, subject = self.runtime, self.subject
+        if self.args.device is not None:
+            from esr_eval.backends.loading import check_device
+
+            check_device(self.args.device)
         if runtime.backend == "local":
             check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
         if subject.n_layers is not None:
@@ -172,6 +178,7 @@ class ESRModelAPI(ModelAPI):
         """
         if tools:
             raise EsrError("The provider esr does not call tools.")
+        check_settings(config)
         steering = self._steering(config)
         backend = await self._ready()
         row = _row(backend, input, config, steering, self.runtime)
@@ -339,13 +346,6 @@ def _row(
     from esr_eval.backends.base import Row
     from esr_eval.sampling import Sampling
 
-    unsupported = [
-        name
-        for name in ("frequency_penalty", "presence_penalty", "logit_bias", "num_choices")
-        if getattr(config, name) not in (None, 1, 0.0)
-    ]
-    if unsupported:
-        raise EsrError(f"The provider esr does not know {', '.join(unsupported)}.")
     messages = [{"role": message.role, "content": message.text} for message in input]
     # An assistant message at the end is the beginning of the answer: the model goes on from it.
     prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
@@ -358,7 +358,7 @@ def _row(
             top_p=config.top_p,
             top_k=config.top_k if (config.top_k or 0) > 0 else None,  # 0 and -1 mean all
             repetition_penalty=runtime.repetition_penalty,
-            max_tokens=config.max_tokens or 512,
+            max_tokens=512 if config.max_tokens is None else config.max_tokens,
         ),
         steering=steering,
     )

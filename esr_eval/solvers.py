@@ -30,6 +30,26 @@ def provider_of(model: Model) -> ESRModelAPI:
     return model.api
 
 
+def model_under_test(**own: str) -> tuple[Model, ESRModelAPI]:
+    """The model of this run, and its provider.
+
+    Args:
+        own: Generation settings that the task decides itself, and its argument in their place.
+
+    Raises:
+        EsrError: It cannot be steered, or is given settings that the task would not keep to.
+    """
+    model = get_model()
+    provider = provider_of(model)
+    every = {"seed": "every trial has a seed of its own, drawn by -T seed="}
+    for name, instead in {**every, **own}.items():
+        value = getattr(model.config, name)
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise EsrError(f"{option} {value} would change nothing here: {instead}.")
+    return model, provider
+
+
 def subject_of(model: Model) -> Subject:
     """The subject a model runs."""
     return provider_of(model).subject

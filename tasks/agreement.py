@@ -6,6 +6,7 @@ from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import ViewerConfig
 
+from esr_eval.arguments import Names, Number, Seed, Sources, Whole, checked
 from esr_eval.errors import EsrError
 from esr_eval.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
 from esr_eval.scorers.agreement import (
@@ -27,12 +28,13 @@ PAPER = {
 
 
 @task
+@checked
 def cross_judge(
-    source: str,
-    graders: str | list[str] = GRADER_ROLE,
-    n: int = 1000,
-    min_per_model: int = 100,
-    seed: int = 0,
+    source: Sources,
+    graders: Names = GRADER_ROLE,
+    n: Number = 1000,
+    min_per_model: Whole = 100,
+    seed: Seed = 0,
 ) -> Task:
     """Do other judges find several attempts in the same responses, and the same direction?
 
@@ -48,8 +50,6 @@ def cross_judge(
         min_per_model: Responses of each model at least, where it has as many and n leaves room.
         seed: Seed of the choice of responses.
     """
-    if n < 1 or min_per_model < 0:
-        raise EsrError(f"n={n} and min_per_model={min_per_model} leave nothing to judge.")
     wanted = graders.split(",") if isinstance(graders, str) else graders
     judges = [judge_model(name) for name in dict.fromkeys(name.strip() for name in wanted) if name]
     if not judges:

@@ -1,13 +1,16 @@
 """Choice of latents (paper, experimental setup): concrete labels, irrelevant to the tasks."""
 
 import math
+from typing import Annotated
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
+from pydantic import Field
 
+from esr_eval.arguments import PERCENT, Number, Seed, Topics, checked
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.experiment import Bench
@@ -27,14 +30,15 @@ PAPER = {
 
 
 @task
+@checked
 def select_latents(
     latents: str | None = None,
-    wanted: int | None = None,
-    factor: float = 3,
-    min_concreteness: float = 65,
+    wanted: Number | None = None,
+    factor: Annotated[float, Field(ge=1)] = 3,
+    min_concreteness: Annotated[float, PERCENT] = 65,
     rule: str = "zero",
-    topics: str | list[str] | None = None,
-    seed: int = 0,
+    topics: Topics = None,
+    seed: Seed = 0,
 ) -> Task:
     """Test labelled latents: one sample is one candidate, kept or rejected with its reason.
 
@@ -55,8 +59,6 @@ def select_latents(
         seed: Seed of the draw of candidates.
     """
     chosen_rule = check_rule(rule)
-    if not 0 <= min_concreteness <= 100:
-        raise EsrError(f"min_concreteness={min_concreteness} is no concreteness from 0 to 100.")
     bench = Bench.open()
     subject = bench.provider.subject
     if bench.provider.runtime.feature_layer is None:

@@ -307,8 +307,8 @@ def test_folders_and_lists_of_logs(tmp_path, crossed):
     [
         ({"graders": "third"}, "'third' is no judge: give PROVIDER/MODEL"),
         ({"graders": "grader"}, "'grader' is no judge: .* --model-role grader=PROVIDER/MODEL"),
-        ({"graders": ","}, "Name the judges"),
-        ({"graders": "second", "n": 0}, "nothing to judge"),
+        ({"graders": ","}, "graders=, is refused"),
+        ({"graders": "second", "n": 0}, "n=0 is refused"),
         ({"graders": "esr-judge/nobody"}, "no judge esr-judge/nobody"),
     ],
 )

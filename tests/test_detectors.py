@@ -269,7 +269,7 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["detectors", log.location, "--rule", "loud"])
     assert run.exit_code == 1 and "neither silent nor separability" in run.output
     run = CliRunner().invoke(app, ["detectors", log.location, "--min-mismatched", "1.5"])
-    assert run.exit_code == 1 and "no share" in run.output
+    assert run.exit_code == 1 and "--min-mismatched 1.5" in run.output
 
 
 def test_missing_and_changed_arrays_are_one_sentence(tmp_path, monkeypatch):
@@ -289,9 +289,9 @@ def test_missing_and_changed_arrays_are_one_sentence(tmp_path, monkeypatch):
     [
         ({"topics": ["bake bread"]}, "none of the 20 topics"),
         ({"topics": [prompts("detector_discovery")[0].topic]}, "two tasks or more"),
-        ({"answers_per_task": 0}, "nothing to read"),
-        ({"positions": "prompt"}, "neither all nor generated"),
-        ({"prompts": "other"}, "prompts=other is none of main"),
+        ({"answers_per_task": 0}, "answers_per_task=0 is refused"),
+        ({"positions": "prompt"}, "positions=prompt is refused: it should be 'all' or 'generated'"),
+        ({"prompts": "other"}, "prompts=other is refused: it should be 'main'"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, args, said):

@@ -90,7 +90,7 @@ def test_a_boost_that_ends_leaves_the_beginning_as_it_was(logs, tmp_path):
         assert edit.until_token == 6
         # The first tokens are chosen with the boost on, as in the whole run.
         assert sample.output.completion[:8] == whole[sample.id][:8]
-    with pytest.raises(EsrError, match="ends after one token or more"):
+    with pytest.raises(EsrError, match="until_token=0 is refused"):
         run(tmp_path, until_token=0)
 
 

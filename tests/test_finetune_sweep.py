@@ -121,7 +121,7 @@ def test_interrupted_in_training_and_between_logs_a_sweep_goes_on(tmp_path, quic
     assert "other examples or settings" in sweep(other, "--seed", "1").output
 
 
-@pytest.mark.parametrize("mixes", ["10,300", "ten", "", "-5", "nan"])
+@pytest.mark.parametrize("mixes", ["10,300", "ten", ",", "-5", "nan"])
 def test_an_unknown_mix_is_refused_in_one_sentence(tmp_path, mixes):
     result = sweep(tmp_path / "s", mixes=mixes)
     assert result.exit_code == 1

@@ -153,7 +153,7 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
         (["--rule", "some"], "--rule some"),
         (["--min-concreteness", "650"], "--min-concreteness 650"),
         (["--latents", "none.csv"], "as --latents."),
-        (["-o", "."], "-o . cannot be written"),
+        (["-o", "."], "--out . is refused: it is a folder"),
         (["--wanted", "500"], "--wanted 500, but there are 44"),
     ],
 )

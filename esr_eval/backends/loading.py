@@ -28,6 +28,16 @@ def pick_device(device: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(device: str) -> None:
+    """Raise an `EsrError` when this machine has no such device."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise EsrError(f"-M device={device}: this machine has {count} CUDA devices.")
+
+
 class Shape(NamedTuple):
     """A model's shape, from its config.
 

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import A_FEW, PERCENT, PROBABILITY, SHARE
 from esr_eval.commands.plainly import plainly
+from esr_eval.errors import EsrError
 from esr_eval.terminal import note, tell
 
 app = typer.Typer()
+MAIN = "multi_attempt"
 
 
 @app.command()
@@ -18,7 +21,9 @@ def compare(
     base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
     new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
     level: Annotated[
-        float, typer.Option(help="Of the intervals; false alarms are at most 1 - level.")
+        float,
+        typer.Option(help="Of the intervals; false alarms are at most 1 - level."),
+        PROBABILITY,
     ] = 0.95,
     margin: Annotated[
         list[str] | None,
@@ -77,11 +82,14 @@ def compare(
 @app.command()
 @plainly
 def power(
-    base: Annotated[float, typer.Option(help="Rate without the change, in percent.")] = 7.4,
-    reduced: Annotated[float, typer.Option(help="Rate with it, in percent.")] = 5.5,
+    base: Annotated[
+        float, typer.Option(help="Rate without the change, in percent."), PERCENT
+    ] = 7.4,
+    reduced: Annotated[float, typer.Option(help="Rate with it, in percent."), PERCENT] = 5.5,
     icc: Annotated[
         float | None,
         typer.Option(help="Correlation of two trials of one latent. Default: 0.1, or the log's."),
+        SHARE,
     ] = None,
     log: Annotated[
         list[Path] | None,
@@ -89,10 +97,8 @@ def power(
             help="Take the clustering from this log or folder; twice: from it and its replay."
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = (
-        "multi_attempt"
-    ),
-    trials_per_latent: Annotated[int, typer.Option(help="In each condition.")] = 10,
+    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = MAIN,
+    trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,
     paired: Annotated[
         bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
     ] = True,
@@ -101,9 +107,12 @@ def power(
         typer.Option(
             help="How alike both conditions rank the latents. Default: 0.8, or the logs'."
         ),
+        SHARE,
     ] = None,
-    wanted: Annotated[float, typer.Option("--power", help="Chance to see the change.")] = 0.8,
-    alpha: Annotated[float, typer.Option(help="Level of the two-sided test.")] = 0.05,
+    wanted: Annotated[
+        float, typer.Option("--power", help="Chance to see the change."), PROBABILITY
+    ] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Level of the two-sided test."), PROBABILITY] = 0.05,
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
     from esr_eval.analysis.clustering import clustering_of_logs
@@ -115,6 +124,10 @@ def power(
     )
     from esr_eval.terminal import Terminal
 
+    if reduced > base:
+        raise EsrError(f"--reduced {reduced:g} lies above --base {base:g}: a fall is looked for.")
+    if metric != MAIN and not log:
+        raise EsrError("--metric says whose clustering is taken from a log: pass it with --log.")
     found = clustering_of_logs(log or [], metric, note)
     given = {"icc": icc, "latent_correlation": latent_correlation}
     known = found | {name: value for name, value in given.items() if value is not None}

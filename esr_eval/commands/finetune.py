@@ -6,6 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esr_eval.arguments import (
+    A_FEW,
+    AT_LEAST_ONE,
+    DEVICE,
+    FILE_TO_READ,
+    FOLDER_TO_WRITE,
+    GRADER,
+    NOT_NEGATIVE,
+    PERCENT,
+    POSITIVE,
+    STEPS,
+    TRAINING_SEED,
+)
 from esr_eval.commands.options import (
     Csv,
     DryRun,
@@ -34,21 +47,34 @@ app = typer.Typer(
 @app.command()
 @plainly
 def data(
-    folder: Annotated[Path, typer.Argument(help="Where examples.jsonl and the journal go.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where examples.jsonl and the journal go."), FOLDER_TO_WRITE
+    ],
     writer: Annotated[
         str,
         typer.Option(help="`offline`, or any Inspect model, e.g. anthropic/claude-haiku-4-5."),
+        GRADER,
     ] = "offline",
     subject: Annotated[
         str, typer.Option(help="Offline: whose own answers, steered and unsteered, are taken.")
     ] = "smollm2-135m",
     corrections: Annotated[
-        int, typer.Option(help="Self-correction examples to try for; some are refused.")
+        int,
+        typer.Option(help="Self-correction examples to try for; some are refused."),
+        AT_LEAST_ONE,
     ] = 420,
-    plain: Annotated[int, typer.Option(help="Normal answers, with a hosted writer.")] = 400,
-    concurrency: Annotated[int, typer.Option(help="Requests to a hosted writer at a time.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of tasks, subjects, latents and samplers.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Offline: transformers device map.")] = None,
+    plain: Annotated[
+        int, typer.Option(help="Normal answers, with a hosted writer."), NOT_NEGATIVE
+    ] = 400,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests to a hosted writer at a time."), AT_LEAST_ONE
+    ] = 10,
+    seed: Annotated[
+        int, typer.Option(help="Seed of tasks, subjects, latents and samplers."), TRAINING_SEED
+    ] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Offline: transformers device map."), DEVICE
+    ] = None,
 ) -> None:
     """Write self-correction examples and normal answers, and check each of them.
 
@@ -99,8 +125,12 @@ def data(
 @app.command()
 @plainly
 def train(
-    examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
-    folder: Annotated[Path, typer.Argument(help="Where the adapter and its card go.")],
+    examples: Annotated[
+        Path, typer.Argument(help="Examples, from `esr-eval finetune data`."), FILE_TO_READ
+    ],
+    folder: Annotated[
+        Path, typer.Argument(help="Where the adapter and its card go."), FOLDER_TO_WRITE
+    ],
     subject: Annotated[
         str, typer.Option(help="Subject, Hugging Face id, or path of the model to adapt.")
     ] = "smollm2-135m",
@@ -108,17 +138,23 @@ def train(
         str | None, typer.Option(help="`embedded` or `paper-8b`. Default: the subject's.")
     ] = None,
     percent: Annotated[
-        float | None, typer.Option("--mix", help="Percent self-correction, 0 to 100.")
+        float | None, typer.Option("--mix", help="Percent self-correction, 0 to 100."), PERCENT
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Size of the training set.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Override the preset's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Override the preset's.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Size of the training set."), AT_LEAST_ONE
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Override the preset's."), POSITIVE] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Override the preset's."), POSITIVE
+    ] = None,
     boost: Annotated[
         bool | None, typer.Option("--boost/--no-boost", help="Boosts on during training.")
     ] = None,
-    max_steps: Annotated[int, typer.Option(help="Stop early; -1 for all epochs.")] = -1,
-    seed: Annotated[int, typer.Option(help="Seed of the mix and of the training.")] = 0,
-    device: Annotated[str | None, typer.Option(help="transformers device map.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Stop early; -1 for all epochs."), STEPS] = -1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the mix and of the training."), TRAINING_SEED
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="transformers device map."), DEVICE] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from a checkpoint.")] = False,
     note: Annotated[str, typer.Option(help="A sentence for the card.")] = "",
 ) -> None:
@@ -162,8 +198,12 @@ def train(
 @own_options("latents", "n_latents", "seed")
 def sweep(
     subject: Subject,
-    examples: Annotated[Path, typer.Argument(help="Examples, from `esr-eval finetune data`.")],
-    folder: Annotated[Path, typer.Argument(help="Where adapters (mix-30) and logs go.")],
+    examples: Annotated[
+        Path, typer.Argument(help="Examples, from `esr-eval finetune data`."), FILE_TO_READ
+    ],
+    folder: Annotated[
+        Path, typer.Argument(help="Where adapters (mix-30) and logs go."), FOLDER_TO_WRITE
+    ],
     mixes: Annotated[
         str, typer.Option(help="Percent self-correction of each adapter.")
     ] = "10,30,50,70,90",
@@ -171,19 +211,29 @@ def sweep(
         str | None, typer.Option(help="`embedded` or `paper-8b`. Default: the subject's.")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(help="Examples in each mix. Default: what all of them allow.")
+        int | None,
+        typer.Option(help="Examples in each mix. Default: what all of them allow."),
+        AT_LEAST_ONE,
     ] = None,
     latents: Annotated[str | None, typer.Option(help="File of labelled latents.")] = None,
-    n_latents: Annotated[int, typer.Option(help="How many of them are boosted.")] = 12,
-    trials: Annotated[int, typer.Option(help="Trials for each, boost on, and off.")] = 4,
+    n_latents: Annotated[
+        int, typer.Option(help="How many of them are boosted."), AT_LEAST_ONE
+    ] = 12,
+    trials: Annotated[int, typer.Option(help="Trials for each, boost on, and off."), A_FEW] = 4,
     until_token: Annotated[
-        int | None, typer.Option(help="Also with the boost ended after so many tokens.")
+        int | None,
+        typer.Option(help="Also with the boost ended after so many tokens."),
+        AT_LEAST_ONE,
     ] = None,
     holistic: Annotated[bool, typer.Option(help="Also score the second view.")] = True,
     grader: Grader = None,
     model_args: ModelArgs = None,
-    seed: Annotated[int, typer.Option(help="Seed of mixes, training, latents and tasks.")] = 0,
-    max_steps: Annotated[int, typer.Option(help="End each training early; -1: all epochs.")] = -1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of mixes, training, latents and tasks."), TRAINING_SEED
+    ] = 0,
+    max_steps: Annotated[
+        int, typer.Option(help="End each training early; -1: all epochs."), STEPS
+    ] = -1,
     max_tokens: MaxTokens = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,

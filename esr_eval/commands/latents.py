@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, PERCENT
 from esr_eval.commands.options import Grader, LogDir, ModelArgs, Subject
 from esr_eval.commands.plainly import own_options, pairs, plainly
 from esr_eval.errors import EsrError
@@ -18,22 +19,26 @@ app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 @own_options("latents", "wanted", "factor", "min_concreteness", "rule", "seed")
 def select_latents(
     subject: Subject,
-    out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="CSV to write, index_in_sae,label."), FILE_TO_WRITE
+    ],
     latents: Annotated[
         str | None,
         typer.Option(help="Labels: CSV, or a Neuronpedia export. Default: the subject's own."),
     ] = None,
     wanted: Annotated[
-        int | None, typer.Option(help="How many are needed. Default: all that pass.")
+        int | None, typer.Option(help="How many are needed. Default: all that pass."), AT_LEAST_ONE
     ] = None,
-    factor: Annotated[float, typer.Option(help="Candidates drawn for each one wanted.")] = 3,
+    factor: Annotated[
+        float, typer.Option(help="Candidates drawn for each one wanted."), AT_LEAST_ONE
+    ] = 3,
     min_concreteness: Annotated[
-        float, typer.Option(help="Lowest concreteness of a label, 0-100 by the judge.")
+        float, typer.Option(help="Lowest concreteness of a label, 0-100 by the judge."), PERCENT
     ] = 65,
     rule: Annotated[
         str, typer.Option(help="zero: silent on all task prompts; top100: never among the top 100.")
     ] = "zero",
-    seed: Annotated[int, typer.Option(help="Seed of the draw of candidates.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of candidates."), A_SEED] = 0,
     grader: Grader = None,
     model_args: ModelArgs = None,
     log_dir: LogDir = None,
@@ -60,7 +65,9 @@ def select_latents(
 @own_options("latents", "detectors")
 def write_latent_rows(
     subject: Subject,
-    out: Annotated[Path, typer.Option("-o", "--out", help="safetensors file to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="safetensors file to write."), FILE_TO_WRITE
+    ],
     latents: Annotated[
         str | None,
         typer.Option(help="CSV of latents, or a Neuronpedia export. Default: the subject's own."),

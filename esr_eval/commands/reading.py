@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, SHARE
 from esr_eval.commands.options import Csv
 from esr_eval.commands.plainly import plainly
 from esr_eval.terminal import note, tell
@@ -42,7 +43,9 @@ def summary(
 def report(
     logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the page and its tables.")
+        Path,
+        typer.Option("-o", "--output", help="Folder of the page and its tables."),
+        FOLDER_TO_WRITE,
     ] = Path("report"),
 ) -> None:
     """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
@@ -57,16 +60,20 @@ def report(
 def detectors(
     log: Annotated[Path, typer.Argument(help="Log of the task detectors, or its folder.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the detector file here.")
+        Path | None,
+        typer.Option("-o", "--output", help="Write the detector file here."),
+        FILE_TO_WRITE,
     ] = None,
     rule: Annotated[str, typer.Option(help="Which to print: silent or separability.")] = "silent",
     min_mismatched: Annotated[
-        float, typer.Option(help="silent: least share of mismatched pairs it is active on.")
+        float, typer.Option(help="silent: least share of mismatched pairs it is active on."), SHARE
     ] = 0.8,
     max_matched: Annotated[
-        float, typer.Option(help="silent: greatest share of matched pairs it is active on.")
+        float, typer.Option(help="silent: greatest share of matched pairs it is active on."), SHARE
     ] = 0.0,
-    top: Annotated[int, typer.Option(help="separability: how many of greatest AUC.")] = 25,
+    top: Annotated[
+        int, typer.Option(help="separability: how many of greatest AUC."), AT_LEAST_ONE
+    ] = 25,
 ) -> None:
     """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
     from esr_eval.analysis.detector_table import detector_table

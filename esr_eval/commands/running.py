@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
 from esr_eval.commands.options import (
     DryRun,
     Grader,
@@ -17,7 +18,7 @@ from esr_eval.commands.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.commands.plainly import own_options, pairs, plainly
+from esr_eval.commands.plainly import own_options, pairs, plainly, with_pairs
 
 app = typer.Typer()
 
@@ -43,17 +44,21 @@ def calibrate(
             help="Indices (7,12,40), or a CSV index_in_sae,label. Default: the subject's."
         ),
     ] = None,
-    n_latents: Annotated[int | None, typer.Option(help="How many of them, at random.")] = None,
+    n_latents: Annotated[
+        int | None, typer.Option(help="How many of them, at random."), AT_LEAST_ONE
+    ] = None,
     grader: Grader = None,
     model_args: ModelArgs = None,
     task_args: TaskArgs = None,
-    seed: Annotated[int, typer.Option(help="Seed of latents, tasks and samplers.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of latents, tasks and samplers."), A_SEED] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Search again what is known.")] = False,
     max_samples: Annotated[
-        int, typer.Option(help="Latents searched at a time; they share batches.")
+        int, typer.Option(help="Latents searched at a time; they share batches."), AT_LEAST_ONE
     ] = 64,
     export: Annotated[
-        Path | None, typer.Option(help="Write the strengths to this file, for a subject to ship.")
+        Path | None,
+        typer.Option(help="Write the strengths to this file, for a subject to ship."),
+        FILE_TO_WRITE,
     ] = None,
     log_dir: LogDir = None,
 ) -> None:
@@ -66,8 +71,9 @@ def calibrate(
 
     run_calibration(
         subject,
-        task_args={"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}
-        | pairs(task_args, "-T"),
+        task_args=with_pairs(
+            {"seed": seed, "fresh": fresh, "latents": latents, "n_latents": n_latents}, task_args
+        ),
         model_args=pairs(model_args, "-M"),
         grader=grader,
         max_samples=max_samples,
@@ -82,16 +88,20 @@ def calibrate(
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
     scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
-    logs: Annotated[Path, typer.Option(help="Where logs lie; the run is resumed from there.")] = (
-        Path("logs/paper")
-    ),
+    logs: Annotated[
+        Path, typer.Option(help="Where logs lie; the run is resumed from there."), FOLDER_TO_WRITE
+    ] = (Path("logs/paper")),
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The report. Default: LOGS/report.")
+        Path | None,
+        typer.Option("-o", "--output", help="The report. Default: LOGS/report."),
+        FOLDER_TO_WRITE,
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all draws."), A_SEED] = 0,
     grader: Grader = None,
     graders: Annotated[
-        list[str] | None, typer.Option(help="A further judge for the cross-judge experiment.")
+        list[str] | None,
+        typer.Option(help="A further judge for the cross-judge experiment."),
+        GRADERS,
     ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Adapter of the fine-tuned subject: path or hub id.")

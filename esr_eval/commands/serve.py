@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import AT_LEAST_ONE, DTYPE, PORT
 from esr_eval.commands.plainly import plainly
 from esr_eval.terminal import tell
 
@@ -17,9 +18,9 @@ app.add_typer(ndif, name="ndif")
 app.add_typer(vllm, name="vllm")
 
 Served = Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")]
-Port = Annotated[int | None, typer.Option(help="Port on 127.0.0.1. Default: a free one.")]
+Port = Annotated[int | None, typer.Option(help="Port on 127.0.0.1. Default: a free one."), PORT]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16. Default: the subject's.")
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: the subject's."), DTYPE
 ]
 SUBJECT = "smollm2-135m"
 
@@ -84,9 +85,13 @@ def vllm_start(
     port: Port = None,
     dtype: Dtype = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
-    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share every layer.")] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(help="Stages of consecutive layers.")] = 1,
-    data_parallel: Annotated[int, typer.Option(help="Copies of the model.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="GPUs that share every layer."), AT_LEAST_ONE
+    ] = 1,
+    pipeline_parallel: Annotated[
+        int, typer.Option(help="Stages of consecutive layers."), AT_LEAST_ONE
+    ] = 1,
+    data_parallel: Annotated[int, typer.Option(help="Copies of the model."), AT_LEAST_ONE] = 1,
     quantization: Annotated[str | None, typer.Option(help="vLLM's name, e.g. fp8.")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="LoRA adapter to serve too.")] = None,
     option: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.arguments import FILE_TO_READ, FILE_TO_WRITE, NOT_NEGATIVE
 from esr_eval.commands.options import Grader, LogDir, ModelArgs, TaskArgs
 from esr_eval.commands.plainly import pairs, plainly
 
@@ -15,13 +16,18 @@ app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=T
 @plainly
 def extract_vectors(
     model: Annotated[str, typer.Option(help="Subject, Hugging Face id, or path.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, .safetensors.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="File to write, .safetensors."), FILE_TO_WRITE
+    ],
     corpus: Annotated[
         Path | None,
         typer.Option(help="JSON, concept -> list of texts. Default: the one that ships."),
+        FILE_TO_READ,
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Decoder layer. Default: the subject's steering layer.")
+        int | None,
+        typer.Option(help="Decoder layer. Default: the subject's steering layer."),
+        NOT_NEGATIVE,
     ] = None,
     calibrated: Annotated[
         bool, typer.Option("--calibrate", help="Find the vectors' strengths, too.")
@@ -44,7 +50,9 @@ def extract_vectors(
 @app.command("calibrate")
 @plainly
 def calibrate_vectors(
-    file: Annotated[Path, typer.Argument(help="File made by `esr-eval vectors extract`.")],
+    file: Annotated[
+        Path, typer.Argument(help="File made by `esr-eval vectors extract`."), FILE_TO_READ
+    ],
     model: Annotated[str, typer.Option(help="The model that they were taken from.")],
     grader: Grader = None,
     model_args: ModelArgs = None,
