@@ -48,8 +48,9 @@ class Bench:
         """
         model = get_model()
         provider = provider_of(model)
+        judge = grader_model(str(model))  # a missing key is told before a hub is asked
         provider.preflight()
-        return cls(provider, grader_model(str(model)))
+        return cls(provider, judge)
 
     def latents(
         self, latents: str | int | Sequence[int] | None, count: int | None, seed: int

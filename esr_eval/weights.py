@@ -177,7 +177,8 @@ def check_adapter_files(folder: Path) -> None:
     _check_json(folder / ADAPTER_CONFIG, f"The adapter {folder}")
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
-            return check_weights(folder / name)
+            check_weights(folder / name)
+            return
     raise EsrError(f"The adapter {folder} holds no adapter_model.safetensors (nor .bin).")
 
 

@@ -160,7 +160,10 @@ def test_a_subject_too_large_for_the_machine_is_refused_with_the_way_out(monkeyp
     with pytest.raises(EsrError, match=r"needs about 151 GiB .* no GPU and 16 GiB .*NDIF"):
         api.preflight()
     monkeypatch.setattr("esr_eval.weights.gpu_memory_gib", lambda: [80.0, 80.0])
-    api.preflight()
+    with pytest.raises(
+        EsrError, match=r"Llama-3\.3-70B-Instruct could not be loaded: HF_HUB_OFFLINE"
+    ):
+        api.preflight()  # large enough, but the hub is not asked here
 
 
 def test_inspects_second_look_at_the_provider_is_harmless():
