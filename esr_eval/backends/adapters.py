@@ -44,7 +44,7 @@ def check_adapter(runtime: Runtime, model: Any) -> None:
     source = _source(runtime.adapter)
     with _plain_errors(runtime):
         config = _config(runtime, source)
-        tensors = load_peft_weights(source, device="cpu")
+        tensors = _tensors(source)
         # What PEFT works out from the model's own weights is worked out when they have loaded.
         config.init_lora_weights = True
         inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)
@@ -65,11 +65,12 @@ def load_adapter(model: Any, runtime: Runtime) -> None:
     source = _source(runtime.adapter)
     with _plain_errors(runtime):
         config = _config(runtime, source)
-        tensors = load_peft_weights(source, device="cpu")
+        tensors = _tensors(source)
         inject_adapter_in_model(config, model, NAME)
+        # PEFT keeps adapters in float32 beside a model in half precision.
+        cast_adapter_dtype(model, NAME)
         _check_places(runtime, model, tensors)
         set_peft_model_state_dict(model, tensors, NAME)
-        cast_adapter_dtype(model, NAME)
         _check_arrived(runtime, model, tensors)
     model.requires_grad_(False)
 
@@ -80,6 +81,12 @@ def _source(adapter: str) -> str:
         return adapter  # a repository of the hub
     check_adapter_files(folder)
     return str(folder)
+
+
+def _tensors(source: str) -> dict[str, Tensor]:
+    """An adapter's weights by their names in the model, without the name of PEFT's wrapper."""
+    found = load_peft_weights(source, device="cpu")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
 
 
 def _config(runtime: Runtime, source: str) -> Any:
@@ -107,8 +114,8 @@ def _places(model: Any) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
 
 
-def _check_places(runtime: Runtime, model: Any, tensors: Mapping[str, Tensor]) -> None:
-    places, given = _places(model), {n.removeprefix(PREFIX): t for n, t in tensors.items()}
+def _check_places(runtime: Runtime, model: Any, given: Mapping[str, Tensor]) -> None:
+    places = _places(model)
     own = model.state_dict()  # layers of the base that were saved whole with the adapter
     homeless = [name for name in given if name not in places and name not in own]
     missing = [name for name in places if name not in given]
@@ -142,7 +149,7 @@ def _check_arrived(runtime: Runtime, model: Any, tensors: Mapping[str, Tensor]) 
     """Compare what the model now holds with the file, whatever the loading said of itself."""
     places = _places(model)
     for name, tensor in tensors.items():
-        place = places.get(name.removeprefix(PREFIX))
+        place = places.get(name)
         if place is not None and not torch.equal(
             place.float().cpu(), tensor.to(place.dtype).float()
         ):
