@@ -1,6 +1,7 @@
 """Models and SAEs beyond the named ones: tiny random weights, the real code."""
 
 import copy
+import itertools
 
 import anyio
 import pytest
@@ -107,7 +108,7 @@ def talker(folder, tokenizer, text, template):
         directions = torch.nn.functional.normalize(torch.randn(config.vocab_size, 64), dim=1)
         model.model.embed_tokens.weight.copy_(directions * 8)
         model.lm_head.weight.zero_()
-        for before, after in zip(chain, chain[1:], strict=False):
+        for before, after in itertools.pairwise(chain):
             model.lm_head.weight[after] = directions[before] * 20
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
