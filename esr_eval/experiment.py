@@ -49,8 +49,9 @@ class Bench:
             EsrError: The model cannot be steered, does not fit, or has no judge.
         """
         model, provider = model_under_test()
+        judge = grader_model(str(model))  # a missing key is told before a hub is asked
         provider.preflight()
-        return cls(provider, grader_model(str(model)))
+        return cls(provider, judge)
 
     def latents(
         self, latents: str | int | Sequence[int] | None, count: int | None, seed: int

@@ -1,9 +1,10 @@
 """The provider's `-M` arguments: read, checked, and turned into a runtime."""
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from esr_eval.arguments import DEVICE, STRICT, shown, told
 from esr_eval.errors import EsrError
@@ -43,6 +44,15 @@ class ModelArgs(BaseModel):
     feature_layer: int | None = Field(default=None, ge=0, description="Layer the SAE reads.")
     repetition_penalty: float | None = Field(default=None, gt=0)
     skip_first: int | None = Field(default=None, ge=0, description="Leading positions left alone.")
+    enable_thinking: bool | None = Field(
+        default=None, description="Whether the model thinks first, where its template asks."
+    )
+    chat_template_args: dict[str, JsonValue] | None = Field(
+        default=None, description="Variables of the chat template, as JSON."
+    )
+    date: datetime.date | None = Field(
+        default=None, description="What day it is in a chat template that writes one."
+    )
     requests: int | None = Field(
         default=None, ge=1, le=16, description="Most batches under way at once on NDIF."
     )
@@ -97,9 +107,20 @@ class ModelArgs(BaseModel):
                 "feature_layer",
                 "repetition_penalty",
                 "skip_first",
+                "date",
             )
             if (value := getattr(self, name)) is not None
         }
+        template_args = dict(self.chat_template_args or {})
+        if self.enable_thinking is not None:
+            asked = template_args.setdefault("enable_thinking", self.enable_thinking)
+            if asked is not self.enable_thinking:
+                raise EsrError(
+                    f"-M enable_thinking={self.enable_thinking} and -M chat_template_args= say "
+                    "different things: drop one."
+                )
+        if template_args:
+            changes["template_args"] = template_args
         if self.sae_release is not None or self.sae_id is not None:
             release = self.sae_release or (subject.sae.release if subject.sae else None)
             if release is None:

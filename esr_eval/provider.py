@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,6 +15,9 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -25,12 +29,13 @@ from inspect_ai.util import display_counter
 from esr_eval.batching import Batcher
 from esr_eval.errors import EsrError
 from esr_eval.model_args import ModelArgs
+from esr_eval.paths import given_path
 from esr_eval.sae_config import SAEConfig, local_folder, read_sae_config
 from esr_eval.sae_rows import RowsFile
 from esr_eval.settings import check_settings
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
-from esr_eval.weights import check_memory
+from esr_eval.weights import PACKAGE_PREFIX, check_hub, check_memory, check_model_files
 
 if TYPE_CHECKING:
     from esr_eval.backends.base import BackendProtocol, Generated, Passage, Reading, Row
@@ -97,8 +102,16 @@ class ESRModelAPI(ModelAPI):
                 server of a remote backend cannot run it.
         """
         self._check_arguments(edits_needed)
+        model = self.runtime.model
+        if not model.startswith(PACKAGE_PREFIX) and not Path(given_path(model)).exists():
+            check_hub(model, self.runtime.revision)
         if self.runtime.backend != "local" and self._backend is None:
             self._backend = self._load()
+        elif self.runtime.adapter is not None:
+            from esr_eval.backends.adapters import check_adapter
+            from esr_eval.backends.loading import empty_model
+
+            check_adapter(self.runtime, empty_model(self.runtime))
 
     def _check_arguments(self, edits_needed: bool) -> None:
         runtime, subject = self.runtime, self.subject
@@ -108,6 +121,7 @@ class ESRModelAPI(ModelAPI):
             check_device(self.args.device)
         if runtime.backend == "local":
             check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
+            check_model_files(runtime.model, runtime.revision)
         if subject.n_layers is not None:
             for option in ("steering_layer", "feature_layer"):
                 layer = getattr(runtime, option)
@@ -361,6 +375,7 @@ def _row(
             max_tokens=512 if config.max_tokens is None else config.max_tokens,
         ),
         steering=steering,
+        prefilled=prefill is not None,
     )
 
 
@@ -372,7 +387,8 @@ def _output(
     config: GenerateConfig,
     seconds: float,
 ) -> ModelOutput:
-    text, stop_reason = backend.decode(generated.tokens), generated.stop_reason
+    said, stop_reason = backend.said(row, generated.tokens), generated.stop_reason
+    text = said.text
     cut = [at for stop in config.stop_seqs or [] if (at := text.find(stop)) >= 0]
     if cut:
         text, stop_reason = text[: min(cut)], "stop"
@@ -387,6 +403,8 @@ def _output(
             "device": backend.info.device,
             "versions": backend.info.versions,
         }
+        if backend.template.told:
+            metadata["template"] = backend.template.told
         if generated.readouts:
             metadata["readouts"] = [
                 {"latents": list(r.latents), "values": r.values, "positions": r.positions}
@@ -396,7 +414,9 @@ def _output(
         model=model,
         choices=[
             ChatCompletionChoice(
-                message=ChatMessageAssistant(content=text, model=model, source="generate"),
+                message=ChatMessageAssistant(
+                    content=_content(said.reasoning, text), model=model, source="generate"
+                ),
                 stop_reason=stop_reason,
             )
         ],
@@ -408,6 +428,14 @@ def _output(
         time=seconds,
         metadata=metadata or None,
     )
+
+
+def _content(reasoning: str, text: str) -> str | list[Content]:
+    """An answer, behind the thoughts where there are any: scorers see the answer alone."""
+    if not reasoning:
+        return text
+    thoughts: list[Content] = [ContentReasoning(reasoning=reasoning)]
+    return [*thoughts, ContentText(text=text)] if text else thoughts
 
 
 def _difference(asked: Runtime, have: Runtime) -> str:

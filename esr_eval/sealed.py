@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from esr_eval.cache import CACHE_ENV
 from esr_eval.errors import EsrError
 from esr_eval.scratch import write_whole
-from esr_eval.spec import fingerprint
+from esr_eval.spec import DIGEST, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Sealed(BaseModel):
         return self
 
     def _digest(self) -> str:
-        return fingerprint(self.model_dump(mode="json", exclude={"digest"}))
+        return fingerprint(self.model_dump(mode="json", context=DIGEST, exclude={"digest"}))
 
 
 S = TypeVar("S", bound=Sealed)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import ContentText, GenerateConfig, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from esr_eval.errors import EsrError
@@ -176,7 +176,12 @@ def steered_generate(
         state.output = await model.generate(state.messages, config=config)
         if state.messages[-1].role == "assistant":
             whole = state.messages.pop().text + state.output.completion
-            state.output.completion = state.output.message.content = whole
+            said = state.output.message.content
+            thoughts = [] if isinstance(said, str) else [p for p in said if p.type == "reasoning"]
+            state.output.message.content = (
+                [*thoughts, ContentText(text=whole)] if thoughts else whole
+            )
+            state.output.completion = whole
         state.messages.append(state.output.message)
         return state
 

@@ -11,7 +11,7 @@ from esr_eval.calibration import Bisection, Round
 from esr_eval.digests import folder_digest
 from esr_eval.scorers.rubric import RUBRIC_VERSION
 from esr_eval.sealed import Sealed
-from esr_eval.spec import Runtime, fingerprint
+from esr_eval.spec import DIGEST, Runtime, fingerprint
 from esr_eval.subjects import CalibrationPrior, embedded_path
 
 
@@ -58,7 +58,7 @@ class Setting(BaseModel):
 
         The backend does not: every backend gives the same tokens for the same runtime.
         """
-        decides = self.model_dump(mode="json", exclude={"runtime": {"backend"}})
+        decides = self.model_dump(mode="json", context=DIGEST, exclude={"runtime": {"backend"}})
         return fingerprint({**decides, "latent": latent, "label": label})
 
 

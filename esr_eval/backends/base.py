@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from esr_eval.backends.answers import Said
+from esr_eval.backends.template import Settings
 from esr_eval.sampling import Sampling
 from esr_eval.spec import Steering
 
@@ -21,11 +23,13 @@ class Row:
         prompt: Token ids, special tokens included, no padding.
         sampling: How to choose tokens.
         steering: Edits and readouts; None leaves the model alone.
+        prefilled: Whether the prompt ends in the beginning of the answer.
     """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     steering: Steering | None = None
+    prefilled: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class BackendProtocol(Protocol):
     """An engine that generates for a batch of rows with different edits."""
 
     info: BackendInfo
+    template: Settings
 
     def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
         """Token ids of a chat with the model's own template, ready to be answered."""
@@ -144,6 +149,10 @@ class BackendProtocol(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens."""
+        ...
+
+    def said(self, row: Row, tokens: Sequence[int]) -> Said:
+        """What a model thought, and what it answered."""
         ...
 
     def count_tokens(self, text: str) -> int:

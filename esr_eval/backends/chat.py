@@ -5,9 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
+from esr_eval.backends.adapters import check_adapter
+from esr_eval.backends.answers import Answers, Said
 from esr_eval.backends.base import Passage, Row
-from esr_eval.backends.loading import Shape, load_tokenizer, read_ends, read_shape
+from esr_eval.backends.loading import (
+    Shape,
+    empty_model,
+    load_tokenizer,
+    read_ends,
+    read_shape,
+)
 from esr_eval.backends.plan import load_vector
+from esr_eval.backends.template import render, template_settings, turn_end
 from esr_eval.errors import EsrError
 from esr_eval.sae import SparseSAE, open_sae
 from esr_eval.sampling import Sampling
@@ -27,6 +36,7 @@ class Chat:
         tokenizer: The model's own.
         shape: Layers, width and context, from the model's config.
         sae: The runtime's SAE, of which single rows are read; None without one.
+        template: What the chat template gets beside the conversation.
         ends: Ids that end a response.
         pad: Id that fills shorter rows of a batch.
     """
@@ -51,22 +61,34 @@ class Chat:
             self.sae = open_sae(runtime.sae, sae_rows)
             self.sae.config.check_width(self.shape.d_model, runtime.subject)
         self.tokenizer = load_tokenizer(runtime)
+        template = self.tokenizer.get_chat_template()
+        self.template = template_settings(runtime, template)
+        self._answers = Answers(self.tokenizer, template)
         self.ends = read_ends(runtime, self.tokenizer)
+        end = turn_end(self.tokenizer, self.template, self.ends)
+        if end is not None:
+            self.ends.append(end)
+        if runtime.adapter is not None:
+            check_adapter(runtime, empty_model(runtime))
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else int(pad)
 
     def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
         """Token ids of a chat, ending where the model's answer begins or, prefilled, goes on."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        text = render(self.tokenizer, messages, self.template, self.runtime.subject)
+        if prefill is not None:  # it begins the answer, not the thoughts before it
+            text += self._answers.to_answer(text) + prefill
         # The template writes the begin-of-text token itself where the model has one.
-        encoded = self.tokenizer(text + (prefill or ""), add_special_tokens=False)
+        encoded = self.tokenizer(text, add_special_tokens=False)
         return list(encoded["input_ids"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def said(self, row: Row, tokens: Sequence[int]) -> Said:
+        """What a model thought and what it answered; a prefilled answer goes on as it was."""
+        return self._answers.split(row.prompt, tokens, row.prefilled)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without special tokens."""
@@ -78,7 +100,7 @@ class Chat:
         """A chat with its whole answer, tokenised as it was when the answer was generated."""
         encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         return Passage(
-            prompt=tuple(self.encode_chat(messages, None)),
+            prompt=tuple(self.encode_chat(messages, "")),
             answer=tuple(encoded["input_ids"]),
             offsets=np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2),
             steering=steering,

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import logging as transformers_logging
 
+from esr_eval.backends.adapters import load_adapter
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
 from esr_eval.spec import Runtime, fingerprint
-from esr_eval.subjects import embedded_path
 from esr_eval.weights import PACKAGE_PREFIX, package_file
 
 
@@ -82,15 +88,35 @@ def load_tokenizer(runtime: Runtime) -> Any:
 
 
 def read_ends(runtime: Runtime, tokenizer: Any) -> list[int]:
-    """Ids that end a response: the model's own, or else its tokenizer's."""
+    """Ids that end a response: all that the model's files and its tokenizer name.
+
+    Raises:
+        EsrError: They name none.
+    """
     source, extra = model_source(runtime)
-    try:
-        ends = GenerationConfig.from_pretrained(source, **extra).eos_token_id
-    except OSError:  # a model need not have such a file: transformers takes its config's
-        ends = getattr(AutoConfig.from_pretrained(source, **extra), "eos_token_id", None)
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    return [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+    with _plain_errors(runtime):
+        try:
+            ends = _ids(GenerationConfig.from_pretrained(source, **extra).eos_token_id)
+        except OSError:  # a model need not have such a file
+            ends = []
+        # As it is written: a config that names no end has its class's, which is another model's.
+        config, _ = PreTrainedConfig.get_config_dict(source, **extra)
+    for part in (config, config.get("text_config") or {}):
+        ends += _ids(part.get("eos_token_id"))
+    ends = list(dict.fromkeys([*ends, *_ids(tokenizer.eos_token_id)]))
+    if not ends:
+        raise EsrError(
+            f"Neither {runtime.model} nor its tokenizer names a token that ends a text "
+            "(eos_token_id in its generation_config.json)."
+        )
+    return ends
+
+
+def _ids(named: Any) -> list[int]:
+    """Token ids as configs name them: one, several, lists of lists, or none."""
+    if isinstance(named, list | tuple):
+        return [i for part in named for i in _ids(part)]
+    return [int(named)] if named is not None and int(named) >= 0 else []
 
 
 def load_model(runtime: Runtime, device: str | None) -> Any:
@@ -109,12 +135,57 @@ def load_model(runtime: Runtime, device: str | None) -> Any:
     source, extra = model_source(runtime)
     transformers_logging.disable_progress_bar()
     with _plain_errors(runtime):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, runtime.dtype), device_map=pick_device(device), **extra
+        model, told = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, runtime.dtype),
+            device_map=pick_device(device),
+            output_loading_info=True,
+            **attention_of(runtime),
+            **extra,
         )
-        if runtime.adapter is not None:
-            model.load_adapter(str(embedded_path(runtime.adapter)))
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise EsrError(
+            f"{len(missing)} of the weights of {runtime.model} are in none of its files, and "
+            f"transformers has made them up at random ({', '.join(missing[:3])}): download the "
+            "whole model, or name one with a head for language."
+        )
+    if runtime.adapter is not None:
+        load_adapter(model, runtime)
     return model.eval()
+
+
+def empty_model(runtime: Runtime) -> Any:
+    """The model's modules and the shapes of its weights, from its config alone.
+
+    Raises:
+        EsrError: There is no such model, or it cannot be reached.
+    """
+    source, extra = model_source(runtime)
+    with _plain_errors(runtime), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, **extra)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def attention_of(runtime: Runtime) -> dict[str, str]:
+    """Transformers' argument for the attention that this model needs; empty for its default.
+
+    A cap on attention scores is known to eager attention alone: others leave it out without a
+    word.
+    """
+    source, extra = model_source(runtime)
+    with _plain_errors(runtime):
+        config = AutoConfig.from_pretrained(source, **extra).get_text_config()
+    capped = any(
+        value and "softcap" in name and "attn" in name.replace("attention", "attn")
+        for name, value in config.to_dict().items()
+    )
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+def attention_in_use(model: Any) -> str:
+    """Which attention a model computes, as transformers calls it."""
+    return str(getattr(model.config.get_text_config(), "_attn_implementation", None) or "unknown")
 
 
 def model_source(runtime: Runtime) -> tuple[str, dict[str, Any]]:
@@ -163,10 +234,15 @@ def _unpacked(reference: str) -> Path:
 def _plain_errors(runtime: Runtime) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except EsrError:
+        raise
+    except Exception as error:
         offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if Path(given_path(runtime.model)).is_dir():
+            way_out = "Check that the folder holds a whole model."
+        else:
+            way_out = "Check the id, your access to it (hf auth login), and the network."
         raise EsrError(
-            f"{runtime.model} could not be loaded: {first_line}{offline} Check the id, your "
-            "access to it (hf auth login), and the network."
+            f"{runtime.model} could not be loaded: {first_line}{offline} {way_out}"
         ) from error

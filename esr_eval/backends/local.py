@@ -18,7 +18,7 @@ from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
 from esr_eval.backends.kernel import Work, residual
 from esr_eval.backends.layout import Stack
-from esr_eval.backends.loading import load_model
+from esr_eval.backends.loading import attention_in_use, load_model
 from esr_eval.backends.plan import mean_work, padded, padded_passages, plan_batch
 from esr_eval.backends.results import (
     Readings,
@@ -60,7 +60,11 @@ class LocalBackend(Chat):
         self._traced = Stack(self._model, self._lm)
         self.info = BackendInfo(
             device=str(self._model.device),
-            versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+            versions={
+                **{p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+                **({"peft": version("peft")} if runtime.adapter else {}),
+                "attention": attention_in_use(self._model),
+            },
             self_check=self._self_check(),
             sae_digest=self.sae.digest if self.sae else None,
         )

@@ -73,6 +73,7 @@ class NDIFBackend(Chat):
             device=f"NDIF {self._client.url}",
             versions={
                 **{p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+                "attention": str(self._model.env["attn_implementation"]),
                 **{f"server {package}": number for package, number in there.items()},
             },
             self_check=self._self_check(),

@@ -20,7 +20,7 @@ from esr_eval.backends.chat import Chat
 from esr_eval.backends.decoding import Decoding, greedy_settings
 from esr_eval.backends.kernel import Work, force, residual, softcapped
 from esr_eval.backends.layout import Stack, descend
-from esr_eval.backends.loading import model_source
+from esr_eval.backends.loading import attention_of, model_source
 from esr_eval.errors import EsrError
 from esr_eval.subjects import embedded_path
 
@@ -61,6 +61,7 @@ class RemoteModel:
             tokenizer=chat.tokenizer,
             task="text-generation",
             peft=adapter,
+            **attention_of(runtime),
             **extra,
         )
         self.key = str(self._lm.to_model_key())

@@ -1,6 +1,5 @@
 """Run the selection through Inspect, show its funnel, and write the latents that are kept."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,6 @@ def run_selection(
     Raises:
         EsrError: The run did not end well, no latent is kept, or the file cannot be written.
     """
-    folder = next(part for part in out.absolute().parents if part.exists())
-    if out.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise EsrError(f"-o {out} cannot be written: name another file.")
     name = subject.removeprefix("esr/")
     (log,) = inspect_eval(
         select_latents,
