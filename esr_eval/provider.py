@@ -101,6 +101,14 @@ class ESRModelAPI(ModelAPI):
             EsrError: The model does not fit into memory, its layers and SAE do not fit it, or the
                 server of a remote backend cannot run it.
         """
+        self._refused = None  # what stood in the way of an earlier run may be mended
+        try:
+            self._preflight(edits_needed)
+        except EsrError as error:
+            self._refused = error
+            raise
+
+    def _preflight(self, edits_needed: bool) -> None:
         self._check_arguments(edits_needed)
         model = self.runtime.model
         if not model.startswith(PACKAGE_PREFIX) and not Path(given_path(model)).exists():

@@ -353,3 +353,19 @@ def test_the_models_own_generation_settings_are_replaced_as_a_whole(folder, tmp_
     backend = LocalBackend(runtime, "cpu")
     steering = Steering(runtime=runtime, edits=(boost(),))
     assert backend.generate([Row(wanted.prompt, wanted.sampling, steering)]) == [want]
+
+
+def test_what_stands_in_the_way_is_remembered_until_the_next_run_looks_again(folder, tmp_path):
+    shutil.copytree(folder / "llama", tmp_path / "llama")
+    weights = tmp_path / "llama" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:9000])
+    model = get_model(f"esr/{tmp_path}/llama", memoize=False, device="cpu", dtype="float32")
+    with pytest.raises(EsrError, match="damaged") as first:
+        model.api.preflight(edits_needed=False)
+    weights.write_bytes(whole)
+    with pytest.raises(EsrError) as again:
+        anyio.run(lambda: model.generate("Hi"))
+    assert again.value is first.value
+    model.api.preflight(edits_needed=False)
+    assert anyio.run(lambda: model.generate("Hi")).usage.output_tokens > 0

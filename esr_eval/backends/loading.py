@@ -1,7 +1,7 @@
 """Loading a subject's weights into transformers."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from esr_eval.backends.adapters import load_adapter
 from esr_eval.cache import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.paths import given_path
+from esr_eval.scratch import scratch_folder, share
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.weights import PACKAGE_PREFIX, package_file
 
@@ -220,13 +221,15 @@ def _unpacked(reference: str) -> Path:
     plain = type(model)(model.config)
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    scratch = scratch_folder(folder)
+    try:
         plain.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        share(scratch)
         with suppress(OSError):  # another process was faster: its folder is as good
-            Path(scratch).rename(folder)
-            Path(scratch).mkdir()
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
