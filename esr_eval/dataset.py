@@ -14,12 +14,12 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
+from esr_eval._util.paths import given_path
+from esr_eval.data.labels import SUFFIXES, Labels, read_labels
+from esr_eval.data.trial import Condition, Trial
 from esr_eval.errors import EsrError
-from esr_eval.labels import SUFFIXES, Labels, read_labels
-from esr_eval.paths import given_path
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import Subject, embedded_path
-from esr_eval.trial import Condition, Trial
 
 PromptSet = Literal["main", "detector_discovery", "held_out"]
 SEED_RANGE = 1_000_000

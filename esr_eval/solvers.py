@@ -6,11 +6,11 @@ from typing import NamedTuple
 from inspect_ai.model import ContentText, GenerateConfig, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import Subject
-from esr_eval.trial import Trial
 
 SEEDS_PER_EPOCH = 1_000_003
 """Epochs of one trial differ in their seed by this much: a prime above the paper's seed range."""

@@ -8,9 +8,9 @@ from inspect_ai.log import transcript
 from inspect_ai.scorer import Score
 from inspect_ai.solver import TaskState
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.scorers.secrets import without_secrets
-from esr_eval.trial import Trial
 
 
 def trial_of(state: TaskState) -> Trial:

@@ -2,7 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.arguments import (
+from esr_eval.data.arguments import (
     CountOrNone,
     Flag,
     LatentsOrSet,
@@ -12,10 +12,10 @@ from esr_eval.arguments import (
     Seed,
     checked,
 )
-from esr_eval.discovery.detectors import DetectorSet, load_detectors
+from esr_eval.detectors.choice import DetectorSet, load_detectors
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Ablation, Bench, Plan, experiment, plan_trials
 from esr_eval.spec import Runtime
+from esr_eval.tasks.experiment import Ablation, Bench, Plan, experiment, plan_trials
 
 VERSION = 1
 ABLATION = {
@@ -105,8 +105,8 @@ def random_ablation(
         seed: Seed of the sets.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    from esr_eval.analysis.discovery import read_discovery
-    from esr_eval.discovery.matching import draw_matched
+    from esr_eval.detectors.matching import draw_matched
+    from esr_eval.detectors.stored import read_discovery
 
     bench = Bench.open()
     runtime = bench.provider.runtime

@@ -9,13 +9,13 @@ from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
-from esr_eval.discovery.detectors import load_detectors
+from esr_eval.data.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
+from esr_eval.detectors.choice import load_detectors
 from esr_eval.episodes.choice import Episode, Which, read_episodes
 from esr_eval.episodes.reading import BOOSTED, MEANS, read_answer
 from esr_eval.errors import EsrError
-from esr_eval.experiment import MOST_ERRORS, Bench
 from esr_eval.scorers.regions import regions
+from esr_eval.tasks.experiment import MOST_ERRORS, Bench
 
 VERSION = 1
 PAPER = {

@@ -6,9 +6,10 @@ from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.arguments import Names, Number, Seed, Sources, Whole, checked
+from esr_eval._util.terminal import note
+from esr_eval.data.arguments import Names, Number, Seed, Sources, Whole, checked
 from esr_eval.errors import EsrError
-from esr_eval.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
+from esr_eval.logs.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
 from esr_eval.scorers.agreement import (
     CLUSTER,
     RECORD,
@@ -17,7 +18,6 @@ from esr_eval.scorers.agreement import (
     judge_of_record,
 )
 from esr_eval.scorers.grader import GRADER_ROLE, judge_model
-from esr_eval.terminal import note
 
 VERSION = 1
 PAPER = {

@@ -19,7 +19,10 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState
 
-from esr_eval.arguments import (
+from esr_eval.calibration.record import StrengthRecord
+from esr_eval.calibration.search import CACHED, RECORD, bisect
+from esr_eval.calibration.store import CHECK_SAMPLES, calibration_prior
+from esr_eval.data.arguments import (
     NOT_NEGATIVE,
     CountOrNone,
     Flag,
@@ -32,9 +35,6 @@ from esr_eval.arguments import (
 from esr_eval.dataset import labels_note, pick_latents
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import model_under_test
-from esr_eval.strength_record import StrengthRecord
-from esr_eval.strength_search import CACHED, RECORD, bisect
-from esr_eval.strengths import CHECK_SAMPLES, calibration_prior
 
 VERSION = 1
 PAPER = {

@@ -9,7 +9,7 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
 from inspect_ai.solver import TaskState
 
-from esr_eval.arguments import CountOrNone, Seed, checked
+from esr_eval.data.arguments import CountOrNone, Seed, checked
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.vectors.file import default_vectors, read_vectors

@@ -8,15 +8,15 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.arguments import Count, Seed, Topics, checked
+from esr_eval.data.arguments import Count, Seed, Topics, checked
 from esr_eval.dataset import PromptSet, choose_prompts
-from esr_eval.discovery.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
-from esr_eval.discovery.pairing import Pairing, paired_dataset
+from esr_eval.detectors.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
+from esr_eval.detectors.pairing import Pairing, paired_dataset
 from esr_eval.errors import EsrError
-from esr_eval.experiment import MOST_ERRORS
 from esr_eval.scorers.metrics import mean_interval
 from esr_eval.scorers.trials import plain
 from esr_eval.solvers import model_under_test
+from esr_eval.tasks.experiment import MOST_ERRORS
 
 VERSION = 1
 PAPER = {

@@ -2,7 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.arguments import (
+from esr_eval.data.arguments import (
     Count,
     Flag,
     LatentsArgument,
@@ -13,7 +13,7 @@ from esr_eval.arguments import (
     Topics,
     checked,
 )
-from esr_eval.experiment import Bench, experiment, plan_trials
+from esr_eval.tasks.experiment import Bench, experiment, plan_trials
 
 VERSION = 1
 PAPER = {

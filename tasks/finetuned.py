@@ -2,7 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.arguments import (
+from esr_eval.data.arguments import (
     Count,
     Flag,
     LatentsArgument,
@@ -15,8 +15,8 @@ from esr_eval.arguments import (
 )
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment, plan_trials
 from esr_eval.finetune.card import adapter_facts
+from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
 
 VERSION = 1
 PAPER = {

@@ -2,7 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.arguments import (
+from esr_eval.data.arguments import (
     Count,
     Flag,
     LatentsArgument,
@@ -15,7 +15,7 @@ from esr_eval.arguments import (
 )
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment, plan_trials
+from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
 
 VERSION = 1
 PAPER = {

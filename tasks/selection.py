@@ -10,13 +10,13 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 from pydantic import Field
 
-from esr_eval.arguments import PERCENT, Number, Seed, Topics, checked
+from esr_eval.data.arguments import PERCENT, Number, Seed, Topics, checked
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench
 from esr_eval.scorers.concreteness_rubric import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
+from esr_eval.tasks.experiment import Bench
 
 VERSION = 1
 PAPER = {

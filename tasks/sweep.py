@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from inspect_ai import Task, task
 from pydantic import Field
 
-from esr_eval.arguments import (
+from esr_eval.data.arguments import (
     Count,
     Flag,
     LatentsArgument,
@@ -17,10 +17,10 @@ from esr_eval.arguments import (
     Topics,
     checked,
 )
+from esr_eval.data.replay import replay_log
 from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file, labels_note
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, check_replayed, experiment
-from esr_eval.replay import replay_log
+from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
 
 VERSION = 1
 N_LATENTS = 25

@@ -12,14 +12,14 @@ from inspect_ai.log import read_eval_log, write_eval_log
 from test_region_statistics import trace as made_trace
 from typer.testing import CliRunner
 
-from esr_eval.analysis.activations import read_traces
-from esr_eval.analysis.region_tokens import Region
-from esr_eval.analysis.regions import region_statistics
-from esr_eval.analysis.trace_plot import trace_figure
-from esr_eval.analysis.traces import Trace
 from esr_eval.cli import app
+from esr_eval.episodes.activations import read_traces
 from esr_eval.episodes.choice import read_episodes
+from esr_eval.episodes.region_tokens import Region
+from esr_eval.episodes.regions import region_statistics
+from esr_eval.episodes.traces import Trace
 from esr_eval.errors import EsrError
+from esr_eval.report.trace_plot import trace_figure
 from esr_eval.spec import Steering
 from esr_eval.subjects import find_subject
 

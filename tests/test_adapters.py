@@ -22,9 +22,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from esr_eval.backends.adapters import check_adapter
-from esr_eval.backends.loading import attention_in_use, empty_model, load_model, read_ends
 from esr_eval.errors import EsrError
+from esr_eval.model.adapters import check_adapter
+from esr_eval.model.loading import attention_in_use, empty_model, load_model, read_ends
 from esr_eval.spec import Runtime
 
 SHAPE = {

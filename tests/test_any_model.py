@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from esr_eval.errors import EsrError
-from esr_eval.sae import open_sae
-from esr_eval.sae_config import local_folder, read_sae_config
+from esr_eval.sae.config import local_folder, read_sae_config
+from esr_eval.sae.sparse import open_sae
 from esr_eval.solvers import runtime_of, steering_config
 from esr_eval.spec import Boost, SAERef
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a server of another environment imports, by itself and without this package.
-ON_SERVER = {ROOT / "esr_eval" / "serve" / "ndif_server.py"}
+ON_SERVER = {ROOT / "esr_eval" / "servers" / "ndif_server.py"}
 SOURCES = sorted(
     p
     for d in ("esr_eval", "tasks", "scorers")
@@ -47,13 +47,15 @@ def test_imports(path):
             and n.split(".")[1] in BELOW_PROVIDER
         ]
     if inner == "scorers":
-        assert not [n for n in top if n.startswith(("esr_eval.tasks", "esr_eval.provider"))]
+        assert not [n for n in top if n.startswith(("esr_eval.tasks", "esr_eval.provider.api"))]
     if inner == "spec":
         ours = [n for n in top if n.startswith("esr_eval")]
         assert not ours
     if inner in BELOW_PROVIDER:
         assert not [
-            n for n in top if n.startswith(("inspect_ai", "esr_eval.provider", "esr_eval.tasks"))
+            n
+            for n in top
+            if n.startswith(("inspect_ai", "esr_eval.provider.api", "esr_eval.tasks"))
         ]
     private = [n for n in imports(path, False) if n.startswith("inspect_ai") and "._" in n]
     assert not private

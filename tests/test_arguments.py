@@ -15,7 +15,8 @@ from inspect_ai.model import GenerateConfig, get_model
 from typer.testing import CliRunner
 
 from esr_eval import tasks
-from esr_eval.arguments import (
+from esr_eval.cli import app
+from esr_eval.data.arguments import (
     LatentsArgument,
     LatentsOrSet,
     LogFile,
@@ -25,9 +26,8 @@ from esr_eval.arguments import (
     StrengthOrReplay,
     Topics,
 )
-from esr_eval.cli import app
 from esr_eval.errors import EsrError
-from esr_eval.settings import AS_IT_IS, CARRIED_OUT, INSPECTS, check_settings
+from esr_eval.provider.settings import AS_IT_IS, CARRIED_OUT, INSPECTS, check_settings
 
 NAN, INF = float("nan"), float("inf")
 TASKS = [getattr(tasks, name) for name in tasks.__all__]
@@ -58,8 +58,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*args: Any, **kwargs: Any) -> None:
         pytest.fail("something was loaded or started")
 
-    monkeypatch.setattr("esr_eval.provider.ESRModelAPI._load", reached)
-    monkeypatch.setattr("esr_eval.serve.processes.subprocess.Popen", reached)
+    monkeypatch.setattr("esr_eval.provider.api.ESRModelAPI._load", reached)
+    monkeypatch.setattr("esr_eval.servers.processes.subprocess.Popen", reached)
 
 
 def kind_of(task: Any, name: str) -> Any:

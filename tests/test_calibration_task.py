@@ -15,17 +15,17 @@ from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 from typer.testing import CliRunner
 
-from esr_eval.boosts import resolve_strengths
-from esr_eval.cache import CACHE_ENV
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.calibration.boosts import resolve_strengths
+from esr_eval.calibration.search import bisect, round_plan
+from esr_eval.calibration.store import cache_folder, responses_per_latent
 from esr_eval.cli import app
 from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError
-from esr_eval.model_args import ModelArgs
 from esr_eval.paper.estimate import estimate
 from esr_eval.paper.steps import Step
-from esr_eval.provider import ESRModelAPI
-from esr_eval.strength_search import bisect, round_plan
-from esr_eval.strengths import cache_folder, responses_per_latent
+from esr_eval.provider.api import ESRModelAPI
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.subjects import CalibrationPrior, find_subject
 from esr_eval.tasks.calibrate import calibrate, strength, total
 

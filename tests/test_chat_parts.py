@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from esr_eval.backends.answers import Answers, continued
-from esr_eval.backends.template import render, template_settings, turn_end
 from esr_eval.errors import EsrError
+from esr_eval.model.answers import Answers, continued
+from esr_eval.model.template import render, template_settings, turn_end
 from esr_eval.spec import Runtime
 
 CHATML = (

@@ -7,9 +7,9 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from typer.testing import CliRunner
 
+from esr_eval._util.digests import file_sha256
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
-from esr_eval.digests import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject

@@ -10,7 +10,15 @@ from inspect_ai import eval as inspect_eval
 from scipy.stats import mannwhitneyu
 from typer.testing import CliRunner
 
-from esr_eval.analysis.detector_statistics import (
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.cli import app
+from esr_eval.dataset import prompts
+from esr_eval.detectors.answers import read_pairs
+from esr_eval.detectors.choice import load_detectors, published_sets
+from esr_eval.detectors.discovery import find_detectors
+from esr_eval.detectors.pairing import derangement, paired_dataset
+from esr_eval.detectors.report import read_detector_file, write_detector_file
+from esr_eval.detectors.statistics import (
     Pairs,
     latent_statistics,
     most_separable,
@@ -19,17 +27,9 @@ from esr_eval.analysis.detector_statistics import (
     silent,
     silent_by_chance,
 )
-from esr_eval.analysis.detectors import find_detectors
-from esr_eval.analysis.discovery import read_discovery
-from esr_eval.cache import CACHE_ENV
-from esr_eval.cli import app
-from esr_eval.dataset import prompts
-from esr_eval.discovery.answers import read_pairs
-from esr_eval.discovery.detectors import load_detectors, published_sets
-from esr_eval.discovery.pairing import derangement, paired_dataset
-from esr_eval.discovery.report import read_detector_file, write_detector_file
+from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
-from esr_eval.sidecar import STORE_KEY, load
+from esr_eval.logs.sidecar import STORE_KEY, load
 from esr_eval.subjects import find_subject
 
 RUNTIME = find_subject("llama-8b").runtime()

@@ -17,12 +17,12 @@ from sae_lens import (
     TopKSAEConfig,
 )
 
-from esr_eval.backends.base import Row
-from esr_eval.backends.plan import plan_batch
-from esr_eval.sae import SparseSAE
-from esr_eval.sae_config import read_sae_config
-from esr_eval.sampling import Sampling
+from esr_eval.sae.config import read_sae_config
+from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import Boost, Clamp, Runtime, SAERef, Steering
+from esr_eval.steering.plan import plan_batch
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 D_MODEL, N_LATENTS, LAYER = 48, 160, 3
 CPU = torch.device("cpu")

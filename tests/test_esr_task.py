@@ -13,9 +13,9 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, get_model
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.spec import Steering, fingerprint
-from esr_eval.trial import Trial
 
 pytestmark = pytest.mark.model
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,8 +6,8 @@ import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from typer.testing import CliRunner
 
-from esr_eval.cache import CACHE_ENV
-from esr_eval.commands.finetune import app
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
 from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.card import AdapterFacts, read_facts
@@ -38,7 +38,7 @@ def trials(log):
 def quick(tmp_path, monkeypatch):
     """The embedded subject with a search of strengths that ends soon; nothing is known of it."""
     # Strengths alone: in a cache of its own the model would have to be unpacked again.
-    monkeypatch.setattr("esr_eval.strengths.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("esr_eval.calibration.store.cache_root", lambda: tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "200")
     known = dict(subjects())
     base = known["smollm2-135m"]

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
+from esr_eval.data.labels import MOST_BYTES, write_labels
 from esr_eval.dataset import is_latents_file, labels_note, load_latents, pick_latents
 from esr_eval.errors import EsrError
-from esr_eval.labels import MOST_BYTES, write_labels
 from esr_eval.subjects import find_subject
 
 SUBJECT = find_subject("gemma-2b")  # layer 16, 16k latents
@@ -231,7 +231,7 @@ def test_what_is_no_text_is_not_dumped(tmp_path):
 
 def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     assert MOST_BYTES > 2**28
-    monkeypatch.setattr("esr_eval.labels.MOST_BYTES", 2**20)
+    monkeypatch.setattr("esr_eval.data.labels.MOST_BYTES", 2**20)
     bomb = tmp_path / "batch-0.jsonl.gz"
     bomb.write_bytes(gzip.compress(b"\0" * 2**22))
     assert "holds more than 1 MiB" in refused(bomb)

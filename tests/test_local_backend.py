@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 pytestmark = pytest.mark.model
 LAYER = 14

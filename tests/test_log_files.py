@@ -14,20 +14,20 @@ from inspect_ai.solver import solver
 from scoring import grader, output, run, trial, verdict
 from typer.testing import CliRunner
 
-from esr_eval.analysis.agreement import agreement_of
-from esr_eval.analysis.discovery import read_discovery
-from esr_eval.analysis.measured import read_measured
-from esr_eval.analysis.report import write_report
-from esr_eval.analysis.report.conditions import conditions_of
-from esr_eval.analysis.report.logs import read_logs, read_stored
-from esr_eval.analysis.runs import read_log, read_runs
-from esr_eval.analysis.trial_values import read_values
 from esr_eval.cli import app
+from esr_eval.data.replay import read_responses, replay_log
+from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
-from esr_eval.judged import read_judged
-from esr_eval.log_files import planned_of, read_each, reading
+from esr_eval.logs.conditions import conditions_of
+from esr_eval.logs.judged import read_judged
+from esr_eval.logs.measured import read_measured
+from esr_eval.logs.reading import planned_of, read_each, reading
+from esr_eval.logs.runs import read_log, read_runs
+from esr_eval.logs.stored import read_logs, read_stored
+from esr_eval.logs.values import read_values
 from esr_eval.paper.run import finished
-from esr_eval.replay import read_responses, replay_log
+from esr_eval.report import write_report
+from esr_eval.report.agreement import agreement_of
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from esr_eval.errors import EsrError
-from esr_eval.weights import check_adapter_files, check_hub, check_model_files
+from esr_eval.model.weights import check_adapter_files, check_hub, check_model_files
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 268535808\n"
 

@@ -13,21 +13,21 @@ from ndif_stand_in import StandIn, unpacked
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from esr_eval.backends.base import Row
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.decoding import Decoding
-from esr_eval.backends.loading import model_source
-from esr_eval.backends.ndif import NDIFBackend, _parts
-from esr_eval.backends.ndif_client import Client, Job
-from esr_eval.backends.ndif_preflight import check_settings
-from esr_eval.backends.ndif_trace import RemoteModel
-from esr_eval.backends.plan import padded, plan_batch
-from esr_eval.edits import LatentEncoder, LayerEdits, Term
+from esr_eval.backends.ndif.backend import NDIFBackend, _parts
+from esr_eval.backends.ndif.client import Client, Job
+from esr_eval.backends.ndif.preflight import check_settings
+from esr_eval.backends.ndif.trace import RemoteModel
+from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
-from esr_eval.remote import RemoteArgs
-from esr_eval.sampling import Sampling
-from esr_eval.serve.processes import free_ports
+from esr_eval.model.loading import model_source
+from esr_eval.servers.processes import free_ports
 from esr_eval.spec import AddVector, Boost, Clamp, Runtime, SAERef, Steering
+from esr_eval.steering.decoding import Decoding
+from esr_eval.steering.edits import LatentEncoder, LayerEdits, Term
+from esr_eval.steering.plan import padded, plan_batch
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 CPU = torch.device("cpu")
@@ -186,7 +186,7 @@ def key():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("esr_eval.backends.ndif_preflight.PAUSE", 0.01)
+    monkeypatch.setattr("esr_eval.backends.ndif.preflight.PAUSE", 0.01)
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
 
@@ -248,7 +248,7 @@ def test_ndif_itself_takes_a_key(monkeypatch):
     monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)
     client = Client(remote("https://ndif.example"))
     monkeypatch.setattr(client, "get", lambda path: __import__("httpx").Response(200))
-    from esr_eval.backends.ndif_preflight import preflight
+    from esr_eval.backends.ndif.preflight import preflight
 
     with pytest.raises(EsrError, match="asks for an API key: get one at"):
         preflight(client, "key", "model", lambda caption, text: None)

@@ -7,8 +7,8 @@ import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log
 from typer.testing import CliRunner
 
-from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.cli import app
+from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.paper import run as paper_run
 from esr_eval.paper import scales
 from esr_eval.paper.run import STEP

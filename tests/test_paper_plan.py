@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from esr_eval import _registry
-from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.cli import app
+from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
@@ -43,7 +43,7 @@ def test_all_steps_share_one_reading_of_the_discovery(monkeypatch):
         read.append(log)
         raise EsrError("no log")
 
-    monkeypatch.setattr("esr_eval.analysis.detectors.find_detectors", find_detectors)
+    monkeypatch.setattr("esr_eval.detectors.discovery.find_detectors", find_detectors)
     paper_steps.rule_for.cache_clear()
     logs = {step.key: f"{step.key}.eval" for step in plan_steps(FULL)}
     rules = [args["rule"] for step in plan_steps(FULL) if "rule" in (args := step.args(logs))]

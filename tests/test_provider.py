@@ -9,7 +9,7 @@ import pytest
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, get_model
 
 from esr_eval.errors import EsrError
-from esr_eval.model_args import ModelArgs
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.solvers import runtime_of, steering_config
 from esr_eval.spec import Boost, Readout
 
@@ -94,7 +94,7 @@ def test_a_receipt_that_falls_short_fails_the_sample(model, monkeypatch):
         model, edits=(Boost(latent=1, strength=9.0, layer=LAYER),), seed=0, max_tokens=4
     )
     ask(model, "Hi", config)
-    monkeypatch.setattr("esr_eval.backends.results.due_positions", lambda row, fed: {LAYER: 10_000})
+    monkeypatch.setattr("esr_eval.steering.results.due_positions", lambda row, fed: {LAYER: 10_000})
     with pytest.raises(Exception, match="not steered as asked"):
         ask(model, "Hi", config)
 
@@ -162,12 +162,12 @@ def test_what_does_not_fit_is_found_before_loading(tmp_path, name, args, sentenc
 
 
 def test_a_subject_too_large_for_the_machine_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("esr_eval.weights.gpu_memory_gib", list)
-    monkeypatch.setattr("esr_eval.weights.main_memory_gib", lambda: 16.0)
+    monkeypatch.setattr("esr_eval.model.weights.gpu_memory_gib", list)
+    monkeypatch.setattr("esr_eval.model.weights.main_memory_gib", lambda: 16.0)
     api = get_model("esr/llama-70b", memoize=False).api
     with pytest.raises(EsrError, match=r"needs about 151 GiB .* no GPU and 16 GiB .*NDIF"):
         api.preflight()
-    monkeypatch.setattr("esr_eval.weights.gpu_memory_gib", lambda: [80.0, 80.0])
+    monkeypatch.setattr("esr_eval.model.weights.gpu_memory_gib", lambda: [80.0, 80.0])
     with pytest.raises(
         EsrError, match=r"Llama-3\.3-70B-Instruct could not be loaded: HF_HUB_OFFLINE"
     ):
@@ -188,7 +188,7 @@ def test_arguments_are_documented():
 
 def test_tasks_scorers_and_provider_import_no_torch():
     code = (
-        "import sys, esr_eval._registry, esr_eval.provider, esr_eval.tasks.esr;"
+        "import sys, esr_eval._registry, esr_eval.provider.api, esr_eval.tasks.esr;"
         "from inspect_ai.model import get_model; get_model('esr/llama-8b');"
         "print([m for m in ('torch', 'transformers', 'nnsight', 'sae_lens') if m in sys.modules])"
     )

@@ -10,15 +10,15 @@ from inspect_ai.model import get_model
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from esr_eval.backends.base import Row
-from esr_eval.backends.kernel import Work
-from esr_eval.backends.loading import load_tokenizer
 from esr_eval.backends.local import LocalBackend
-from esr_eval.edits import LayerEdits
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling
+from esr_eval.model.loading import load_tokenizer
 from esr_eval.solvers import steering_config
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Runtime, SAERef, Steering
+from esr_eval.steering.edits import LayerEdits
+from esr_eval.steering.kernel import Work
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 pytestmark = pytest.mark.model

@@ -14,12 +14,12 @@ from scipy.stats import ttest_1samp
 from scoring import grader, run, trial, verdict
 from typer.testing import CliRunner
 
-from esr_eval.analysis.changes import METRICS
-from esr_eval.analysis.measured import Measured, TrialId, read_measured
-from esr_eval.analysis.pairs import clustered_mean
-from esr_eval.analysis.regression import NotComparableError, compare_logs, read_logs
-from esr_eval.analysis.regression_table import read_metrics
 from esr_eval.cli import app
+from esr_eval.logs.measured import Measured, TrialId, read_measured
+from esr_eval.report.changes import METRICS
+from esr_eval.report.pairs import clustered_mean
+from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
+from esr_eval.report.regression_table import read_metrics
 
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"
 PLAIN = "Find a common denominator, then add the numerators."
@@ -337,7 +337,7 @@ def test_what_is_no_log_gives_no_verdict(tmp_path):
 @pytest.mark.model
 def test_a_boost_that_reaches_the_model_by_half_is_found(tmp_path, monkeypatch):
     """Code that breaks steering while every setting in the log says the same."""
-    from esr_eval.sae import SparseSAE
+    from esr_eval.sae.sparse import SparseSAE
 
     whole_row = SparseSAE.decoder_row
     args = {"n_latents": 10, "trials_per_latent": 2, "seed": 11, "max_tokens": 48}

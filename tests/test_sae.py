@@ -27,13 +27,13 @@ from sae_lens import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from esr_eval import sae_cache
-from esr_eval.digests import SUMS_FILE, file_sha256, folder_digest
+from esr_eval._util.digests import SUMS_FILE, file_sha256, folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.model_names import difference, name_of_model
-from esr_eval.sae import open_sae
-from esr_eval.sae_config import CFG_FILE, WEIGHTS_FILE, local_folder, read_sae_config
-from esr_eval.sae_rows import write_rows
+from esr_eval.model.names import difference, name_of_model
+from esr_eval.sae import cache as sae_cache
+from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE, local_folder, read_sae_config
+from esr_eval.sae.rows import write_rows
+from esr_eval.sae.sparse import open_sae
 from esr_eval.spec import SAERef
 from esr_eval.subjects import subjects
 
@@ -446,7 +446,7 @@ def test_every_named_subject_fits_its_own_sae(subject):
     """With the name that sae-lens's own loader writes, and the embedded config's."""
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
-    from esr_eval.sae_config import given_folder, parse_sae_config
+    from esr_eval.sae.config import given_folder, parse_sae_config
 
     folder = given_folder(subject.sae)
     if folder is not None:
@@ -641,7 +641,7 @@ def download(*args, **kwargs):
     time.sleep(1)
     return make()
 SAE.from_pretrained = download
-from esr_eval.sae import open_sae
+from esr_eval.sae.sparse import open_sae
 print("digest", open_sae(REF).digest)
 """
 

@@ -12,10 +12,10 @@ from inspect_ai.dataset import Sample
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
+from esr_eval.cli.selection import read_selection
 from esr_eval.dataset import Latent, load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.selection.rules import Finding, activities, draw_candidates, funnel_of
-from esr_eval.selection.run import read_selection
 from esr_eval.selection.survey import survey_candidates
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.selection import selection

@@ -17,11 +17,11 @@ from transformers import (
     LlamaConfig,
 )
 
-from esr_eval.backends.base import Row
-from esr_eval.backends.loading import load_tokenizer
 from esr_eval.backends.local import LocalBackend
-from esr_eval.sampling import Sampling
+from esr_eval.model.loading import load_tokenizer
 from esr_eval.spec import AddVector, Runtime, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 pytestmark = pytest.mark.model

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from esr_eval import sidecar
 from esr_eval.errors import EsrError
+from esr_eval.logs import sidecar
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from esr_eval.backends.base import Row
 from esr_eval.spec import (
     AddVector,
     Boost,
@@ -17,6 +16,7 @@ from esr_eval.spec import (
     Steering,
     fingerprint,
 )
+from esr_eval.steering.requests import Row
 
 RUNTIME = Runtime(subject="s", model="m", sae=SAERef(release="r", sae_id="i"), steering_layer=2)
 
@@ -104,8 +104,8 @@ def test_bounds(span, bounds):
 
 
 def test_due_positions_count_each_touched_position_once_per_layer():
-    from esr_eval.backends.plan import due_positions
-    from esr_eval.sampling import Sampling
+    from esr_eval.steering.plan import due_positions
+    from esr_eval.steering.sampling import Sampling
 
     spec = Steering(
         runtime=RUNTIME,

@@ -10,16 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from esr_eval import sidecar
-from esr_eval.cache import CACHE_ENV, cache_root
-from esr_eval.calibration import Bisection, Round
-from esr_eval.dataset import Latent
-from esr_eval.errors import EsrError
-from esr_eval.missing_strengths import missing_message
-from esr_eval.scratch import scratch_folder, share
-from esr_eval.spec import Runtime, SAERef
-from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
-from esr_eval.strengths import (
+from esr_eval._util.cache import CACHE_ENV, cache_root
+from esr_eval._util.files import scratch_folder, share
+from esr_eval.calibration.bisection import Bisection, Round
+from esr_eval.calibration.missing import missing_message
+from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
+from esr_eval.calibration.store import (
     cache_folder,
     calibrated_strengths,
     calibration_prior,
@@ -30,6 +26,10 @@ from esr_eval.strengths import (
     save,
     save_checkpoint,
 )
+from esr_eval.dataset import Latent
+from esr_eval.errors import EsrError
+from esr_eval.logs import sidecar
+from esr_eval.spec import Runtime, SAERef
 from esr_eval.subjects import CalibrationPrior, find_subject
 
 PRIOR = CalibrationPrior(prior_mean=7, prior_std=5, lower=0, upper=100, rounds=2)

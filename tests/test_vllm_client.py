@@ -11,17 +11,17 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from esr_eval.backends.base import Row
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.plan import plan_batch
-from esr_eval.backends.vllm_client import Server, ServerFaultError, is_loopback
-from esr_eval.backends.vllm_payload import HOOKS_ARG, Payloads, as_bytes, hook_args, hook_source
-from esr_eval.backends.vllm_preflight import check_trust, first_check
-from esr_eval.backends.vllm_results import Saved
+from esr_eval.backends.vllm.client import Server, ServerFaultError, is_loopback
+from esr_eval.backends.vllm.payload import HOOKS_ARG, Payloads, as_bytes, hook_args, hook_source
+from esr_eval.backends.vllm.preflight import check_trust, first_check
+from esr_eval.backends.vllm.results import Saved
 from esr_eval.errors import EsrError
-from esr_eval.sae import open_sae
-from esr_eval.sampling import Sampling
+from esr_eval.sae.sparse import open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
+from esr_eval.steering.plan import plan_batch
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 LAYER, N_LAYERS, D_MODEL = 14, 30, 576

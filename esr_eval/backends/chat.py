@@ -5,22 +5,22 @@ from pathlib import Path
 
 import numpy as np
 
-from esr_eval.backends.adapters import check_adapter
-from esr_eval.backends.answers import Answers, Said
-from esr_eval.backends.base import Passage, Row
-from esr_eval.backends.loading import (
+from esr_eval.errors import EsrError
+from esr_eval.model.adapters import check_adapter
+from esr_eval.model.answers import Answers, Said
+from esr_eval.model.loading import (
     Shape,
     empty_model,
     load_tokenizer,
     read_ends,
     read_shape,
 )
-from esr_eval.backends.plan import load_vector
-from esr_eval.backends.template import render, template_settings, turn_end
-from esr_eval.errors import EsrError
-from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.sampling import Sampling
+from esr_eval.model.template import render, template_settings, turn_end
+from esr_eval.sae.sparse import SparseSAE, open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
+from esr_eval.steering.plan import load_vector
+from esr_eval.steering.requests import Passage, Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import check_layer
 
 PROBE_STRENGTH = 1000.0

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
+from esr_eval.backends.base import BackendInfo
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
-from esr_eval.backends.kernel import Work, residual
-from esr_eval.backends.layout import Stack
-from esr_eval.backends.loading import attention_in_use, load_model
-from esr_eval.backends.plan import mean_work, padded, padded_passages, plan_batch
-from esr_eval.backends.results import (
+from esr_eval.model.layout import Stack
+from esr_eval.model.loading import attention_in_use, load_model
+from esr_eval.spec import Runtime
+from esr_eval.steering.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
+from esr_eval.steering.kernel import Work, residual
+from esr_eval.steering.plan import mean_work, padded, padded_passages, plan_batch
+from esr_eval.steering.requests import Generated, Passage, Reading, Row
+from esr_eval.steering.results import (
     Readings,
     counts_of,
     generated,
@@ -28,7 +30,6 @@ from esr_eval.backends.results import (
     means,
     read_results,
 )
-from esr_eval.spec import Runtime
 
 
 class LocalBackend(Chat):

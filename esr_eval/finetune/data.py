@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
-from esr_eval.scratch import write_whole
 
 Part = Literal["off_topic", "correction", "on_topic"]
 Kind = Literal["correction", "plain", "subject"]

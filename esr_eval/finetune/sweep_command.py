@@ -6,14 +6,14 @@ from pathlib import Path
 
 import typer
 
+from esr_eval._util.terminal import Terminal, note
 from esr_eval.errors import EsrError
 from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.sweep_plan import Sweep
 from esr_eval.finetune.sweep_steps import all_steps
-from esr_eval.log_files import Note
+from esr_eval.logs.reading import Note
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
-from esr_eval.terminal import Terminal, note
 
 
 def run(
@@ -66,11 +66,11 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Note) -> None:
     Raises:
         EsrError: No log is of a subject with an adapter.
     """
-    from esr_eval.analysis.finetuning import finetuning_of
-    from esr_eval.analysis.finetuning_table import finetuning_frame, finetuning_tables
-    from esr_eval.analysis.report.conditions import conditions_of
-    from esr_eval.analysis.report.logs import read_logs
-    from esr_eval.spreadsheet import write_frame
+    from esr_eval._util.spreadsheet import write_frame
+    from esr_eval.logs.conditions import conditions_of
+    from esr_eval.logs.stored import read_logs
+    from esr_eval.report.finetuning import finetuning_of
+    from esr_eval.report.finetuning_table import finetuning_frame, finetuning_tables
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:

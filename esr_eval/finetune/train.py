@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
 from esr_eval.finetune.boosting import boosted, make_collator
 from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
 from esr_eval.finetune.data import Example, read_examples, write_examples
 from esr_eval.finetune.encoding import IGNORED, Encoded, encode
 from esr_eval.finetune.presets import MODULES, Preset
-from esr_eval.scratch import write_whole
 from esr_eval.spec import Runtime
 
 INSTALL = "pip install trl datasets"
@@ -100,9 +100,9 @@ def train(
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
 
-    from esr_eval.backends.layout import decoder_layers_path, descend
-    from esr_eval.backends.loading import load_model, load_tokenizer
-    from esr_eval.sae import open_sae
+    from esr_eval.model.layout import decoder_layers_path, descend
+    from esr_eval.model.loading import load_model, load_tokenizer
+    from esr_eval.sae.sparse import open_sae
 
     checkpoint = _checkpoint(folder, resume, get_last_checkpoint)
     boosts = preset.boosted and any(example.boost is not None for example in examples)

@@ -7,11 +7,11 @@ from typing import Any
 
 import typer
 
+from esr_eval._util.terminal import Terminal, note
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import Paper, choose, finished, identity, run_paper
 from esr_eval.paper.steps import left_out, plan_steps
 from esr_eval.subjects import find_subject
-from esr_eval.terminal import Terminal, note
 
 ASK_FROM_HOURS = 1.0
 """Runs that take longer, or cost money, are begun only after a yes."""
@@ -69,7 +69,7 @@ def run(
     if rest and large and not yes and sys.stdin.isatty():
         typer.confirm("Begin?", abort=True)
     made = run_paper(paper, choices, console)
-    from esr_eval.analysis.report import write_report
+    from esr_eval.report import write_report
 
     page = write_report([Path(log) for log in made], output or logs / "report")
     console.print(f"The report: {page}")

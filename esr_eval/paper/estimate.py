@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from esr_eval.calibration import MAX_EMPTY_ROUNDS
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS
 from esr_eval.paper.steps import Step
 from esr_eval.subjects import PAPER_GRADER, Subject
 

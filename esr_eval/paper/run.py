@@ -10,17 +10,17 @@ from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 
+from esr_eval._util.terminal import Terminal
+from esr_eval.calibration.record import Setting
+from esr_eval.calibration.store import calibrated_strengths, responses_per_latent
 from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
-from esr_eval.log_files import Note, reading
-from esr_eval.model_args import ModelArgs
+from esr_eval.logs.reading import Note, reading
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.scorers.grader import GRADER_ROLE
-from esr_eval.strength_record import Setting
-from esr_eval.strengths import calibrated_strengths, responses_per_latent
 from esr_eval.subjects import Subject, find_subject
-from esr_eval.terminal import Terminal
 from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"

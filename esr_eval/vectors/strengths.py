@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from esr_eval.boosts import parse_strength
+from esr_eval.calibration.boosts import parse_strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.subjects import embedded_path, subjects
