@@ -2,7 +2,7 @@
 
 import click
 
-from esr_eval._util.shown import harmless
+from esr_eval.text import harmless
 
 
 class EsrError(click.ClickException):

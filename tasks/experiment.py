@@ -11,7 +11,6 @@ from inspect_ai.scorer import Scorer
 from esr_eval.calibration.boosts import resolve_strengths
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
-from esr_eval.data.replay import replay_log
 from esr_eval.dataset import (
     Latent,
     Planned,
@@ -23,6 +22,7 @@ from esr_eval.dataset import (
     trials_dataset,
 )
 from esr_eval.errors import EsrError
+from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.grader import grader_model

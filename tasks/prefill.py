@@ -3,9 +3,9 @@
 from inspect_ai import Task, task
 
 from esr_eval.data.arguments import Flag, LogFile, Number, Strength, checked
-from esr_eval.data.replay import Response, read_responses
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
+from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.tasks.experiment import Bench, Plan, experiment
 

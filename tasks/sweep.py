@@ -17,9 +17,9 @@ from esr_eval.data.arguments import (
     Topics,
     checked,
 )
-from esr_eval.data.replay import replay_log
 from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file, labels_note
 from esr_eval.errors import EsrError
+from esr_eval.logs.replay import replay_log
 from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
 
 VERSION = 1

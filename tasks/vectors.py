@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from inspect_ai import Task, task
 
 from esr_eval.data.arguments import Count, Flag, LogFile, Number, Seed, Strength, Topics, checked
-from esr_eval.data.replay import replay_log
 from esr_eval.dataset import choose_prompts, draw_trials
 from esr_eval.errors import EsrError
+from esr_eval.logs.replay import replay_log
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment

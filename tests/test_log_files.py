@@ -15,13 +15,13 @@ from scoring import grader, output, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.data.replay import read_responses, replay_log
 from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.judged import read_judged
 from esr_eval.logs.measured import read_measured
 from esr_eval.logs.reading import planned_of, read_each, reading
+from esr_eval.logs.replay import read_responses, replay_log
 from esr_eval.logs.runs import read_log, read_runs
 from esr_eval.logs.stored import read_logs, read_stored
 from esr_eval.logs.values import read_values

@@ -21,10 +21,11 @@ from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
+from esr_eval.sae.encoder import LatentEncoder
 from esr_eval.servers.processes import free_ports
 from esr_eval.spec import AddVector, Boost, Clamp, Runtime, SAERef, Steering
 from esr_eval.steering.decoding import Decoding
-from esr_eval.steering.edits import LatentEncoder, LayerEdits, Term
+from esr_eval.steering.edits import LayerEdits, Term
 from esr_eval.steering.plan import padded, plan_batch
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling

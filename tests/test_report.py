@@ -22,11 +22,11 @@ from scoring import grader, run, trial, verdict
 from simulation import SimulatedJudge
 
 from esr_eval._util.cache import CACHE_ENV
-from esr_eval._util.shown import one_line, shown
 from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.measures import Measured
+from esr_eval.logs.runs import shared_trials
 from esr_eval.logs.stored import read_logs
 from esr_eval.logs.values import read_values
 from esr_eval.report import gallery, write_report
@@ -34,8 +34,9 @@ from esr_eval.report.comparisons import compare_with_main
 from esr_eval.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.improvement import improvement
-from esr_eval.stats.comparisons import compare_pairs, shared_trials
+from esr_eval.stats.comparisons import compare_pairs
 from esr_eval.subjects import find_subject
+from esr_eval.text import one_line, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 

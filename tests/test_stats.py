@@ -6,9 +6,9 @@ from clustered import alike_propensities, propensities
 from inspect_ai.scorer import SampleScore, Score, ci_wilson
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.runs import TrialKey
+from esr_eval.logs.runs import TrialKey, shared_trials
 from esr_eval.stats.bootstrap import bootstrap_intervals
-from esr_eval.stats.comparisons import compare_pairs, compare_unpaired, shared_trials
+from esr_eval.stats.comparisons import compare_pairs, compare_unpaired
 from esr_eval.stats.contrasts import cliffs_delta, cohens_d, independent_contrast, paired_contrast
 from esr_eval.stats.rates import clustered_wilson, intraclass_correlation, rate
 from esr_eval.stats.tests import holm, mcnemar_tests, pooled_t_test, sign_flip_test

@@ -12,7 +12,6 @@ import pytest
 from rich.table import Table
 
 from esr_eval._util.files import write_whole
-from esr_eval._util.shown import harmless, one_line
 from esr_eval._util.spreadsheet import cell, uncell, write_csv, write_frame
 from esr_eval._util.terminal import Terminal, note, tell
 from esr_eval.calibration.store import load_bundle
@@ -21,6 +20,7 @@ from esr_eval.data.labels import write_labels
 from esr_eval.dataset import Latent, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
+from esr_eval.text import harmless, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKUP = "[/INST] [bold]x[/] [link=https://a.example]y[/link] [@click=z]w[/] :smile:"

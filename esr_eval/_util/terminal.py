@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from esr_eval._util.shown import harmless
+from esr_eval.text import harmless
 
 
 def tell(text: object, *, err: bool = False) -> None:

@@ -7,13 +7,13 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import EvalLog
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval._util.terminal import Terminal
 from esr_eval.calibration.record import StrengthRecord
 from esr_eval.calibration.search import CACHED, RECORD
 from esr_eval.calibration.store import export_bundle
 from esr_eval.errors import EsrError
 from esr_eval.tasks.calibrate import calibrate
+from esr_eval.text import one_line
 
 
 def run_calibration(

@@ -246,8 +246,8 @@ def sweep(
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
     from esr_eval.finetune.data import read_examples
-    from esr_eval.finetune.sweep_command import run
-    from esr_eval.finetune.sweep_plan import Sizes, plan, read_mixes
+    from esr_eval.paper.sweep_command import run
+    from esr_eval.paper.sweep_plan import Sizes, plan, read_mixes
     from esr_eval.subjects import find_subject
 
     found = find_subject(subject)
@@ -285,7 +285,7 @@ def table(
     csv: Csv = None,
 ) -> None:
     """Print restarts under the boost, and what training costs where nobody steers."""
-    from esr_eval.finetune.sweep_command import print_tables
+    from esr_eval.paper.sweep_command import print_tables
 
     print_tables(logs, csv, note=note)
 

@@ -9,11 +9,11 @@ from inspect_ai.log import EvalLog
 from rich.progress import Progress
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval._util.terminal import Terminal
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
+from esr_eval.text import one_line
 from esr_eval.vectors.contrast import load_corpus
 from esr_eval.vectors.extract import extract_vectors
 from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors

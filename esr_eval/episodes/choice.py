@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_sample_summaries
 
-from esr_eval.data.replay import Response, read_responses
 from esr_eval.data.trial import Condition, Trial
 from esr_eval.errors import EsrError
+from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.spec import Runtime
 

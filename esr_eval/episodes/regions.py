@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from esr_eval.episodes.region_tokens import REGIONS
 from esr_eval.episodes.traces import SETS, Trace
-from esr_eval.report.pairs import clustered_mean
 from esr_eval.stats.contrasts import Contrast, independent_contrast, paired_contrast
 from esr_eval.stats.differences import (
     Difference,
+    clustered_mean,
     difference_of_means,
     mean_difference,
 )

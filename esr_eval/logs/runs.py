@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from inspect_ai.log import (
     EvalLog,
     EvalSampleSummary,
@@ -14,12 +15,13 @@ from inspect_ai.log import (
     read_eval_log_sample_summaries,
 )
 from inspect_ai.scorer import Score
+from numpy.typing import NDArray
 
-from esr_eval._util.shown import one_line
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import ATTEMPTS, read_each, read_trial, reading, subject_of
 from esr_eval.scorers.grader import GRADER_ROLE
-from esr_eval.stats.rates import Estimate
+from esr_eval.stats.rates import Estimate, Floats
+from esr_eval.text import one_line
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,19 @@ def _first_scores(samples: list[EvalSampleSummary], scorer: str) -> dict[TrialKe
             key = TrialKey(trial["latent"], trial["topic"], trial["seed"], sample.epoch)
             found[key] = float(first)
     return found
+
+
+def shared_trials(
+    first: Mapping[TrialKey, float], second: Mapping[TrialKey, float]
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Values of the trials that both conditions have, in one order, and their latents.
+
+    Trials pair by latent, topic, seed and epoch; those with NaN in either condition drop out.
+    """
+    keys = [key for key in first if key in second and not np.isnan((first[key], second[key])).any()]
+    keys.sort(key=lambda key: (key.latent, key.topic, key.seed, key.epoch))
+    return (
+        np.array([first[key] for key in keys], dtype=float),
+        np.array([second[key] for key in keys], dtype=float),
+        np.array([key.latent for key in keys], dtype=np.int64),
+    )

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,8 +284,10 @@ class ESRModelAPI(ModelAPI):
             return NDIFBackend(self.runtime, self.remote, _show)
         if self.runtime.backend == "vllm":
             from esr_eval.backends.vllm.backend import VLLMBackend
+            from esr_eval.servers.vllm import own_server
 
-            return VLLMBackend(self.runtime, self.remote, _show)
+            url = self.remote.base_url or own_server(self.runtime, _show)
+            return VLLMBackend(self.runtime, replace(self.remote, base_url=url), _show)
         from esr_eval.backends.local import LocalBackend
 
         return LocalBackend(self.runtime, self.args.device, self.args.sae_rows)

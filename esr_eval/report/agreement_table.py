@@ -2,10 +2,10 @@
 
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval.report.agreement import AgreementReport
 from esr_eval.report.intervals import with_interval
 from esr_eval.stats.rates import Estimate, Rate
+from esr_eval.text import one_line
 
 
 def judge_table(report: AgreementReport) -> Table:

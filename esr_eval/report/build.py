@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.runs import told_reasons
 from esr_eval.logs.stored import read_logs
@@ -13,6 +12,7 @@ from esr_eval.report.comparisons import compare_with_main
 from esr_eval.report.section import Evidence, Section
 from esr_eval.report.sections import SECTIONS
 from esr_eval.report.text import count
+from esr_eval.text import one_line
 
 
 def build(paths: Sequence[Path], folder: Path, note: Callable[[str], None]) -> Path:

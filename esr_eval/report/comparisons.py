@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import HOLISTIC
-from esr_eval.stats.comparisons import PairedComparison, compare_pairs, shared_trials
+from esr_eval.logs.runs import shared_trials
+from esr_eval.stats.comparisons import PairedComparison, compare_pairs
 from esr_eval.stats.differences import Difference, mean_difference
 from esr_eval.stats.tests import holm
 

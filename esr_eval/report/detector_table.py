@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval.detectors.report import Detector, DetectorReport, Rule
+from esr_eval.text import one_line
 
 ASKED = {
     "silent": "active on at most {max_matched:.0%} of matched and at least {min_mismatched:.0%} of "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from inspect_ai.log import EvalSample
 
-from esr_eval._util.shown import Characters, one_line, shown
+from esr_eval.text import Characters, one_line, shown
 
 LENGTH = 3000
 """Characters of a response that are shown."""

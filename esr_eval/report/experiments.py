@@ -3,13 +3,13 @@
 import shlex
 from collections.abc import Sequence
 
-from esr_eval._util.shown import one_line
 from esr_eval.data.experiments import EXPERIMENTS, Experiment
 from esr_eval.logs.conditions import Condition
 from esr_eval.report.comparisons import Compared
 from esr_eval.report.section import Block, Evidence, Paragraph, Section
 from esr_eval.report.sections.paired import in_words
 from esr_eval.report.text import count, mean, percent
+from esr_eval.text import one_line
 
 _ARGUMENTS = {
     "ablation": "-T detectors=DETECTORS -T replay=MAIN",

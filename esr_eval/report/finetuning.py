@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from esr_eval.logs.conditions import Condition
-from esr_eval.stats.comparisons import PairedComparison, compare_pairs, shared_trials
+from esr_eval.logs.runs import shared_trials
+from esr_eval.stats.comparisons import PairedComparison, compare_pairs
 from esr_eval.stats.differences import Difference, mean_difference
 
 RESTARTS = "multi_attempt"

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import pandas as pd
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.measures import HOLISTIC
 from esr_eval.report.finetuning import Boosted, Finetuning, Unboosted
 from esr_eval.report.intervals import with_interval
 from esr_eval.report.text import NONE, mean, percent
 from esr_eval.stats.comparisons import PairedComparison
+from esr_eval.text import one_line
 
 IMPROVEMENT = f"{HOLISTIC}improvement"
 KEYS = ("multi_attempt", "esr", "first_score", IMPROVEMENT)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from esr_eval._util.shown import harmless
 from esr_eval._util.spreadsheet import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.report.section import Section
+from esr_eval.text import harmless
 
 GENERATOR = "esr-eval report"
 PAGE = "index.html"

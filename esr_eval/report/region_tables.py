@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from esr_eval._util.shown import one_line
 from esr_eval._util.spreadsheet import write_frame
 from esr_eval._util.terminal import Terminal
 from esr_eval.episodes.activations import TraceLog, read_traces
@@ -17,6 +16,7 @@ from esr_eval.episodes.latent_effects import LatentEffect, halves, latent_effect
 from esr_eval.episodes.regions import RegionContrast, RegionStatistics, region_statistics
 from esr_eval.logs.reading import Note, read_only
 from esr_eval.report.intervals import with_interval
+from esr_eval.text import one_line
 
 TITLES = {
     "on_topic_before": "on-topic, before any drift",

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from esr_eval._util.shown import one_line
 from esr_eval.report.changes import DIRECTIONS, METRICS, Change, Metric
 from esr_eval.report.intervals import with_interval
 from esr_eval.report.regression import COMPLETED_MARGIN, Comparison, NotComparableError
+from esr_eval.text import one_line
 
 ALL = "all"
 COMPLETED = "completed"

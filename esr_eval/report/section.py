@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.stored import StoredLog, without_place
 from esr_eval.report.comparisons import Compared
+from esr_eval.text import one_line
 
 
 @dataclass(frozen=True)

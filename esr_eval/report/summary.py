@@ -8,11 +8,11 @@ from typing import NamedTuple
 from rich.table import Table
 
 from esr_eval._util import spreadsheet
-from esr_eval._util.shown import one_line
 from esr_eval.logs.runs import Run, told_reasons
 from esr_eval.report.intervals import with_interval
 from esr_eval.report.pairs import PairedDifference, paired_difference
 from esr_eval.stats.rates import Estimate
+from esr_eval.text import one_line
 
 
 class Row(NamedTuple):

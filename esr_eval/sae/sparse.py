@@ -22,9 +22,9 @@ from esr_eval.sae.config import (
     given_folder,
     read_sae_config,
 )
+from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread
 from esr_eval.sae.rows import RowsFile
 from esr_eval.spec import SAERef
-from esr_eval.steering.edits import EncodeFn, LatentEncoder, norm_scale, spread
 
 ELEMENTWISE = frozenset({"standard", "jumprelu"})
 """Architectures whose activation of one latent needs that latent's encoder row alone."""

@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from esr_eval.errors import EsrError
 from esr_eval.model.weights import gpu_memory_gib
 from esr_eval.servers import environment
 from esr_eval.servers.base import LoopbackServer
@@ -197,3 +198,34 @@ def _environment(plugin: Path) -> dict[str, str]:
         ours |= {"VLLM_CPU_KVCACHE_SPACE": CPU_CACHE_GIB, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         ours["OMP_NUM_THREADS"] = kept.get("OMP_NUM_THREADS", "1")
     return {**kept, **ours}
+
+
+def own_server(runtime: Runtime, report: Callable[[str, str], None]) -> str:
+    """Address of the server that `esr-eval serve vllm` started, or that is started now.
+
+    Args:
+        runtime: What it must run.
+        report: Told how the server is, in few words.
+
+    Raises:
+        EsrError: None runs, and none can be started.
+    """
+    url = running_url()
+    if url is not None:
+        return url
+    report("vLLM", "starting a server")
+    adapters = [runtime.adapter] if runtime.adapter else []
+    server = VLLMServer()
+    try:
+        return server.start(
+            runtime.subject,
+            dtype=runtime.dtype,
+            revision=runtime.revision,
+            adapters=adapters,
+            say=lambda line: report("vLLM", line),
+        )
+    except EsrError as error:
+        raise EsrError(
+            f"No vLLM server runs here, and none could be started: {error} Or name one with "
+            "--model-base-url."
+        ) from error

@@ -1,13 +1,12 @@
 """Rates of two conditions compared, over replayed pairs of trials or over unlike trials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esr_eval.logs.runs import TrialKey
 from esr_eval.stats.bootstrap import RESAMPLES, bootstrap_intervals
 from esr_eval.stats.rates import Estimate, Floats, Rate, cluster_counts, rate
 from esr_eval.stats.tests import mcnemar_tests, pooled_t_test, sign_flip_test
@@ -48,22 +47,6 @@ class PairedComparison(Comparison):
     only_second: int
     mcnemar: float
     mcnemar_mid_p: float
-
-
-def shared_trials(
-    first: Mapping[TrialKey, float], second: Mapping[TrialKey, float]
-) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Values of the trials that both conditions have, in one order, and their latents.
-
-    Trials pair by latent, topic, seed and epoch; those with NaN in either condition drop out.
-    """
-    keys = [key for key in first if key in second and not np.isnan((first[key], second[key])).any()]
-    keys.sort(key=lambda key: (key.latent, key.topic, key.seed, key.epoch))
-    return (
-        np.array([first[key] for key in keys], dtype=float),
-        np.array([second[key] for key in keys], dtype=float),
-        np.array([key.latent for key in keys], dtype=np.int64),
-    )
 
 
 def compare_pairs(

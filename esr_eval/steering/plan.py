@@ -10,9 +10,10 @@ from torch import Tensor
 
 from esr_eval._util.digests import file_sha256
 from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import EncodeFn
 from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout
-from esr_eval.steering.edits import NO_END, EncodeFn, LayerEdits, Term
+from esr_eval.steering.edits import NO_END, LayerEdits, Term
 from esr_eval.steering.kernel import MeanParts, Read, Work
 from esr_eval.steering.requests import Passage, Steered
 from esr_eval.subjects import embedded_path

@@ -20,10 +20,10 @@ from esr_eval.backends.ndif.preflight import check_settings, preflight
 from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import LatentEncoder
 from esr_eval.sae.sparse import ELEMENTWISE
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.decoding import Decoding
-from esr_eval.steering.edits import LatentEncoder
 from esr_eval.steering.kernel import Work, reduced
 from esr_eval.steering.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
 from esr_eval.steering.requests import Generated, Passage, Reading, Row

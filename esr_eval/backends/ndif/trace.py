@@ -25,6 +25,7 @@ from esr_eval.steering.kernel import Work, force, residual, softcapped
 from esr_eval.subjects import embedded_path
 
 SENT_BY_VALUE = (
+    "esr_eval.sae.encoder",
     "esr_eval.steering.edits",
     "esr_eval.steering.sampling",
     "esr_eval.steering.decoding",

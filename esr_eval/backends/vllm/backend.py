@@ -19,8 +19,8 @@ from esr_eval.backends.vllm.payload import Payloads, residual_args, sampling_arg
 from esr_eval.backends.vllm.preflight import check_server, check_trust, first_check
 from esr_eval.backends.vllm.results import Saved
 from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import EncodeFn
 from esr_eval.spec import Readout, Runtime, Span
-from esr_eval.steering.edits import EncodeFn
 from esr_eval.steering.kernel import reduced
 from esr_eval.steering.requests import Generated, Passage, Reading, Row, Steered
 from esr_eval.steering.results import (
@@ -57,8 +57,7 @@ class VLLMBackend(Chat):
 
         Args:
             runtime: What the server must run.
-            remote: Where it is; without an address, the server of `esr-eval serve vllm`, which
-                is started when it is installed but does not run.
+            remote: Where it is.
             report: Told how the server is, in few words.
 
         Raises:
@@ -66,7 +65,8 @@ class VLLMBackend(Chat):
         """
         super().__init__(runtime, remote.sae_rows)
         key = remote.api_key or os.environ.get(KEY_ENV)
-        url = remote.base_url or _own_server(runtime, report)
+        assert remote.base_url is not None  # whoever starts servers knows which one
+        url = remote.base_url
         self._server = Server(url, key, remote.wait, report)
         check_trust(url, remote.trust_server)
         self._found = first_check(self._server, self)
@@ -223,28 +223,3 @@ def _all_at_once(one: Callable[[Request], Result], requests: Sequence[Request]) 
         return [one(requests[0])]
     with ThreadPoolExecutor(max_workers=len(requests) or 1) as threads:
         return list(threads.map(one, requests))
-
-
-def _own_server(runtime: Runtime, report: Callable[[str, str], None]) -> str:
-    """Address of the server that `esr-eval serve vllm` started, or starts now."""
-    from esr_eval.servers.vllm import VLLMServer, running_url
-
-    url = running_url()
-    if url is not None:
-        return url
-    report("vLLM", "starting a server")
-    adapters = [runtime.adapter] if runtime.adapter else []
-    server = VLLMServer()
-    try:
-        return server.start(
-            runtime.subject,
-            dtype=runtime.dtype,
-            revision=runtime.revision,
-            adapters=adapters,
-            say=lambda line: report("vLLM", line),
-        )
-    except EsrError as error:
-        raise EsrError(
-            f"No vLLM server runs here, and none could be started: {error} Or name one with "
-            "--model-base-url."
-        ) from error

@@ -15,15 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esr_eval.steering.edits import (
-    NO_END,
-    Change,
-    LatentEncoder,
-    LayerEdits,
-    Term,
-    norm_scale,
-    spread,
-)
+from esr_eval.sae.encoder import LatentEncoder, norm_scale, spread
+from esr_eval.steering.edits import NO_END, Change, LayerEdits, Term
 
 _DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}

@@ -8,6 +8,7 @@ the server compiles once, with the request's rows as plain bytes beside it.
 import base64
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from esr_eval.backends.vllm.names import SAMPLING_ARG
 from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import LatentEncoder, packed
 from esr_eval.sae.sparse import ELEMENTWISE, SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout, Span
-from esr_eval.steering.edits import LatentEncoder, packed
 from esr_eval.steering.plan import load_vector
 from esr_eval.steering.requests import Steered
 from esr_eval.steering.sampling import Sampling
@@ -29,6 +30,7 @@ from esr_eval.steering.sampling import Sampling
 HOOKS_ARG = "apply_hooks"
 """Extra argument of a request in which vLLM-lens expects hooks."""
 
+_OURS = re.compile(r"^from esr_eval\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
 NOTHING: dict[str, Any] = {"normalisation": "none", "terms": [], "clamped": None, "reads": []}
 """A layer's plan that neither edits nor reads."""
 _EXPRESSION = "exec(boot, space := {}) or space['load'](expression, boot, source, data)"
@@ -72,10 +74,9 @@ def hook_source() -> str:
     """The source text that runs on the server: the edits and the hook, without our imports."""
     texts = [
         (resources.files("esr_eval") / name).read_text("utf-8")
-        for name in ("steering/edits.py", "backends/vllm/hook.py")
+        for name in ("sae/encoder.py", "steering/edits.py", "backends/vllm/hook.py")
     ]
-    lines = "\n".join(texts).splitlines()
-    return "\n".join(line for line in lines if not line.startswith("from esr_eval."))
+    return _OURS.sub("", "\n".join(texts))
 
 
 class Payloads:

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.episodes.activations import TraceLog, read_traces
 from esr_eval.episodes.latent_effects import latent_effects
 from esr_eval.episodes.regions import RegionContrast, RegionStatistics, region_statistics
@@ -23,6 +22,7 @@ from esr_eval.report.section import (
 from esr_eval.report.style import embed, look
 from esr_eval.report.text import NONE, certainty, count, p_value
 from esr_eval.report.trace_plot import trace_figure
+from esr_eval.text import one_line
 
 MOST_TRACES = 3
 SET_TITLES = {

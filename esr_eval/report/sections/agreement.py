@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.errors import EsrError
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.stored import StoredLog
@@ -11,6 +10,7 @@ from esr_eval.report.intervals import with_interval
 from esr_eval.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.report.text import NONE, count, percent
 from esr_eval.stats.rates import Rate
+from esr_eval.text import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.detectors.discovery import find_detectors
 from esr_eval.detectors.report import RULES, DetectorReport, Rule
 from esr_eval.errors import EsrError
@@ -10,6 +9,7 @@ from esr_eval.logs.stored import StoredLog
 from esr_eval.report.detector_table import figures
 from esr_eval.report.section import Evidence, Part, Section, Table, unusable
 from esr_eval.report.text import NONE, count
+from esr_eval.text import one_line
 
 MOST_ROWS = 40
 RULE_TITLES: dict[Rule, str] = {

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import Condition
 from esr_eval.report.plots import CHANGE_BINS, SCORE_BINS, histogram
 from esr_eval.report.section import Evidence, Paragraph, Part, Pictures, Section
 from esr_eval.stats.rates import Floats
+from esr_eval.text import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

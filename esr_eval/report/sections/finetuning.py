@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.measures import Measured
 from esr_eval.report.finetuning import Boosted, Finetuning, Unboosted, finetuning_of
 from esr_eval.report.finetuning_table import (
@@ -16,6 +15,7 @@ from esr_eval.report.finetuning_table import (
 from esr_eval.report.plots import curves
 from esr_eval.report.section import Evidence, Part, Picture, Pictures, Section, Table
 from esr_eval.report.text import count, percent
+from esr_eval.text import one_line
 
 Points = dict[str, list[tuple[float, Measured]]]
 

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import Condition
 from esr_eval.report.plots import scatter
 from esr_eval.report.section import Evidence, Picture, Pictures, Section
 from esr_eval.report.text import count
+from esr_eval.text import one_line
 
 FEWEST = 3
 """Latents below which a scatter says nothing."""

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.measures import TITLES
 from esr_eval.report.comparisons import Compared
 from esr_eval.report.intervals import with_interval
 from esr_eval.report.section import Evidence, Section, Table
 from esr_eval.report.text import NONE, certainty, count, p_value
+from esr_eval.text import one_line
 
 LEVEL = 0.05
 

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import SHARES, TITLES
 from esr_eval.report.published import (
@@ -14,6 +13,7 @@ from esr_eval.report.published import (
 )
 from esr_eval.report.section import Evidence, Section, Table
 from esr_eval.report.text import NONE, count, mean, percent
+from esr_eval.text import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import HOLISTIC
 from esr_eval.report.section import Evidence, Section, Table
 from esr_eval.report.text import mean, percent
+from esr_eval.text import one_line
 
 
 def section(evidence: Evidence) -> Section | None:

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from esr_eval._util.shown import one_line
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import Measured, measure
 from esr_eval.report.plots import curves
 from esr_eval.report.section import Evidence, Part, Picture, Pictures, Section, Table
 from esr_eval.report.text import mean, percent
+from esr_eval.text import one_line
 
 Levels = list[tuple[float, dict[str, Measured]]]
 

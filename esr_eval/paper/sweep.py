@@ -9,12 +9,12 @@ from esr_eval._util.terminal import note
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import read_facts
 from esr_eval.finetune.data import read_examples
-from esr_eval.finetune.sweep_plan import Adapter, Sweep
-from esr_eval.finetune.sweep_steps import adapter_steps, base_steps
 from esr_eval.finetune.train import SET_FILE, STATE_FILE, planned_steps, train
 from esr_eval.logs.reading import Note
 from esr_eval.paper.run import Paper, finished, run_step
 from esr_eval.paper.steps import Step
+from esr_eval.paper.sweep_plan import Adapter, Sweep
+from esr_eval.paper.sweep_steps import adapter_steps, base_steps
 from esr_eval.provider.arguments import ModelArgs
 
 EXAMPLES_PER_SECOND = {"smollm2-135m": 1.1}

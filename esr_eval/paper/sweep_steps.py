@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from esr_eval.finetune.sweep_plan import Adapter, Sizes, Sweep
 from esr_eval.paper.run import responses_to_calibrate
 from esr_eval.paper.steps import Logs, Step
+from esr_eval.paper.sweep_plan import Adapter, Sizes, Sweep
 
 
 def base_steps(sweep: Sweep) -> list[Step]:
