@@ -1,3 +1,5 @@
+import shutil
+
 """Stored answers read token by token: the task, its arrays, its tables and its figure."""
 
 import math
@@ -188,7 +190,7 @@ def test_samples_that_failed_are_counted(logs, tmp_path):
     path = tmp_path / "failed.eval"
     write_eval_log(log, str(path))
     folder = Path(read.location.removeprefix("file://")).parent
-    (tmp_path / "activations").symlink_to(folder / "activations")
+    shutil.copytree(folder / "activations", tmp_path / "activations")
     found = read_traces(str(path))
     assert (len(found.traces), found.errored, found.missing) == (6, 2, 0)
 
@@ -346,7 +348,7 @@ def test_a_verdict_that_cannot_be_used_leaves_the_activations(logs, tmp_path):
     path = tmp_path / "unjudged.eval"
     write_eval_log(log, str(path))
     folder = Path(read.location.removeprefix("file://")).parent
-    (tmp_path / "activations").symlink_to(folder / "activations")
+    shutil.copytree(folder / "activations", tmp_path / "activations")
     traces = {trace.sample_id: trace for trace in read_traces(str(path)).traces}
     unjudged = traces[log.samples[0].id]
     assert unjudged.regions is None and (unjudged.kinds == "").all()
