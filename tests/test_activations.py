@@ -1,8 +1,7 @@
-import shutil
-
 """Stored answers read token by token: the task, its arrays, its tables and its figure."""
 
 import math
+import shutil
 import warnings
 from pathlib import Path
 
