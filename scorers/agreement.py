@@ -91,20 +91,20 @@ def another_judge(judge: Model) -> Scorer:
 
 def agreement(scores: list[float] | None, recorded: list[float]) -> dict[str, float]:
     """Whether two verdicts agree; NaN where there is nothing to agree on."""
-    found = dict.fromkeys(AGREEMENTS, NAN)
+    numbers = dict.fromkeys(AGREEMENTS, NAN)
     if scores is None:
-        return found
-    found["agrees"] = float((len(scores) > 1) == (len(recorded) > 1))
+        return numbers
+    numbers["agrees"] = float((len(scores) > 1) == (len(recorded) > 1))
     if len(scores) > 1 and len(recorded) > 1:
         up, recorded_up = (given[-1] > given[0] for given in (scores, recorded))
-        found["agrees_on_direction"] = float(up == recorded_up)
-    return found
+        numbers["agrees_on_direction"] = float(up == recorded_up)
+    return numbers
 
 
 def _metrics() -> dict[str, list[Metric]]:
-    found = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
-    found["first_score"].append(other_scale())
-    return found
+    every = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
+    every["first_score"].append(other_scale())
+    return every
 
 
 def _verdict_values(scores: list[float] | None) -> dict[str, float]:

@@ -58,9 +58,9 @@ def metrics() -> dict[str, list[Metric]]:
     """Mean and interval for every key; the main ones first."""
     order = ("multi_attempt", "esr", "improved", "first_score", "change")
     keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
-    found = keyed_metrics(RATES, MEANS)
-    found["first_score"].append(other_scale())
-    return {key: found[key] for key in keys}
+    every = keyed_metrics(RATES, MEANS)
+    every["first_score"].append(other_scale())
+    return {key: every[key] for key in keys}
 
 
 def grouped_metrics(field: str) -> dict[str, list[Metric]]:
@@ -69,9 +69,9 @@ def grouped_metrics(field: str) -> dict[str, list[Metric]]:
     Args:
         field: Key of the sample metadata.
     """
-    found: dict[str, list[Metric]] = {key: [grouped(mean(), field, all=False)] for key in metrics()}
-    found["first_score"].append(other_scale())
-    return found
+    every: dict[str, list[Metric]] = {key: [grouped(mean(), field, all=False)] for key in metrics()}
+    every["first_score"].append(other_scale())
+    return every
 
 
 @scorer(metrics=metrics())
@@ -120,38 +120,38 @@ class Outcome(NamedTuple):
 
 def values(outcome: Outcome | None) -> dict[str, float]:
     """A trial's numbers; None stands for a trial that failed."""
-    found: dict[str, float] = dict.fromkeys((*RATES, *MEANS), NAN)
-    found["errored"] = float(outcome is None)
+    numbers: dict[str, float] = dict.fromkeys((*RATES, *MEANS), NAN)
+    numbers["errored"] = float(outcome is None)
     if outcome is None:
-        return found
-    found |= {
+        return numbers
+    numbers |= {
         "unscored": float(outcome.scores is None),
         "degraded": float(outcome.degraded),
         "restart_phrase": float(outcome.restarts > 0),
     }
     if outcome.scores is None:
-        return found
-    found |= _judged(outcome.scores)
+        return numbers
+    numbers |= _judged_numbers(outcome.scores)
     multi = len(outcome.scores) > 1
-    found["disagreement"] = float(multi != (outcome.restarts > 0))
+    numbers["disagreement"] = float(multi != (outcome.restarts > 0))
     if not outcome.degraded:
         clean = ("multi_attempt", "esr", "first_score")
-        found |= {f"{key}_clean": found[key] for key in clean}
-    return found
+        numbers |= {f"{key}_clean": numbers[key] for key in clean}
+    return numbers
 
 
-def _judged(scores: list[float]) -> Mapping[str, float]:
+def _judged_numbers(scores: list[float]) -> Mapping[str, float]:
     if not scores:
         return {"no_attempt": 1.0}
     multi = len(scores) > 1
     change = scores[-1] - scores[0]
-    found = {
+    numbers = {
         "no_attempt": 0.0,
         "multi_attempt": float(multi),
         "esr": float(multi and change > 0),
         "first_score": scores[0],
     }
-    return found | {"improved": float(change > 0), "change": change} if multi else found
+    return numbers | {"improved": float(change > 0), "change": change} if multi else numbers
 
 
 def scores_of(verdict: Answered[Verdict]) -> list[float] | None:
@@ -174,10 +174,10 @@ def answer(verdict: Answered[Verdict]) -> str:
 
 def details(verdict: Answered[Verdict]) -> dict[str, Any]:
     """What a score's metadata holds of the attempts."""
-    found = verdict.value or Verdict([])
+    known = verdict.value or Verdict([])
     return {
-        "attempts": [attempt._asdict() for attempt in found.attempts],
-        "lenient": found.lenient,
+        "attempts": [attempt._asdict() for attempt in known.attempts],
+        "lenient": known.lenient,
     }
 
 

@@ -1,6 +1,6 @@
 """How concrete the labels of latents are, 0-100, by a judge (paper, choice of latents: 65 and up).
 
-Labels are asked about in batches. Answers are kept in Inspect's cache, so that a run that was
+Labels are asked about in batches. Replies are kept in Inspect's cache, so that a run that was
 interrupted asks only for the rest.
 
 Source: the paper's choice of latents by concreteness, in words of our own.
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
 async def rate_concreteness(
     grader: Model, labels: Sequence[str], *, cache: bool | CachePolicy = CACHE
 ) -> list[Rating]:
-    """Rate labels; those that an answer leaves out, or rates unusably, are asked about once more.
+    """Rate labels; those that a reply leaves out, or rates unusably, are asked about once more.
 
     Args:
         grader: Who rates.
@@ -137,14 +137,14 @@ async def rate_concreteness(
 async def _rate_all(grader: Model, labels: Sequence[str], cache: bool | CachePolicy) -> Batch:
     batches = [labels[at : at + BATCH] for at in range(0, len(labels), BATCH)]
     try:
-        found = await collect(*(_rate_batch(grader, batch, cache) for batch in batches))
+        rated = await collect(*(_rate_batch(grader, batch, cache) for batch in batches))
     except ExceptionGroup as group:
         # Batches that fail together: what keeps the judge from working is the same for all.
         told = group.subgroup(EsrError)
         raise group if told is None else told.exceptions[0] from None
     scores: dict[str, float] = {}
     reasons: dict[str, Reason] = {}
-    for batch in found:
+    for batch in rated:
         scores |= batch.scores
         reasons |= batch.reasons
     return Batch(scores, reasons)
@@ -154,11 +154,11 @@ async def _rate_batch(grader: Model, labels: Sequence[str], cache: bool | CacheP
     def parse(output: ModelOutput) -> Batch:
         return parse_output(output, labels)
 
-    found: Answered[Batch] = await ask_for(grader, render(labels), parse, CONFIG, cache=cache)
-    if found.value is not None:
-        return found.value
-    assert found.reason is not None
-    return Batch({}, dict.fromkeys(labels, found.reason))
+    rated: Answered[Batch] = await ask_for(grader, render(labels), parse, CONFIG, cache=cache)
+    if rated.value is not None:
+        return rated.value
+    assert rated.reason is not None
+    return Batch({}, dict.fromkeys(labels, rated.reason))
 
 
 def render(labels: Sequence[str]) -> list[ChatMessage]:
@@ -178,9 +178,9 @@ def parse_request(messages: Sequence[ChatMessage]) -> dict[int, str]:
         ValueError: The messages hold no such question.
     """
     for message in messages:
-        found = disclose(message.text, _HEADER) if message.role == "user" else None
-        if found is not None:
-            entries = [json.loads(line) for line in found[1].splitlines()]
+        read = disclose(message.text, _HEADER) if message.role == "user" else None
+        if read is not None:
+            entries = [json.loads(line) for line in read[1].splitlines()]
             return {int(entry["id"]): str(entry["label"]) for entry in entries}
     raise ValueError("the messages hold no request for concreteness")
 

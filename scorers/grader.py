@@ -164,16 +164,16 @@ async def ask_for(
     reminder: str = "Answer again with the JSON object only.",
     cache: bool | CachePolicy = False,
 ) -> Answered[T]:
-    """Ask a grader whatever has an answer that can be parsed; once more if it cannot be used.
+    """Ask a grader whatever has a reply that can be parsed; once more if it cannot be used.
 
-    The second request tells what was wrong; after a truncated answer it leaves more room, and
+    The second request tells what was wrong; after a truncated reply it leaves more room, and
     after an error of the provider it carries no schema (some hosted models refuse every request
     that does).
 
     Args:
         grader: Whom to ask.
         messages: The question.
-        parse: Turns the output into the answer, or raises `Rejected`.
+        parse: Turns the output into the value, or raises `Rejected`.
         config: Settings of the request, `max_tokens` among them; a limit set on the grader itself
             (a reasoning model needs a higher one) comes first.
         reminder: What the second request says beside the problem.
@@ -197,16 +197,16 @@ async def ask_for(
 
 
 class _Unusable(Exception):  # noqa: N818 - an outcome that is passed on, not a fault
-    def __init__(self, why: Rejected, answer: str | None) -> None:
+    def __init__(self, why: Rejected, reply: str | None) -> None:
         super().__init__(why.problem)
         self.why = why
-        self.answer = answer
+        self.reply = reply
 
     def follow_up(self, reminder: str) -> list[ChatMessage]:
-        if self.answer is None:
+        if self.reply is None:
             return []
         return [
-            ChatMessageAssistant(content=self.answer or "(no answer)"),
+            ChatMessageAssistant(content=self.reply or "(no answer)"),
             ChatMessageUser(content=f"That could not be used: {self.why.problem}. {reminder}"),
         ]
 

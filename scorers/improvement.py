@@ -104,9 +104,9 @@ class _Judgement(Reply):
 
 def metrics() -> dict[str, list[Metric]]:
     """Mean and interval for every key, and whether the judge kept to its scale."""
-    found = keyed_metrics(RATES, MEANS)
-    found["improvement"].append(other_scale(top=10))
-    return found
+    every = keyed_metrics(RATES, MEANS)
+    every["improvement"].append(other_scale(top=10))
+    return every
 
 
 @scorer(metrics=metrics())

@@ -18,7 +18,7 @@ NAN = float("nan")
 """Value of a key that is not defined for a trial: Inspect leaves it out of that key's metrics."""
 
 Bounds = dict[str, float]
-_NOTHING = {"lower": float("nan"), "upper": float("nan"), "clusters": 0.0}
+_NOTHING = {"lower": NAN, "upper": NAN, "clusters": 0.0}
 
 _CEILINGS = {1: 3, 10: 10}
 """Upper ends of other scales, and how many scores it takes to suspect one."""
@@ -36,10 +36,10 @@ def keyed_metrics(
         means: Keys of other numbers; they come first.
         cluster: Key of the sample metadata that names the cluster.
     """
-    found: dict[str, list[Metric]] = {
+    every: dict[str, list[Metric]] = {
         key: [mean(), mean_interval(cluster=cluster)] for key in means
     }
-    return found | {key: [mean(), rate_interval(cluster=cluster)] for key in rates}
+    return every | {key: [mean(), rate_interval(cluster=cluster)] for key in rates}
 
 
 @metric
@@ -73,8 +73,8 @@ def mean_interval(cluster: str = "latent") -> Metric:
     """
 
     def bounds(scores: list[SampleScore], clusters: list[int]) -> Bounds:
-        found = ci(cluster=cluster if len(set(clusters)) > 1 else None)
-        return cast(Bounds, cast(Callable[[list[SampleScore]], Value], found)(scores))
+        interval = ci(cluster=cluster if len(set(clusters)) > 1 else None)
+        return cast(Bounds, cast(Callable[[list[SampleScore]], Value], interval)(scores))
 
     return cast(Metric, _clustered(bounds, cluster))
 
@@ -87,8 +87,8 @@ def _clustered(
             return dict(_NOTHING)
         names = [(score.sample_metadata or {}).get(cluster) for score in scores]
         number = {name: index for index, name in enumerate(dict.fromkeys(names))}
-        found = bounds(scores, [number[name] for name in names])
-        return {**found, "clusters": float(len(number))}
+        interval = bounds(scores, [number[name] for name in names])
+        return {**interval, "clusters": float(len(number))}
 
     return compute
 
@@ -143,7 +143,7 @@ def other_scale(top: int = 100) -> Metric:
 
     def compute(scores: list[SampleScore]) -> Value:
         if not scores:
-            return float("nan")
+            return NAN
         given = [score for sample in scores for score in _given(sample)]
         judge = str((scores[0].score.metadata or {}).get("judge", "?"))
         return float(warn_of_scale(given, judge, top))

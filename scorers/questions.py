@@ -66,16 +66,16 @@ def enclose(header: str, text: str, what: str = "response") -> str:
 
 def disclose(question: str, header: re.Pattern[str]) -> tuple[re.Match[str], str] | None:
     """Read `enclose`'s question back: the header's match and the text; None for any other."""
-    found = header.match(question)
-    marked = _FENCE.match(question, found.end()) if found else None
-    if found is None or marked is None:
+    head = header.match(question)
+    marked = _FENCE.match(question, head.end()) if head else None
+    if head is None or marked is None:
         return None
     rest = question[marked.end() :]
     opening, closing = f"<<<{marked['fence']}\n", f"\n{marked['fence']}>>>\n"
     end = rest.find(closing)
     if not rest.startswith(opening) or end < len(opening) - 1:
         return None
-    return found, rest[len(opening) : end]
+    return head, rest[len(opening) : end]
 
 
 def trial_question(rubric: str, request: Request, kind: str | None = None) -> list[ChatMessage]:
@@ -99,17 +99,17 @@ def trial_question(rubric: str, request: Request, kind: str | None = None) -> li
 
 
 def read_trial_question(messages: Sequence[ChatMessage], kind: str | None = None) -> Request:
-    """Read `trial_question` back; follow-ups after an answer that was rejected are skipped.
+    """Read `trial_question` back; follow-ups after a reply that was rejected are skipped.
 
     Raises:
         ValueError: The messages hold no such question.
     """
     header = re.compile(re.escape(_kind_line(kind)) + _TRIAL.pattern)
     for message in messages:
-        found = disclose(message.text, header) if message.role == "user" else None
-        if found is not None:
-            match, response = found
-            return Request(json.loads(match["task"]), json.loads(match["label"]), response)
+        read = disclose(message.text, header) if message.role == "user" else None
+        if read is not None:
+            head, response = read
+            return Request(json.loads(head["task"]), json.loads(head["label"]), response)
     raise ValueError(f"the messages hold no grading request for {kind or 'attempts'}")
 
 

@@ -175,16 +175,16 @@ def locate(marked: Sequence[tuple[Kind, str]], response: str) -> list[Region]:
     cursor = 0
     for number, (kind, first) in enumerate(marked, 1):
         what = f"the first words of region {number}"
-        found = place_quote(finder, first, cursor, what, "come too early")
-        cursor = found.end
+        place = place_quote(finder, first, cursor, what, "come too early")
+        cursor = place.end
         if number == 1:
-            if len(response[: found.start].split()) > _UNMARKED_WORDS:
+            if len(response[: place.start].split()) > _UNMARKED_WORDS:
                 raise Rejected(
                     "incomplete", "the first region does not begin with the response's first words"
                 )
             starts.append((kind, 0))
         elif kind != starts[-1][0]:
-            starts.append((kind, found.start))
+            starts.append((kind, place.start))
     ends = [start for _, start in starts[1:]] + [len(response)]
     return [Region(kind, start, end) for (kind, start), end in zip(starts, ends, strict=True)]
 

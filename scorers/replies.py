@@ -129,9 +129,9 @@ def place_quote(finder: Finder, quote: str, start: int, what: str, misplaced: st
     Raises:
         Rejected: It has no such place.
     """
-    found = finder.first(quote, start)
-    if found is not None:
-        return found
+    place = finder.first(quote, start)
+    if place is not None:
+        return place
     what = f'{what}, "{quote[:80]}",'
     if finder.first(quote) is None:
         raise Rejected("quote_not_found", f"{what} are not in it")
@@ -143,7 +143,7 @@ def completed(output: ModelOutput, advice: str = "answer more briefly") -> str:
 
     Args:
         output: What the judge said.
-        advice: What would have kept the answer within its limit.
+        advice: What would have kept the reply within its limit.
 
     Raises:
         Rejected: It did not.
@@ -163,7 +163,7 @@ def read_json(text: str, form: type[R]) -> R:
     It is the whole reply, or a code fence's, as a rule. If not, it is looked for: after tags of
     thinking, among other words, and mended where that has one meaning (a trailing comma, line ends
     and backslashes that are not escaped). A bare list stands for the form's only field; fields that
-    nobody asked for are passed over. The same answer twice is one answer; two that differ, or one
+    nobody asked for are passed over. The same twice is one reply; two that differ, or one
     beside another that is broken, are `ambiguous`, for a response that is quoted may hold one.
 
     Raises:
@@ -172,42 +172,42 @@ def read_json(text: str, form: type[R]) -> R:
     text = text.strip().strip("\ufeff").strip()
     if not text:
         raise Rejected("empty_output", "the answer was empty")
-    answered = without_thinking(text).strip()
-    for whole in dict.fromkeys((text, answered)):
+    said = without_thinking(text).strip()
+    for whole in dict.fromkeys((text, said)):
         fenced = _FENCED.match(whole)
         try:
             data = json.loads(fenced[1] if fenced else whole)
         except (ValueError, RecursionError):
             continue
         return _whole(data, form)
-    found: list[R] = []
+    replies: list[R] = []
     problems: list[Rejected] = []
-    for value in find_json(answered):
+    for value in find_json(said):
         try:
-            found += _answers(value, form)
+            replies += _replies_in(value, form)
         except Rejected as why:
             problems.append(why)
-    if found and (problems or any(other != found[0] for other in found)):
+    if replies and (problems or any(other != replies[0] for other in replies)):
         raise Rejected("ambiguous", "the answer held more than one JSON object of this form")
-    if found:
-        return found[0]
+    if replies:
+        return replies[0]
     if problems:
         raise problems[0]
-    if _REFUSAL.match(answered.translate({0x2019: "'"})):
+    if _REFUSAL.match(said.translate({0x2019: "'"})):
         raise Rejected("refusal", "the grader declined to grade")
     raise Rejected("invalid_json", _NO_JSON)
 
 
 def _whole(data: Any, form: type[R]) -> R:
-    """Data that is the whole reply: whatever it is, it is meant as the answer."""
+    """Data that is the whole reply: whatever it is, it is meant as the form."""
     if data == [] and (field := _list_of(form)):
         data = {field: []}
-    found = list(_answers(data, form))
-    return found[0] if len(found) == 1 else _validated(data, form)
+    replies = list(_replies_in(data, form))
+    return replies[0] if len(replies) == 1 else _validated(data, form)
 
 
-def _answers(value: Any, form: type[R]) -> Iterator[R]:
-    """The answers in one piece of JSON, which may be wrapped once; none where it is about else."""
+def _replies_in(value: Any, form: type[R]) -> Iterator[R]:
+    """The replies in one piece of JSON, which may be wrapped once; none where it is about else."""
     fields = form.model_fields.keys()
     if isinstance(value, Broken):
         listed = value.text.startswith("[") and _list_of(form) is not None
@@ -303,10 +303,10 @@ def _mended(token: re.Match[str]) -> str:
     return _ESCAPE.sub(_escaped, token[0])
 
 
-def _escaped(found: re.Match[str]) -> str:
-    if found["valid"]:
-        return found[0]
-    return "'" if found["quote"] else r"\\"
+def _escaped(mark: re.Match[str]) -> str:
+    if mark["valid"]:
+        return mark[0]
+    return "'" if mark["quote"] else r"\\"
 
 
 def _closing(text: str, start: int) -> int:
