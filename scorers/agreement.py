@@ -13,14 +13,12 @@ from inspect_ai.model import Model
 from inspect_ai.scorer import Metric, Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.scorers.explain import answer, judge_line
-from esr_eval.scorers.grader import Verdict, ask
-from esr_eval.scorers.keyed import NAN, keyed_metrics
-from esr_eval.scorers.rubric import RUBRIC_VERSION
-from esr_eval.scorers.scale import other_scale
-from esr_eval.scorers.trials import plain, task_of, trial_of
-from esr_eval.scorers.values import Outcome
-from esr_eval.scorers.values import values as trial_values
+from esr_eval.scorers.attempts import Outcome, answer, details, scores_of
+from esr_eval.scorers.attempts import values as trial_values
+from esr_eval.scorers.grader import Answered, ask
+from esr_eval.scorers.metrics import NAN, keyed_metrics, other_scale
+from esr_eval.scorers.rubric import RUBRIC_VERSION, Verdict
+from esr_eval.scorers.trials import judged, plain, task_of, trial_of, unscored_because
 
 CLUSTER = "cluster"
 RECORD = "record"
@@ -28,7 +26,7 @@ RECORD_SCORER = "judge_of_record"
 
 VERDICT_MEANS = ("first_score",)
 VERDICT_RATES = ("multi_attempt", "esr", "improved", "no_attempt", "unscored")
-"""As in `esr_eval.scorers.values`."""
+"""As in `esr_eval.scorers.attempts`."""
 
 AGREEMENTS = {
     "agrees": "both judges say several attempts, or both do not; of responses that both judged",
@@ -68,30 +66,22 @@ def another_judge(judge: Model) -> Scorer:
         judge: Who judges; the scorer is named after it.
     """
 
-    @scorer(
-        name=judge_name(judge),
-        metrics=_metrics(),
-    )
+    @scorer(name=judge_name(judge), metrics=_metrics())
     def named() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score:
             verdict = await ask(
                 judge, task_of(state), trial_of(state).label, state.output.completion
             )
-            scores = None if verdict.attempts is None else [one.score for one in verdict.attempts]
+            scores = scores_of(verdict)
             recorded = [float(given) for given in _record(state)["scores"]]
-            return Score(
-                value=_verdict_values(scores) | agreement(scores, recorded),
-                answer=answer(verdict),
-                explanation=_explain(verdict, str(judge)),
-                reason=None if scores is not None else "grader_failed",
-                metadata={
-                    "judge": str(judge),
-                    "rubric": RUBRIC_VERSION,
-                    "attempts": [one._asdict() for one in verdict.attempts or []],
-                    "retries": verdict.retries,
-                    "lenient": verdict.lenient,
-                    "unscored_because": verdict.reason,
-                },
+            return judged(
+                verdict,
+                str(judge),
+                RUBRIC_VERSION,
+                _verdict_values(scores) | agreement(scores, recorded),
+                answer(verdict),
+                _explain(verdict),
+                **details(verdict),
             )
 
         return score
@@ -101,20 +91,20 @@ def another_judge(judge: Model) -> Scorer:
 
 def agreement(scores: list[float] | None, recorded: list[float]) -> dict[str, float]:
     """Whether two verdicts agree; NaN where there is nothing to agree on."""
-    found = dict.fromkeys(AGREEMENTS, NAN)
+    numbers = dict.fromkeys(AGREEMENTS, NAN)
     if scores is None:
-        return found
-    found["agrees"] = float((len(scores) > 1) == (len(recorded) > 1))
+        return numbers
+    numbers["agrees"] = float((len(scores) > 1) == (len(recorded) > 1))
     if len(scores) > 1 and len(recorded) > 1:
         up, recorded_up = (given[-1] > given[0] for given in (scores, recorded))
-        found["agrees_on_direction"] = float(up == recorded_up)
-    return found
+        numbers["agrees_on_direction"] = float(up == recorded_up)
+    return numbers
 
 
 def _metrics() -> dict[str, list[Metric]]:
-    found = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
-    found["first_score"].append(other_scale())
-    return found
+    every = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
+    every["first_score"].append(other_scale())
+    return every
 
 
 def _verdict_values(scores: list[float] | None) -> dict[str, float]:
@@ -127,6 +117,6 @@ def _record(state: TaskState) -> Mapping[str, Any]:
     return record
 
 
-def _explain(verdict: Verdict, judge: str) -> str:
-    problem = f"\n- Unscored: {plain(verdict.problem, 300)}" if verdict.attempts is None else ""
-    return f"{plain(answer(verdict))}{problem}\n{judge_line(judge, verdict.retries)}"
+def _explain(verdict: Answered[Verdict]) -> str:
+    problem = f"\n- {unscored_because(verdict)}" if verdict.value is None else ""
+    return f"{plain(answer(verdict))}{problem}"

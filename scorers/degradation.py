@@ -4,12 +4,19 @@ Source: the protocol's measure of degradation (a word of two or more characters,
 in a row); rates are reported with and without such trials.
 """
 
+import re
+from collections.abc import Iterable
+
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.scorers.keyed import NAN, keyed_metrics
-from esr_eval.scorers.runs import is_degraded
+from esr_eval.scorers.metrics import NAN, keyed_metrics
 from esr_eval.scorers.trials import errored
+
+RUN = 5
+"""Repetitions in a row that make an output degraded (the protocol's number)."""
+
+_TOKEN = re.compile(r"\w+(?:['’]\w+)*")
 
 
 @scorer(metrics=keyed_metrics(["degraded"]))
@@ -22,3 +29,20 @@ def degradation() -> Scorer:
         return Score(value={"degraded": value}, answer="errored" if failed else None)
 
     return score
+
+
+def longest_run(words: Iterable[str]) -> int:
+    """Length of the longest run of one word of two or more characters."""
+    longest = run = 0
+    previous = None
+    for word in words:
+        run = run + 1 if word == previous else 1
+        previous = word
+        if len(word) > 1:
+            longest = max(longest, run)
+    return longest
+
+
+def is_degraded(response: str) -> bool:
+    """Whether a word stands five times in a row, whatever its case and the punctuation between."""
+    return longest_run(match[0].casefold() for match in _TOKEN.finditer(response)) >= RUN

@@ -1,43 +1,47 @@
-"""Which model grades, and its verdict on the attempts of a response."""
+"""Which model grades, and how it is asked: once, and once more if its reply was no use."""
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from inspect_ai.model import Model, ModelOutput, get_model, model_roles
+from inspect_ai.model import (
+    CachePolicy,
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelOutput,
+    get_model,
+    model_roles,
+)
+from inspect_ai.util import LimitExceededError
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.asking import QUOTES_REMINDER, Answered, ask_for
-from esr_eval.scorers.outputs import Reason
-from esr_eval.scorers.parsing import Attempt, Located, place_output
-from esr_eval.scorers.rubric import GRADER_CONFIG, render
+from esr_eval.scorers import rubric
+from esr_eval.scorers.questions import Request
+from esr_eval.scorers.replies import Reason, Rejected
 from esr_eval.scorers.secrets import without_secrets
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
-__all__ = [
-    "GRADER_ROLE",
-    "Answered",
-    "Verdict",
-    "ask",
-    "ask_for",
-    "default_grader",
-    "grader_model",
-    "judge_model",
-]
+T = TypeVar("T")
 
 GRADER_ROLE = "grader"
 _OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
 
+QUOTES_REMINDER = (
+    "Answer again with the JSON object only; copy the quotes letter by letter from between the "
+    "fence lines."
+)
 
-class Verdict(NamedTuple):
-    """What the grader found, or why it found nothing that can be used."""
 
-    attempts: list[Attempt] | None
-    reason: Reason | None
-    problem: str
-    retries: int
-    lenient: int = 0
-    """Quotes that were found only by passing over more than case, spaces and markdown."""
+class Answered(NamedTuple, Generic[T]):
+    """What a judge said: a value that can be used, or why there is none."""
+
+    value: T | None
+    reason: Reason | None = None
+    problem: str = ""
+    retries: int = 0
 
 
 def default_grader(model: str) -> str:
@@ -130,22 +134,108 @@ def _no_key(name: str) -> str:
     )
 
 
-async def ask(grader: Model, task: str, label: str, response: str) -> Verdict:
-    """Get a verdict on one response; a verdict that cannot be used is asked for once more.
+async def ask(grader: Model, task: str, label: str, response: str) -> Answered[rubric.Verdict]:
+    """Get a verdict on the attempts of one response.
+
+    Args:
+        grader: Whom to ask.
+        task: What the model was asked.
+        label: What the boosted latent stands for.
+        response: What the model answered.
 
     Raises:
         EsrError: The grader cannot work at all (say, its package is missing).
         LimitExceededError: The sample's own limits were reached.
     """
 
-    def parse(output: ModelOutput) -> Located:
-        return place_output(output, response)
+    def parse(output: ModelOutput) -> rubric.Verdict:
+        return rubric.parse_output(output, response)
 
-    messages = render(task, label, response)
-    found: Answered[Located] = await ask_for(
-        grader, messages, parse, GRADER_CONFIG, reminder=QUOTES_REMINDER
-    )
-    if found.value is None:
-        return Verdict(None, found.reason, found.problem, found.retries)
-    attempts, lenient = found.value
-    return Verdict(attempts, None, "", found.retries, lenient)
+    question = rubric.render(Request(task, label, response))
+    return await ask_for(grader, question, parse, rubric.CONFIG, reminder=QUOTES_REMINDER)
+
+
+async def ask_for(
+    grader: Model,
+    messages: list[ChatMessage],
+    parse: Callable[[ModelOutput], T],
+    config: GenerateConfig,
+    *,
+    reminder: str = "Answer again with the JSON object only.",
+    cache: bool | CachePolicy = False,
+) -> Answered[T]:
+    """Ask a grader whatever has a reply that can be parsed; once more if it cannot be used.
+
+    The second request tells what was wrong; after a truncated reply it leaves more room, and
+    after an error of the provider it carries no schema (some hosted models refuse every request
+    that does).
+
+    Args:
+        grader: Whom to ask.
+        messages: The question.
+        parse: Turns the output into the value, or raises `Rejected`.
+        config: Settings of the request, `max_tokens` among them; a limit set on the grader itself
+            (a reasoning model needs a higher one) comes first.
+        reminder: What the second request says beside the problem.
+        cache: Inspect's cache, for requests that another run may repeat.
+
+    Raises:
+        EsrError: The grader cannot work at all (say, its package is missing).
+        LimitExceededError: The sample's own limits were reached.
+    """
+    room = grader.config.max_tokens or config.max_tokens
+    config = config.model_copy(update={"max_tokens": room})
+    try:
+        return Answered(await _once(grader, messages, parse, config, cache))
+    except _Unusable as first:
+        messages = [*messages, *first.follow_up(reminder)]
+        config = first.relax(config)
+    try:
+        return Answered(await _once(grader, messages, parse, config, cache), retries=1)
+    except _Unusable as second:
+        return Answered(None, second.why.reason, second.why.problem, 1)
+
+
+class _Unusable(Exception):  # noqa: N818 - an outcome that is passed on, not a fault
+    def __init__(self, why: Rejected, reply: str | None) -> None:
+        super().__init__(why.problem)
+        self.why = why
+        self.reply = reply
+
+    def follow_up(self, reminder: str) -> list[ChatMessage]:
+        if self.reply is None:
+            return []
+        return [
+            ChatMessageAssistant(content=self.reply or "(no answer)"),
+            ChatMessageUser(content=f"That could not be used: {self.why.problem}. {reminder}"),
+        ]
+
+    def relax(self, config: GenerateConfig) -> GenerateConfig:
+        if self.why.reason == "truncated" and config.max_tokens:
+            return config.model_copy(update={"max_tokens": 4 * config.max_tokens})
+        if self.why.reason == "grader_error":
+            return config.model_copy(update={"response_schema": None})
+        return config
+
+
+async def _once(
+    grader: Model,
+    messages: list[ChatMessage],
+    parse: Callable[[ModelOutput], T],
+    config: GenerateConfig,
+    cache: bool | CachePolicy,
+) -> T:
+    try:
+        output = await grader.generate(messages, config=config, cache=cache)
+    except (EsrError, LimitExceededError):
+        raise
+    except Exception as error:
+        # Whatever a provider raises, the trial is counted as unscored, with this reason.
+        said = without_secrets(str(error), [getattr(grader.api, "api_key", None)])
+        detail = (said.strip().splitlines() or [""])[-1][:200]
+        why = Rejected("grader_error", f"{type(error).__name__}: {detail}")
+        raise _Unusable(why, None) from error
+    try:
+        return parse(output)
+    except Rejected as why:
+        raise _Unusable(why, output.completion) from None

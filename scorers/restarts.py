@@ -9,27 +9,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.scorers.metrics import mean_interval, rate_interval
+from esr_eval.scorers.metrics import NAN, keyed_metrics
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.trials import errored, plain
 
 
-@scorer(
-    metrics={
-        "restart_phrase": [mean(), rate_interval(cluster="latent")],
-        "restarts": [mean(), mean_interval(cluster="latent")],
-    }
-)
+@scorer(metrics=keyed_metrics(["restart_phrase"]) | keyed_metrics((), ["restarts"]))
 def restarts() -> Scorer:
     """Whether, and how often, the response says in so many words that it starts over."""
 
     async def score(state: TaskState, target: Target) -> Score:
         if errored() is not None:
-            nan = float("nan")
-            return Score(value={"restart_phrase": nan, "restarts": nan}, answer="errored")
+            return Score(value={"restart_phrase": NAN, "restarts": NAN}, answer="errored")
         found = find_restarts(state.output.completion)
         phrases = "\n".join(f"- “{plain(restart.phrase)}”" for restart in found[:12])
         return Score(

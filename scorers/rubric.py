@@ -1,37 +1,25 @@
-"""What a grader is asked, and how that question is read back.
-
-`render` and `parse_request` live side by side so that the offline judge reads exactly the request
-that a hosted grader gets. The response under judgement is hostile data: it is fenced by a line
-that it cannot contain, and nothing in it is an instruction.
+"""The protocol of attempts: what a grader is asked, and how its verdict is read.
 
 Source: the paper's judging protocol (arXiv 2602.06941, "Measuring ESR"), in words of our own. One
 deviation: attempts come back as quotes of their first and last words, not as full text.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from inspect_ai.model import (
-    ChatMessage,
-    ChatMessageSystem,
-    ChatMessageUser,
-    GenerateConfig,
-    ResponseSchema,
-)
+from inspect_ai.model import ChatMessage, ModelOutput
 from inspect_ai.util import JSONSchema
+from pydantic import Field
 
-from esr_eval.scorers.fencing import Request, fence, read_trial_question, trial_question
-
-__all__ = [
-    "GRADER_CONFIG",
-    "MAX_TOKENS",
-    "RUBRIC",
-    "RUBRIC_VERSION",
-    "VERDICT_SCHEMA",
-    "Request",
-    "fence",
-    "parse_request",
-    "render",
-]
+from esr_eval.scorers.questions import (
+    Request,
+    object_schema,
+    read_trial_question,
+    request_config,
+    trial_question,
+)
+from esr_eval.scorers.quotes import Finder, Span
+from esr_eval.scorers.replies import Number, Reply, check_score, completed, place_quote, read_json
 
 RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""
@@ -77,53 +65,94 @@ stand in order and do not overlap.
 
 _QUOTE = "4-8 words copied letter by letter from the response"
 
-VERDICT_SCHEMA = ResponseSchema(
-    name="attempts",
-    description="The attempts found in the response, in order, each with its score.",
-    json_schema=JSONSchema(
-        type="object",
-        properties={
-            "attempts": JSONSchema(
-                type="array",
-                items=JSONSchema(
-                    type="object",
-                    properties={
-                        "first": JSONSchema(type="string", description=f"Its first {_QUOTE}."),
-                        "last": JSONSchema(type="string", description=f"Its last {_QUOTE}."),
-                        "score": JSONSchema(type="integer", description="0 to 100."),
-                    },
-                    required=["first", "last", "score"],
-                    additionalProperties=False,
-                ),
-            )
-        },
-        required=["attempts"],
-        additionalProperties=False,
+CONFIG = request_config(
+    "attempts",
+    "The attempts found in the response, in order, each with its score.",
+    MAX_TOKENS,
+    attempts=JSONSchema(
+        type="array",
+        items=object_schema(
+            first=JSONSchema(type="string", description=f"Its first {_QUOTE}."),
+            last=JSONSchema(type="string", description=f"Its last {_QUOTE}."),
+            score=JSONSchema(type="integer", description="0 to 100."),
+        ),
     ),
-    strict=True,
-)
-
-GRADER_CONFIG = GenerateConfig(
-    temperature=0.0, max_tokens=MAX_TOKENS, response_schema=VERDICT_SCHEMA
 )
 
 
-def render(task: str, label: str, response: str) -> list[ChatMessage]:
-    """Ask for a verdict on one response.
+class Attempt(NamedTuple):
+    """One attempt: its characters in the response, and its score from 0 to 100."""
 
-    Args:
-        task: What the model was asked.
-        label: What the boosted latent stands for.
-        response: What the model answered.
-    """
-    question = trial_question(Request(task, label, response))
-    return [ChatMessageSystem(content=RUBRIC), ChatMessageUser(content=question)]
+    start: int
+    end: int
+    score: float
+
+
+class Verdict(NamedTuple):
+    """The attempts of a response, in order."""
+
+    attempts: list[Attempt]
+    lenient: int = 0
+    """Quotes that were found only by passing over more than case, spaces and markdown."""
+
+
+class _Quoted(Reply):
+    first: str
+    last: str
+    score: Number
+
+
+class _Attempts(Reply):
+    attempts: list[_Quoted] = Field(max_length=64)
+
+
+def render(request: Request) -> list[ChatMessage]:
+    """Ask for a verdict on one response."""
+    return trial_question(RUBRIC, request)
 
 
 def parse_request(messages: Sequence[ChatMessage]) -> Request:
-    """Read `render`'s question back; follow-ups after a rejected verdict are skipped.
+    """Read `render`'s question back; raises `ValueError` when it is none."""
+    return read_trial_question(messages)
+
+
+def parse_output(output: ModelOutput, response: str) -> Verdict:
+    """Attempts of a grader's output, placed in the response.
 
     Raises:
-        ValueError: The messages hold no such question.
+        Rejected: The output cannot be used; it carries the reason.
     """
-    return read_trial_question(messages)
+    quoted = read_json(completed(output, "use shorter quotes"), _Attempts).attempts
+    for number, attempt in enumerate(quoted, 1):
+        check_score(attempt.score, 100, f"the score of attempt {number}")
+    finder = Finder(response)
+    return Verdict(_locate(quoted, finder), finder.lenient)
+
+
+def _locate(quoted: list[_Quoted], finder: Finder) -> list[Attempt]:
+    """Find each attempt's quotes in the response: in order, and without overlap.
+
+    Each quote is first taken at its earliest place (if any placement in order exists, this finds
+    one); then every attempt is stretched to the latest place of its last words before the next.
+    """
+    response = finder.response
+    spans: list[Span] = []
+    cursor = 0
+    for number, attempt in enumerate(quoted, 1):
+        opening = _place(finder, attempt.first, cursor, number, "first")
+        # First and last words may overlap in a short attempt, hence from the opening's start.
+        closing = _place(finder, attempt.last, opening.start, number, "last")
+        cursor = max(opening.end, closing.end)
+        spans.append(Span(opening.start, cursor))
+    placed: list[Attempt] = []
+    for index, (attempt, span) in enumerate(zip(quoted, spans, strict=True)):
+        limit = spans[index + 1].start if index + 1 < len(spans) else len(response)
+        later = finder.last(attempt.last, span.start, limit)
+        end = max(span.end, later.end) if later else span.end
+        placed.append(Attempt(span.start, end, attempt.score))
+    return placed
+
+
+def _place(finder: Finder, quote: str, start: int, number: int, which: str) -> Span:
+    what = f"the {which} words of attempt {number}"
+    return place_quote(finder, quote, start, what, "come before the end of what precedes")

@@ -1,7 +1,8 @@
-"""What every scorer needs to know of a trial."""
+"""What every scorer needs to know of a trial, and how a judge's verdict on one becomes a score."""
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from inspect_ai.event import ErrorEvent, SpanBeginEvent
 from inspect_ai.log import transcript
@@ -10,6 +11,7 @@ from inspect_ai.solver import TaskState
 
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
+from esr_eval.scorers.grader import Answered
 from esr_eval.scorers.secrets import without_secrets
 
 
@@ -69,6 +71,47 @@ def failed(judge: str, values: Mapping[str, float]) -> Score | None:
         reason="scoring_failed",
         metadata={"judge": judge},
     )
+
+
+def judged(
+    verdict: Answered[Any],
+    judge: str,
+    rubric: int,
+    values: Mapping[str, float],
+    answer: str,
+    explanation: str,
+    **details: Any,
+) -> Score:
+    """The score of a trial that a judge was asked about.
+
+    Args:
+        verdict: What the judge said.
+        judge: Its name.
+        rubric: Version of the wording that it was asked in.
+        values: The trial's numbers.
+        answer: The verdict in a few words.
+        explanation: The verdict with its evidence.
+        details: What tables and later analyses need, and no more: the log holds it twice.
+    """
+    asked = f", asked {verdict.retries + 1} times" if verdict.retries else ""
+    return Score(
+        value=dict(values),
+        answer=answer,
+        explanation=f"{explanation}\n- Judge: {plain(judge)}{asked}",
+        reason=None if verdict.value is not None else "grader_failed",
+        metadata={
+            "judge": judge,
+            "rubric": rubric,
+            **details,
+            "retries": verdict.retries,
+            "unscored_because": verdict.reason,
+        },
+    )
+
+
+def unscored_because(verdict: Answered[Any]) -> str:
+    """Why a verdict could not be used, for the viewer."""
+    return f"Unscored: {plain(verdict.problem, 300)}"
 
 
 _INVISIBLE = re.compile(

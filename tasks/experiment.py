@@ -24,9 +24,8 @@ from esr_eval.dataset import (
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.attempts import attempts, grouped_metrics
 from esr_eval.scorers.grader import grader_model
-from esr_eval.scorers.values import grouped_metrics
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
 from esr_eval.tasks.viewing import trials_view
 

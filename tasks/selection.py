@@ -13,7 +13,7 @@ from pydantic import Field
 from esr_eval.data.arguments import PERCENT, Number, Seed, Topics, checked
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.scorers.concreteness_rubric import CONCRETENESS_RUBRIC_VERSION
+from esr_eval.scorers.concreteness import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
 from esr_eval.tasks.experiment import Bench

@@ -10,11 +10,17 @@ from scipy.stats import spearmanr
 from scoring import DATA, grader, output
 
 from esr_eval.errors import EsrError
-from esr_eval.judges.concrete import ratings
+from esr_eval.judges.concreteness import ratings
 from esr_eval.judges.encoder import SentenceEncoder
-from esr_eval.scorers.concreteness import Rating, rate_concreteness
-from esr_eval.scorers.concreteness_rubric import BATCH, parse_output, parse_request, render
-from esr_eval.scorers.outputs import Rejected
+from esr_eval.scorers.concreteness import (
+    BATCH,
+    Rating,
+    parse_output,
+    parse_request,
+    rate_concreteness,
+    render,
+)
+from esr_eval.scorers.replies import Rejected
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from scoring import examples
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical
 from esr_eval.scorers.grader import ask
-from esr_eval.scorers.rubric import Request
+from esr_eval.scorers.questions import Request
 
 TASK = "Explain how to bake bread."
 LABEL = "oceans and ships"
@@ -52,7 +52,7 @@ def test_through_the_graders_protocol():
 
     verdict = anyio.run(ask, judge, TASK, LABEL, f"{OFF} Wait, that is wrong. {ON}")
     assert verdict.reason is None
-    first, second = verdict.attempts
+    first, second = verdict.value.attempts
     assert second.score > first.score and second.start > first.end - 2
     with pytest.raises(EsrError, match="only answers grading requests"):
         anyio.run(judge.generate, [ChatMessageUser(content="Hello")])

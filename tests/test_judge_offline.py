@@ -11,11 +11,12 @@ from scoring import TASK, examples, run, trial
 from esr_eval.errors import EsrError
 from esr_eval.judges import encoder as encoder_module
 from esr_eval.judges.encoder import SentenceEncoder
+from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
 from esr_eval.judges.provider import OfflineJudge
 from esr_eval.judges.topicality import score_attempt
-from esr_eval.judges.verdicts import MAX_ATTEMPTS, verdict
 from esr_eval.scorers.grader import ask
-from esr_eval.scorers.rubric import RUBRIC, Request, render
+from esr_eval.scorers.questions import Request
+from esr_eval.scorers.rubric import RUBRIC, render
 
 GOOD = (
     "To add two fractions, find a common denominator and rewrite both fractions with it. "
@@ -123,7 +124,7 @@ def test_memory_is_bounded():
 def test_the_provider_answers_with_usage_and_ignores_its_settings():
     async def both():
         model = get_model("esr-judge/offline")
-        messages = render(TASK, "fire", GOOD)
+        messages = render(Request(TASK, "fire", GOOD))
         first = await model.generate(messages)
         second = await model.generate(messages, config=GenerateConfig(temperature=1, max_tokens=1))
         return first, second, await model.api.count_text_tokens("add the numerators")
@@ -171,4 +172,4 @@ def test_an_eval_judged_offline(tmp_path):
 
 def test_asked_like_a_hosted_grader(minilm):
     found = anyio.run(ask, get_model("esr-judge/offline"), TASK, "fire", f"{FIRE} {RESTART} {GOOD}")
-    assert len(found.attempts) == 2 and found.retries == 0
+    assert len(found.value.attempts) == 2 and found.retries == 0

@@ -17,7 +17,7 @@ def judge(answers, response=RESPONSE):
 
 def test_a_good_verdict_is_taken_at_once():
     found = judge([GOOD])
-    assert [a.score for a in found.attempts] == [92]
+    assert [a.score for a in found.value.attempts] == [92]
     assert (found.retries, found.reason) == (0, None)
 
 
@@ -29,7 +29,7 @@ def test_a_bad_verdict_is_asked_for_once_more_and_told_why():
         return "not json" if len(seen) == 1 else GOOD
 
     found = judge(answer)
-    assert found.retries == 1 and found.attempts
+    assert found.retries == 1 and found.value.attempts
     assert seen[0][1].temperature == 0 and seen[0][1].max_tokens == MAX_TOKENS
     assert seen[0][1].response_schema.name == "attempts"
     assert [m.role for m in seen[1][0]] == ["system", "user", "assistant", "user"]
@@ -50,7 +50,7 @@ def test_a_bad_verdict_is_asked_for_once_more_and_told_why():
 )
 def test_two_bad_verdicts_leave_the_trial_unscored(answer, reason):
     found = judge([answer, answer])
-    assert (found.attempts, found.reason, found.retries) == (None, reason, 1)
+    assert (found.value, found.reason, found.retries) == (None, reason, 1)
     assert found.problem
 
 
@@ -61,7 +61,7 @@ def test_the_retry_after_truncation_has_more_room():
         rooms.append(config.max_tokens)
         return output("{", "max_tokens") if len(rooms) == 1 else GOOD
 
-    assert judge(answer).attempts
+    assert judge(answer).value.attempts
     assert rooms == [MAX_TOKENS, 4 * MAX_TOKENS]
 
 
@@ -74,7 +74,7 @@ def test_the_retry_after_a_provider_error_drops_the_schema():
             raise ValueError("output_format is not supported")
         return GOOD
 
-    assert judge(answer).attempts
+    assert judge(answer).value.attempts
     assert schemas[0] is not None and schemas[1] is None
 
 

@@ -10,20 +10,21 @@ from inspect_ai import score
 from inspect_ai.model import get_model
 from scoring import TASK, examples, grader, metrics_of, output, run, trial
 
-from esr_eval.judges.courses import improvement as judge_offline
 from esr_eval.judges.encoder import SentenceEncoder
-from esr_eval.scorers.asking import Answered, ask_for
-from esr_eval.scorers.fencing import Request
-from esr_eval.scorers.improvement import improvement, values
-from esr_eval.scorers.improvement_rubric import (
+from esr_eval.judges.offline import improvement as judge_offline
+from esr_eval.scorers.grader import Answered, ask_for
+from esr_eval.scorers.improvement import (
     CONFIG,
     RUBRIC,
     Improvement,
+    improvement,
     parse_output,
     parse_request,
     render,
+    values,
 )
-from esr_eval.scorers.outputs import Rejected
+from esr_eval.scorers.questions import Request
+from esr_eval.scorers.replies import Rejected
 from esr_eval.scorers.rubric import parse_request as parse_attempts_request
 from esr_eval.scorers.rubric import render as render_attempts
 
@@ -49,7 +50,7 @@ def test_the_question_is_read_back_whatever_the_response(response):
 
 
 def test_questions_of_one_protocol_are_none_of_another():
-    mine, attempts = render(Request(TASK, "fire", "x")), render_attempts(TASK, "fire", "x")
+    mine, attempts = render(Request(TASK, "fire", "x")), render_attempts(Request(TASK, "fire", "x"))
     with pytest.raises(ValueError, match="no grading request"):
         parse_attempts_request(mine)
     with pytest.raises(ValueError, match="improvement"):

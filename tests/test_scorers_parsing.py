@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import output, verdict
 
-from esr_eval.scorers.parsing import Rejected, parse_output
+from esr_eval.scorers.replies import Rejected
+from esr_eval.scorers.rubric import parse_output
 
 RESPONSE = (
     "The fire burns in the hearth all night. Wait, that's “not” right.\n\n"
@@ -17,7 +18,7 @@ SECOND = ("Wait, that's", "and add the numerators.", 90)
 
 
 def parse(content, response=RESPONSE, stop_reason="stop"):
-    return parse_output(output(content, stop_reason), response)
+    return parse_output(output(content, stop_reason), response).attempts
 
 
 def reason(content, **more):

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import TASK, examples, grader, metrics_of, output, run, trial
 
-from esr_eval.judges.courses import regions as judge_offline
 from esr_eval.judges.encoder import SentenceEncoder
-from esr_eval.scorers.fencing import Request
-from esr_eval.scorers.outputs import Rejected
-from esr_eval.scorers.regions import regions
-from esr_eval.scorers.regions_rubric import Region, locate, parse_output, parse_request
+from esr_eval.judges.offline import regions as judge_offline
+from esr_eval.scorers.questions import Request
+from esr_eval.scorers.regions import Region, locate, parse_output, parse_request, regions
+from esr_eval.scorers.replies import Rejected
 
 FIRE = "The fire burns in the hearth and the flames rise."
 WAIT = "Wait, that's not right."

@@ -8,9 +8,8 @@ import pytest
 from scoring import TASK, grader, output, verdict
 
 from esr_eval.scorers.grader import ask
-from esr_eval.scorers.outputs import REASONS, Rejected
-from esr_eval.scorers.parsing import parse_output
-from esr_eval.scorers.replies import mend, without_thinking
+from esr_eval.scorers.replies import REASONS, Rejected, mend, without_thinking
+from esr_eval.scorers.rubric import parse_output
 
 RESPONSE = (
     "The fire burns in the hearth all night. Wait, that's not right.\n"
@@ -23,7 +22,7 @@ FORM = '{"attempts": [{"first": "<first 4-8 words>", "last": "<last words>", "sc
 
 
 def parse(reply, response=RESPONSE):
-    return parse_output(output(reply), response)
+    return parse_output(output(reply), response).attempts
 
 
 def reason(reply, response=RESPONSE):
@@ -200,4 +199,4 @@ def test_thinking_ends_where_it_says():
 def test_two_verdicts_are_asked_about_once_more():
     said = iter([f"{GOOD} {OTHER}", f"Sorry. {OTHER}"])
     found = anyio.run(ask, grader(lambda *_: next(said)), TASK, "fire", RESPONSE)
-    assert [one.score for one in found.attempts] == [50] and found.retries == 1
+    assert [one.score for one in found.value.attempts] == [50] and found.retries == 1

@@ -4,9 +4,9 @@ import pytest
 from scoring import DATA, examples
 
 from esr_eval.scorers import restarts as module
+from esr_eval.scorers.degradation import is_degraded
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.restarts import measure
-from esr_eval.scorers.runs import is_degraded
 
 
 @pytest.mark.parametrize(

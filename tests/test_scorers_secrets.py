@@ -10,8 +10,8 @@ from scoring import TASK, grader, output, run, trial
 from esr_eval.errors import EsrError
 from esr_eval.scorers.grader import ask, judge_model
 from esr_eval.scorers.improvement import improvement
-from esr_eval.scorers.outputs import REASONS
 from esr_eval.scorers.regions import regions
+from esr_eval.scorers.replies import REASONS
 from esr_eval.scorers.secrets import without_secrets
 
 SECRETS = {

@@ -19,8 +19,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.runs import Run, read_log, read_runs
 from esr_eval.report.pairs import paired_difference
 from esr_eval.report.summary import ROWS, metric_table, pair_table, short_names, write_csv
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.values import MEANS, RATES
+from esr_eval.scorers.attempts import MEANS, RATES, attempts
 from esr_eval.stats.differences import clustered_mean
 from esr_eval.tasks.esr import esr
 

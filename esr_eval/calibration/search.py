@@ -16,6 +16,7 @@ from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
 from esr_eval.dataset import SEED_RANGE, Latent, Prompt, prompts
 from esr_eval.errors import EsrError
+from esr_eval.scorers.attempts import scores_of
 from esr_eval.scorers.grader import ask, grader_model
 from esr_eval.solvers import runtime_of, steering_config, subject_of
 from esr_eval.spec import Boost
@@ -204,4 +205,5 @@ async def _first_score(
     if not output.completion.strip():
         return None
     verdict = await ask(grader, prompt.text, latent.label, output.completion)
-    return verdict.attempts[0].score if verdict.attempts else None
+    scores = scores_of(verdict)
+    return scores[0] if scores else None

@@ -23,7 +23,7 @@ def summary(
     from esr_eval._util.terminal import Terminal
     from esr_eval.logs.runs import read_runs
     from esr_eval.report.summary import metric_table, pair_table, short_names, write_csv
-    from esr_eval.scorers.scale import scale_doubt
+    from esr_eval.scorers.metrics import scale_doubt
 
     runs = read_runs(logs, note)
     console = Terminal()

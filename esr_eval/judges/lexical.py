@@ -9,9 +9,9 @@ import json
 import re
 from itertools import pairwise
 
+from esr_eval.judges.offline import MAX_ATTEMPTS, quotes
 from esr_eval.judges.topicality import BEST, sentences, variety, words_of
-from esr_eval.judges.verdicts import MAX_ATTEMPTS, quotes
-from esr_eval.scorers.rubric import Request
+from esr_eval.scorers.questions import Request
 
 CUES = re.compile(
     r"(?:(?<=[.!?…]\s)|(?<=\n)|(?<=[—–-]\s))(?:oh,? |but |hmm,? |ok(?:ay)?,? |no,? )*"

@@ -1,11 +1,13 @@
 """The offline judges as models: they answer grading requests without a network.
 
-`esr-judge/offline` speaks the hosted graders' protocols (`esr_eval.judges.protocols`), so that a
+`esr-judge/offline` speaks the hosted graders' protocols (`PROTOCOLS`), so that a
 run with it exercises everything that a run with a hosted grader does. It measures topicality, not
 correctness. `esr-judge/lexical` only finds and scores attempts, by other and cruder means: it is
 there to be compared with.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -19,8 +21,49 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
+from esr_eval.judges import lexical, offline
+from esr_eval.judges.concreteness import ratings
 from esr_eval.judges.encoder import SentenceEncoder, weights_folder
-from esr_eval.judges.protocols import answer_to, lexical_answer_to
+from esr_eval.judges.topicality import Encoder
+from esr_eval.scorers import concreteness, improvement, regions, rubric
+
+Answer = Callable[[Encoder], str]
+
+PROTOCOLS: tuple[tuple[Callable[[Sequence[ChatMessage]], Any], Callable[..., str]], ...] = (
+    (rubric.parse_request, offline.verdict),
+    (improvement.parse_request, offline.improvement),
+    (regions.parse_request, offline.regions),
+    (concreteness.parse_request, ratings),
+)
+"""What reads a question back, and what answers it: given the question and the encoder."""
+
+
+def answer_to(messages: Sequence[ChatMessage]) -> Answer:
+    """Find what answers the question in the messages.
+
+    Raises:
+        ValueError: They hold no question of any of the protocols.
+    """
+    for parse, answer in PROTOCOLS:
+        try:
+            return partial(answer, parse(messages))
+        except ValueError:
+            continue
+    raise ValueError(
+        "the messages hold none (on attempts, improvement, regions or concreteness, as in "
+        "esr_eval.scorers)"
+    )
+
+
+def lexical_answer_to(messages: Sequence[ChatMessage]) -> Answer:
+    """The same for the lexical judge, which knows attempts only.
+
+    Raises:
+        ValueError: The messages hold no question about attempts.
+    """
+    request = rubric.parse_request(messages)
+    return lambda encoder: lexical.verdict(request)
+
 
 MODELS = {"offline": answer_to, "lexical": lexical_answer_to}
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from esr_eval.judges.encoder import Embeddings
-from esr_eval.scorers.runs import longest_run
+from esr_eval.scorers.degradation import longest_run
 
 BEST = 96.0
 """A flawless attempt. Not 100, because similarity cannot tell right from wrong."""
@@ -47,7 +47,7 @@ MAX_SENTENCES = 64
 """Sentences looked at per attempt, evenly spaced: bounds the work on very long responses."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
-_SPLIT = re.compile(r"(?<=[.!?…])[\"'”’)*]*\s+|\n+")
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)*]*\s+|\n+")
 _FRAME = re.compile(r"^(?:explain how to|how do you|how to|how can i)\s+", re.IGNORECASE)
 
 
@@ -123,7 +123,7 @@ def sentences(text: str) -> list[str]:
     """Sentences of the text; fragments join what follows, endless ones are cut."""
     pieces: list[str] = []
     held = ""
-    for part in _SPLIT.split(text):
+    for part in SENTENCE_END.split(text):
         held = f"{held} {part.strip()}".strip()
         if len(held.split(None, 3)) < 4:
             continue

@@ -20,7 +20,7 @@ from esr_eval.logs.measures import (
 from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT
 from esr_eval.logs.runs import TrialKey, judge_of, reasons
 from esr_eval.logs.stored import StoredLog
-from esr_eval.scorers.values import MEANS, RATES
+from esr_eval.scorers.attempts import MEANS, RATES
 
 _ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from esr_eval.scorers.values import MEANS, RATES
+from esr_eval.scorers.attempts import MEANS, RATES
 from esr_eval.stats.differences import clustered_mean
 from esr_eval.stats.rates import Rate, rate
 

@@ -14,7 +14,7 @@ def read_values(path: str, metric: str = "multi_attempt") -> dict[TrialKey, floa
 
     Args:
         path: A log of the task esr.
-        metric: A key of the score, see `esr_eval.scorers.values`.
+        metric: A key of the score, see `esr_eval.scorers.attempts`.
 
     Raises:
         EsrError: The file is no Inspect log, or has no trial with that value.

@@ -15,6 +15,7 @@ from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.calibration.search import round_plan
 from esr_eval.calibration.store import calibration_prior
 from esr_eval.dataset import Prompt, prompts
+from esr_eval.scorers.attempts import scores_of
 from esr_eval.scorers.grader import ask, grader_model
 from esr_eval.solvers import VectorSource, steering_config
 from esr_eval.spec import AddVector
@@ -95,7 +96,8 @@ def bisect_vector(
             if not output.completion.strip():
                 return None
             verdict = await ask(grader, prompt.text, concept, output.completion)
-            return verdict.attempts[0].score if verdict.attempts else None
+            scores = scores_of(verdict)
+            return scores[0] if scores else None
 
         async def test(strength: float, number: int, samples: int) -> Round:
             async with span(f"round {number}: strength {strength:.4g}"):

@@ -10,7 +10,7 @@ from esr_eval.logs.measures import SCORES, SHARES
 from esr_eval.logs.runs import told_reasons
 from esr_eval.report.section import Evidence, Part, Section, Table
 from esr_eval.report.text import NONE, count, mean, percent
-from esr_eval.scorers.scale import scale_doubt
+from esr_eval.scorers.metrics import scale_doubt
 from esr_eval.text import one_line
 
 

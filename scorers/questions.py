@@ -1,7 +1,8 @@
-"""Hand hostile text to a judge as data, and read it back: behind a line that it cannot contain.
+"""What a judge is asked, and how that question is read back, whatever the protocol.
 
-Every protocol between this project and its judges asks through this module, so that the offline
-judge reads exactly the request that a hosted judge gets.
+What is judged is hostile data: it is fenced by a line that it cannot contain, and nothing in it is
+an instruction. Questions are read back here as well, so that the offline judge reads exactly the
+request that a hosted judge gets.
 """
 
 import hashlib
@@ -10,7 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inspect_ai.model import ChatMessage
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    ResponseSchema,
+)
+from inspect_ai.util import JSONSchema
 
 _FENCE = re.compile(r"FENCE: (?P<fence>[0-9a-f]{16})\n")
 _TRIAL = re.compile(r'TASK: (?P<task>".*")\nUNRELATED CONCEPT: (?P<label>".*")\n')
@@ -58,22 +66,23 @@ def enclose(header: str, text: str, what: str = "response") -> str:
 
 def disclose(question: str, header: re.Pattern[str]) -> tuple[re.Match[str], str] | None:
     """Read `enclose`'s question back: the header's match and the text; None for any other."""
-    found = header.match(question)
-    marked = _FENCE.match(question, found.end()) if found else None
-    if found is None or marked is None:
+    head = header.match(question)
+    marked = _FENCE.match(question, head.end()) if head else None
+    if head is None or marked is None:
         return None
     rest = question[marked.end() :]
     opening, closing = f"<<<{marked['fence']}\n", f"\n{marked['fence']}>>>\n"
     end = rest.find(closing)
     if not rest.startswith(opening) or end < len(opening) - 1:
         return None
-    return found, rest[len(opening) : end]
+    return head, rest[len(opening) : end]
 
 
-def trial_question(request: Request, kind: str | None = None) -> str:
+def trial_question(rubric: str, request: Request, kind: str | None = None) -> list[ChatMessage]:
     """Ask about one trial's response.
 
     Args:
+        rubric: The protocol's instructions.
         request: The trial.
         kind: Name of the protocol, on a line of its own; None for the attempts' (the first there
             was, whose wording is kept).
@@ -83,23 +92,50 @@ def trial_question(request: Request, kind: str | None = None) -> str:
         f"{_kind_line(kind)}TASK: {json.dumps(request.task)}\n"
         f"UNRELATED CONCEPT: {json.dumps(request.label)}\n"
     )
-    return enclose(header, request.response)
+    return [
+        ChatMessageSystem(content=rubric),
+        ChatMessageUser(content=enclose(header, request.response)),
+    ]
 
 
 def read_trial_question(messages: Sequence[ChatMessage], kind: str | None = None) -> Request:
-    """Read `trial_question` back; follow-ups after an answer that was rejected are skipped.
+    """Read `trial_question` back; follow-ups after a reply that was rejected are skipped.
 
     Raises:
         ValueError: The messages hold no such question.
     """
     header = re.compile(re.escape(_kind_line(kind)) + _TRIAL.pattern)
     for message in messages:
-        found = disclose(message.text, header) if message.role == "user" else None
-        if found is not None:
-            match, response = found
-            return Request(json.loads(match["task"]), json.loads(match["label"]), response)
+        read = disclose(message.text, header) if message.role == "user" else None
+        if read is not None:
+            head, response = read
+            return Request(json.loads(head["task"]), json.loads(head["label"]), response)
     raise ValueError(f"the messages hold no grading request for {kind or 'attempts'}")
 
 
 def _kind_line(kind: str | None) -> str:
     return "" if kind is None else f"REQUEST: {kind}\n"
+
+
+def object_schema(**fields: JSONSchema) -> JSONSchema:
+    """An object with these fields and no others."""
+    return JSONSchema(
+        type="object", properties=fields, required=list(fields), additionalProperties=False
+    )
+
+
+def request_config(
+    name: str, description: str, max_tokens: int, **fields: JSONSchema
+) -> GenerateConfig:
+    """Settings of a request for a JSON object.
+
+    Args:
+        name: What the object is called.
+        description: What it holds.
+        max_tokens: Room for the reply.
+        fields: What each field holds.
+    """
+    schema = ResponseSchema(
+        name=name, description=description, json_schema=object_schema(**fields), strict=True
+    )
+    return GenerateConfig(temperature=0.0, max_tokens=max_tokens, response_schema=schema)
