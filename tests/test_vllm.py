@@ -121,7 +121,7 @@ def test_inspects_sample_fails_when_the_receipt_is_short(vllm_server, monkeypatc
     assert anyio.run(lambda: model.generate("Hi", config=config)).metadata["edited_positions"] > 0
     # The server's own confirmation of the last position goes missing.
     monkeypatch.setattr(
-        "esr_eval.backends.vllm.results.Saved._sure", lambda saved, key: set(range(5))
+        "esr_eval.backends.vllm.payload.Saved._sure", lambda saved, key: set(range(5))
     )
     with pytest.raises(Exception, match="not steered as asked"):
         anyio.run(lambda: model.generate("Hi", config=config))
@@ -303,7 +303,7 @@ def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
         connect(foreign_server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm.probe.SAME_SHARE", float("inf"))
+    monkeypatch.setattr("esr_eval.backends.vllm.preflight.SAME_SHARE", float("inf"))
     engine = connect(foreign_server, "smollm2-135m-esr")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"

@@ -16,7 +16,7 @@ from esr_eval.model.loading import (
     read_shape,
 )
 from esr_eval.model.template import render, template_settings, turn_end
-from esr_eval.sae.sparse import SparseSAE, open_sae
+from esr_eval.sae.sparse import ELEMENTWISE, SparseSAE, open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.steering.plan import load_vector
 from esr_eval.steering.requests import Passage, Row
@@ -167,6 +167,11 @@ class Chat:
         check_layer(layer, self.shape.n_layers, self.runtime.subject)
         if not all(passage.answer for passage in passages):
             raise EsrError("An empty text has no activations.")
+
+    @property
+    def has_single_latents(self) -> bool:
+        """Whether each latent's activation can be computed from its own rows."""
+        return self.sae is None or self.sae.config.architecture in ELEMENTWISE
 
     @property
     def probed_layer(self) -> int:

@@ -5,6 +5,7 @@ without reading the rest. A release of sae-lens's registry is converted into suc
 in the user's cache (`esr_eval.sae.cache`).
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class SparseSAE:
         self._columns: dict[int, Tensor] = {}
         self._readable: set[int] = set()
         self._full: Any = None
+        self._loading = threading.Lock()
 
     @property
     def digest(self) -> str:
@@ -173,16 +175,20 @@ class SparseSAE:
 
     def _whole(self, device: torch.device | str) -> Any:
         self.check_whole()
-        if self._full is None:
-            from sae_lens import SAE
-
-            full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
-            for name, values in full.named_parameters():
-                by_latent = values.T if name == "W_enc" else values
-                known = range(self.config.n_latents) if name != "b_dec" else None
-                self._check_finite(name, by_latent.detach().reshape(len(by_latent), -1), known)
-            self._full = full
+        with self._loading:  # once, whoever asks first
+            if self._full is None:
+                self._full = self._loaded(device)
         return self._full
+
+    def _loaded(self, device: torch.device | str) -> Any:
+        from sae_lens import SAE
+
+        full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
+        for name, values in full.named_parameters():
+            by_latent = values.T if name == "W_enc" else values
+            known = range(self.config.n_latents) if name != "b_dec" else None
+            self._check_finite(name, by_latent.detach().reshape(len(by_latent), -1), known)
+        return full
 
     def _check_finite(self, name: str, rows: Tensor, latents: Sequence[int] | None = None) -> None:
         """Raise an `EsrError` that names the first of the latents whose row is not finite.

@@ -97,7 +97,7 @@ class VLLMServer(LoopbackServer):
         Raises:
             EsrError: It is not installed, or does not start.
         """
-        from esr_eval.backends.vllm.names import SAMPLER_CLASS
+        from esr_eval.backends.vllm import SAMPLER_CLASS
 
         began = time.monotonic()
         known = find_subject(subject)
@@ -176,7 +176,7 @@ def running_url() -> str | None:
 
 def _lay_out_plugin(folder: Path) -> Path:
     """Put our sampler, and what it needs of this package, into a folder for the server's path."""
-    from esr_eval.backends.vllm.names import SERVER_FILES
+    from esr_eval.backends.vllm import SERVER_FILES
 
     shutil.rmtree(folder, ignore_errors=True)
     for name in SERVER_FILES:
