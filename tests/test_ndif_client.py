@@ -13,7 +13,7 @@ from ndif_stand_in import StandIn, unpacked
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Chat
 from esr_eval.backends.ndif.backend import NDIFBackend, _parts
 from esr_eval.backends.ndif.client import Client, Job
 from esr_eval.backends.ndif.preflight import check_settings

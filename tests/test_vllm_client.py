@@ -11,8 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from esr_eval.backends.chat import Chat
-from esr_eval.backends.vllm.client import Server, ServerFaultError, is_loopback
+from esr_eval.backends.base import Chat
+from esr_eval.backends.remote import is_loopback
+from esr_eval.backends.vllm.client import Server, ServerFaultError
 from esr_eval.backends.vllm.payload import HOOKS_ARG, Saved, hook_args, hook_source
 from esr_eval.backends.vllm.preflight import check_trust, first_check
 from esr_eval.errors import EsrError

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.model.layout import Stack
 from esr_eval.model.loading import attention_in_use, load_model
 from esr_eval.spec import Runtime
@@ -32,7 +31,7 @@ from esr_eval.steering.results import (
 )
 
 
-class LocalBackend(Chat):
+class LocalBackend(Backend):
     """A model in this process, steered through nnsight."""
 
     def __init__(
@@ -106,7 +105,7 @@ class LocalBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; one forward pass."""
+        """See `Backend.mean_residuals`; one forward pass."""
         self.check_answers(passages, layer)
         return means(self._pass_over(passages, plan_means(passages, layer)))
 
@@ -152,4 +151,4 @@ class LocalBackend(Chat):
             EsrError: It does not: this model's steering would be silently lost.
         """
         (_, edited), moved = self._generate(self.probe_rows(), compare=True)
-        return self.told_of_probe(moved, edited.edited_positions, edited.expected_positions)
+        return self.check_probe(moved, edited.edited_positions, edited.expected_positions)

@@ -39,7 +39,7 @@ from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
 
 if TYPE_CHECKING:
-    from esr_eval.backends.base import BackendProtocol
+    from esr_eval.backends.base import Backend
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
 
 DEFAULT_BATCH = 32
@@ -72,7 +72,7 @@ class ESRModelAPI(ModelAPI):
         self.subject = find_subject(model_name)
         self.args = ModelArgs.parse(model_args)
         self.runtime: Runtime = self.args.runtime(self.subject)
-        self._backend: BackendProtocol | None = None
+        self._backend: Backend | None = None
         self._refused: EsrError | None = None
         self._loading = anyio.Lock()
         self.remote = self.args.remote(base_url, api_key)
@@ -255,7 +255,7 @@ class ESRModelAPI(ModelAPI):
                 f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
             )
 
-    async def _ready(self) -> "BackendProtocol":
+    async def _ready(self) -> "Backend":
         async with self._loading:
             if self._refused is not None:
                 raise self._refused
@@ -270,7 +270,7 @@ class ESRModelAPI(ModelAPI):
                     raise self._refused from error
         return self._backend
 
-    def _load(self) -> "BackendProtocol":
+    def _load(self) -> "Backend":
         # Threads that spin while they wait slow every other process on the machine down.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if self.runtime.sae is not None:
@@ -363,7 +363,7 @@ def _check_receipt(result: "Generated | Reading") -> None:
 
 
 def _row(
-    backend: "BackendProtocol",
+    backend: "Backend",
     input: list[ChatMessage],
     config: GenerateConfig,
     steering: Steering | None,
@@ -393,13 +393,13 @@ def _row(
 
 def _output(
     model: str,
-    backend: "BackendProtocol",
+    backend: "Backend",
     row: "Row",
     generated: "Generated",
     config: GenerateConfig,
     seconds: float,
 ) -> ModelOutput:
-    said, stop_reason = backend.said(row, generated.tokens), generated.stop_reason
+    said, stop_reason = backend.response(row, generated.tokens), generated.stop_reason
     text = said.text
     cut = [at for stop in config.stop_seqs or [] if (at := text.find(stop)) >= 0]
     if cut:

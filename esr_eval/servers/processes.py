@@ -22,6 +22,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 
 from esr_eval._util.files import write_whole
+from esr_eval.backends.remote import is_loopback_host
 from esr_eval.errors import EsrError
 
 LOOPBACK = "127.0.0.1"
@@ -207,7 +208,7 @@ class Processes:
         Raises:
             EsrError: Something does.
         """
-        open_to_all = [f"{ip}:{port}" for ip, port in self.listening() if not _is_loopback(ip)]
+        open_to_all = [f"{ip}:{port}" for ip, port in self.listening() if not is_loopback_host(ip)]
         if open_to_all:
             self.stop()
             raise EsrError(
@@ -264,7 +265,3 @@ def _leader(record: Record) -> psutil.Process | None:
 def _mark(process: psutil.Process) -> str | None:
     value: str | None = process.environ().get(MARK)
     return value
-
-
-def _is_loopback(ip: str) -> bool:
-    return ip.startswith("127.") or ip in {"::1", "::ffff:127.0.0.1"}

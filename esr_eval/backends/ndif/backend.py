@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.ndif.client import Client, Job, Report
 from esr_eval.backends.ndif.preflight import check_settings, preflight
 from esr_eval.backends.ndif.trace import RemoteModel
@@ -41,7 +40,7 @@ RESULT_BYTES = 32 << 20
 five of 400 tokens at d_model 8,192 in bfloat16."""
 
 
-class NDIFBackend(Chat):
+class NDIFBackend(Backend):
     """A model on NDIF, or on a server of its kind.
 
     A readout of the whole SAE (over finished answers), or of an SAE whose latents depend on each
@@ -149,7 +148,7 @@ class NDIFBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; averaged on the server."""
+        """See `Backend.mean_residuals`; averaged on the server."""
         self.check_answers(passages, layer)
         return means(self._pass_over(passages, plan_means(passages, layer))["readings"])
 
@@ -198,7 +197,7 @@ class NDIFBackend(Chat):
             )
         where = f" on NDIF ({self._client.url})"
         arrived, due = edited.edited_positions, edited.expected_positions
-        return self.told_of_probe(float(found["apart"]), arrived, due, where)
+        return self.check_probe(float(found["apart"]), arrived, due, where)
 
 
 def _without_sae(plan: Intervention, rows: int) -> Intervention:

@@ -16,7 +16,7 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 from torch import Tensor
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Chat
 from esr_eval.errors import EsrError
 from esr_eval.model.layout import Stack, descend
 from esr_eval.model.loading import attention_of, model_source

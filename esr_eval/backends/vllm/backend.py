@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.backends.vllm.client import Server
 from esr_eval.backends.vllm.payload import Saved, hook_args, sampling_args
@@ -42,7 +41,7 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-class VLLMBackend(Chat):
+class VLLMBackend(Backend):
     """A model on a vLLM server; the server's continuous batching mixes the requests.
 
     Only rows of the SAE that a request names travel with it. A readout of the whole SAE, or of
@@ -117,7 +116,7 @@ class VLLMBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; the residuals come back whole."""
+        """See `Backend.mean_residuals`; the residuals come back whole."""
         self.check_answers(passages, layer)
 
         def one(passage: Passage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import torch
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Chat
+from esr_eval.backends.remote import is_loopback
 from esr_eval.backends.vllm import PROBE_ARG, SAMPLER_SAYS, sampler_digest
-from esr_eval.backends.vllm.client import Server, ServerFaultError, ServerGoneError, is_loopback
+from esr_eval.backends.vllm.client import Server, ServerFaultError, ServerGoneError
 from esr_eval.backends.vllm.payload import Saved, hook_args
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
@@ -189,7 +190,7 @@ def _check_hooks(server: Server, chat: Chat, facts: ServerFacts) -> None:
     alone = _logprobs(server.post("/v1/completions", {**body, "vllm_xargs": skip}))
     moved = _distance(steered, alone)
     where = f" on the vLLM server at {server.url}"
-    facts.self_check = chat.told_of_probe(moved, done, PROBE_TOKENS, where)
+    facts.self_check = chat.check_probe(moved, done, PROBE_TOKENS, where)
     if _distance(later, alone) > SAME_SHARE * moved:
         raise EsrError(_prefix_cache_sentence(server))
 
