@@ -118,7 +118,8 @@ def allowed_latents(subject: Subject, runtime: Runtime, settings: OfflineSetting
     import torch
     from safetensors import safe_open
 
-    from esr_eval.sae.config import WEIGHTS_FILE, local_folder
+    from esr_eval.sae.config import WEIGHTS_FILE
+    from esr_eval.sae.files import local_folder
 
     folder = local_folder(runtime.sae) if runtime.sae is not None else None
     if folder is None:

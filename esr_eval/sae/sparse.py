@@ -2,7 +2,7 @@
 
 Every SAE is read from a local folder in sae-lens's format: safetensors hands out single rows
 without reading the rest. A release of sae-lens's registry is converted into such a folder once,
-in the user's cache (`esr_eval.sae.cache`).
+in the user's cache (`files.converted`).
 """
 
 import threading
@@ -16,14 +16,9 @@ from torch import Tensor
 
 from esr_eval._util.digests import folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.sae.cache import converted
-from esr_eval.sae.config import (
-    WEIGHTS_FILE,
-    SAEConfig,
-    given_folder,
-    read_sae_config,
-)
+from esr_eval.sae.config import WEIGHTS_FILE, SAEConfig
 from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread
+from esr_eval.sae.files import converted, given_folder, read_sae_config
 from esr_eval.sae.rows import RowsFile
 from esr_eval.spec import SAERef
 
@@ -224,7 +219,7 @@ def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
 
     Args:
         ref: Which SAE.
-        rows: A file with some of its rows (`sae_rows.write_rows`), used in its place.
+        rows: A file with some of its rows (`rows.write_rows`), used in its place.
 
     Raises:
         EsrError: It cannot be found, downloaded or used.
