@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from esr_eval.errors import EsrError
-from esr_eval.sae.config import local_folder, read_sae_config
+from esr_eval.sae.files import local_folder, read_sae_config
 from esr_eval.sae.sparse import open_sae
 from esr_eval.solvers import runtime_of, steering_config
 from esr_eval.spec import Boost, SAERef

@@ -27,7 +27,7 @@ from esr_eval.data.arguments import (
     Topics,
 )
 from esr_eval.errors import EsrError
-from esr_eval.provider.settings import AS_IT_IS, CARRIED_OUT, INSPECTS, check_settings
+from esr_eval.provider.conversion import AS_IT_IS, CARRIED_OUT, INSPECTS, check_settings
 
 NAN, INF = float("nan"), float("inf")
 TASKS = [getattr(tasks, name) for name in tasks.__all__]

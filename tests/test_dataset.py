@@ -127,7 +127,7 @@ def test_a_tuned_subject_is_its_base_with_an_adapter():
 
 
 def test_the_embedded_subjects_labels_fit_its_sae():
-    from esr_eval.sae.config import local_folder, read_sae_config
+    from esr_eval.sae.files import local_folder, read_sae_config
 
     subject = find_subject("smollm2-135m")
     latents = load_latents(subject)

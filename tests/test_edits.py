@@ -17,7 +17,7 @@ from sae_lens import (
     TopKSAEConfig,
 )
 
-from esr_eval.sae.config import read_sae_config
+from esr_eval.sae.files import read_sae_config
 from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import Boost, Clamp, Runtime, SAERef, Steering
 from esr_eval.steering.plan import plan_batch

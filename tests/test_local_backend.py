@@ -236,7 +236,7 @@ def test_a_request_that_cannot_be_carried_out_is_told_before_it_joins_a_batch(ba
 
 def test_the_self_check_catches_an_edit_that_does_not_arrive(backend, monkeypatch):
     assert "moved the logits" in backend.info.self_check
-    monkeypatch.setattr("esr_eval.backends.chat.PROBE_STRENGTH", 0.0)
+    monkeypatch.setattr("esr_eval.backends.base.PROBE_STRENGTH", 0.0)
     with pytest.raises(EsrError, match="silently lost"):
         backend._self_check()
 

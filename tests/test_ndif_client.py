@@ -13,7 +13,7 @@ from ndif_stand_in import StandIn, unpacked
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Chat
 from esr_eval.backends.ndif.backend import NDIFBackend, _parts
 from esr_eval.backends.ndif.client import Client, Job
 from esr_eval.backends.ndif.preflight import check_settings
@@ -94,8 +94,8 @@ def payload(runtime, rows):
     chat = Chat(runtime)
     model = RemoteModel(chat)
     ids, mask = padded([row.prompt for row in rows], chat.pad, CPU)
-    work = plan_batch(rows, chat.sae, lambda layer: CPU).work(len(rows))
-    return model, model.generate(ids, mask, Decoding(rows, ids, mask, chat.ends), work)
+    plan = plan_batch(rows, chat.sae, lambda layer: CPU)
+    return model, model.generate(ids, mask, Decoding(rows, ids, mask, chat.ends), plan)
 
 
 def paper_edits(boosted):
@@ -136,7 +136,7 @@ def test_what_travels_is_source_and_data_and_names_no_module_of_ours():
     imported = {one for one in needed if one.startswith("esr_eval")}
     assert not imported
     assert not any(name in ("_make_function", "CodeType", "code") for name in strings)
-    assert any("class" not in one and "def visit(self" in one for one in strings)
+    assert any("class" not in one and "def apply(self" in one for one in strings)
 
 
 def test_packing_loses_nothing():

@@ -16,7 +16,7 @@ from esr_eval.model.loading import load_tokenizer
 from esr_eval.solvers import steering_config
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Runtime, SAERef, Steering
 from esr_eval.steering.edits import LayerEdits
-from esr_eval.steering.kernel import Work
+from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
@@ -141,37 +141,39 @@ def rows_of_zero(monkeypatch):
 
 @loss
 def written_to_a_copy(monkeypatch):
-    visit = Work.visit
-    monkeypatch.setattr(Work, "visit", lambda self, layer, x, at: visit(self, layer, x.clone(), at))
+    apply = Intervention.apply
+    monkeypatch.setattr(
+        Intervention, "apply", lambda self, layer, x, at: apply(self, layer, x.clone(), at)
+    )
 
 
 @loss
 def undone_behind_the_layer(monkeypatch):
-    visit = Work.visit
+    apply = Intervention.apply
 
     def undone(self, layer, x, at):
         before = x.clone()
-        visit(self, layer, x, at)
+        apply(self, layer, x, at)
         x.copy_(before)
 
-    monkeypatch.setattr(Work, "visit", undone)
+    monkeypatch.setattr(Intervention, "apply", undone)
 
 
 @loss
 def skipped_at_one_step(monkeypatch):
-    visit, arrive, calls = Work.visit, Work.arrive, []
+    apply, confirm, calls = Intervention.apply, Intervention.confirm, []
 
     def skipping(self, layer, x, at):
         calls.append(layer)
         if len(calls) != 4:
-            visit(self, layer, x, at)
+            apply(self, layer, x, at)
 
     def arriving(self, layer, received):
         if len(calls) != 4:
-            arrive(self, layer, received)
+            confirm(self, layer, received)
 
-    monkeypatch.setattr(Work, "visit", skipping)
-    monkeypatch.setattr(Work, "arrive", arriving)
+    monkeypatch.setattr(Intervention, "apply", skipping)
+    monkeypatch.setattr(Intervention, "confirm", arriving)
 
 
 @loss
@@ -186,12 +188,12 @@ def only_the_prompt_edited(monkeypatch):
 
 @loss
 def at_another_layer(monkeypatch):
-    made = Work.__init__
+    made = Intervention.__init__
 
     def moved(self, rows, edits, *args):
         made(self, rows, {layer + 1: one for layer, one in edits.items()}, *args)
 
-    monkeypatch.setattr(Work, "__init__", moved)
+    monkeypatch.setattr(Intervention, "__init__", moved)
 
 
 @loss

@@ -30,8 +30,9 @@ from safetensors.torch import load_file, save_file
 from esr_eval._util.digests import SUMS_FILE, file_sha256, folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.model.names import difference, name_of_model
-from esr_eval.sae import cache as sae_cache
-from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE, local_folder, read_sae_config
+from esr_eval.sae import files as sae_files
+from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE
+from esr_eval.sae.files import local_folder, read_sae_config
 from esr_eval.sae.rows import write_rows
 from esr_eval.sae.sparse import open_sae
 from esr_eval.spec import SAERef
@@ -446,7 +447,8 @@ def test_every_named_subject_fits_its_own_sae(subject):
     """With the name that sae-lens's own loader writes, and the embedded config's."""
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
-    from esr_eval.sae.config import given_folder, parse_sae_config
+    from esr_eval.sae.config import parse_sae_config
+    from esr_eval.sae.files import given_folder
 
     folder = given_folder(subject.sae)
     if folder is not None:
@@ -624,7 +626,7 @@ def test_what_killed_conversions_left_is_removed_when_it_is_old(downloads, tmp_p
     for folder in (old, young, older_version):
         folder.mkdir(parents=True)
         (folder / WEIGHTS_FILE).write_bytes(b"half")
-    long_ago = time.time() - 2 * sae_cache.LONGEST_CONVERSION
+    long_ago = time.time() - 2 * sae_files.LONGEST_CONVERSION
     for folder in (old, older_version):
         os.utime(folder, (long_ago, long_ago))
     open_sae(REF)

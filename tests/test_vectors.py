@@ -20,7 +20,7 @@ def test_a_vector_comes_from_its_file_and_a_changed_file_is_refused(tmp_path):
     with pytest.raises(EsrError, match="no tensor 'rain'"):
         load_vector(edit(path, digest, tensor="rain"))
     save_file({"fire": torch.arange(5.0)}, path)
-    from esr_eval.backends import plan
+    from esr_eval.steering import plan
 
     plan._vector_from_file.cache_clear()
     with pytest.raises(EsrError, match="has changed"):

@@ -21,6 +21,7 @@ from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
 from esr_eval.solvers import steering_config
 from esr_eval.spec import Boost, Steering
+from esr_eval.steering.plan import plan_batch
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling, gumbel_noise
 
@@ -121,7 +122,7 @@ def test_inspects_sample_fails_when_the_receipt_is_short(vllm_server, monkeypatc
     assert anyio.run(lambda: model.generate("Hi", config=config)).metadata["edited_positions"] > 0
     # The server's own confirmation of the last position goes missing.
     monkeypatch.setattr(
-        "esr_eval.backends.vllm.results.Saved._sure", lambda saved, key: set(range(5))
+        "esr_eval.backends.vllm.payload.Saved._sure", lambda saved, key: set(range(5))
     )
     with pytest.raises(Exception, match="not steered as asked"):
         anyio.run(lambda: model.generate("Hi", config=config))
@@ -130,17 +131,14 @@ def test_inspects_sample_fails_when_the_receipt_is_short(vllm_server, monkeypatc
 def test_a_hook_that_fails_on_the_server_fails_its_own_request_only(vllm_backend, monkeypatch):
     good, bad = boosted(vllm_backend), boosted(vllm_backend, seed=1)
     alone = vllm_backend.generate([good])[0]
-    args = vllm_backend._payloads.hook_args
 
-    def narrow(row):
-        if row is bad:
-            with monkeypatch.context() as patch:
-                row_of = vllm_backend.sae.decoder_row
-                patch.setattr(vllm_backend.sae, "decoder_row", lambda latent: row_of(latent)[:99])
-                return args(row)
-        return args(row)
+    def narrow(rows, *args):
+        plan = plan_batch(rows, *args)
+        if rows[0] is bad:
+            plan.edits[LAYER].directions = plan.edits[LAYER].directions[..., :99]
+        return plan
 
-    monkeypatch.setattr(vllm_backend._payloads, "hook_args", narrow)
+    monkeypatch.setattr("esr_eval.backends.vllm.backend.plan_batch", narrow)
     with ThreadPoolExecutor(2) as pool:
         one, other = (pool.submit(vllm_backend.generate, [row]) for row in (good, bad))
         assert one.result()[0] == alone
@@ -303,7 +301,7 @@ def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
         connect(foreign_server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm.probe.SAME_SHARE", float("inf"))
+    monkeypatch.setattr("esr_eval.backends.vllm.preflight.SAME_SHARE", float("inf"))
     engine = connect(foreign_server, "smollm2-135m-esr")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"

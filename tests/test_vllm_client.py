@@ -11,14 +11,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from esr_eval.backends.chat import Chat
-from esr_eval.backends.vllm.client import Server, ServerFaultError, is_loopback
-from esr_eval.backends.vllm.payload import HOOKS_ARG, Payloads, as_bytes, hook_args, hook_source
+from esr_eval.backends.base import Chat
+from esr_eval.backends.remote import is_loopback
+from esr_eval.backends.vllm.client import Server, ServerFaultError
+from esr_eval.backends.vllm.payload import HOOKS_ARG, Saved, hook_args, hook_source
 from esr_eval.backends.vllm.preflight import check_trust, first_check
-from esr_eval.backends.vllm.results import Saved
 from esr_eval.errors import EsrError
 from esr_eval.sae.sparse import open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
+from esr_eval.steering.edits import LayerEdits, Term
+from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.plan import plan_batch
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling
@@ -79,6 +81,10 @@ def sure_positions(saved, fed):
     return sum(sure for sure, _ in saved.counts(fed).values())
 
 
+def args_of(wanted, sae, n_layers=N_LAYERS):
+    return hook_args(plan_batch([wanted], sae, lambda layer: torch.device("cpu")), n_layers)
+
+
 def hook_of(args):
     """The hook as the server loads it."""
     [told] = json.loads(args[HOOKS_ARG])
@@ -107,7 +113,7 @@ EDITS = (
 
 def test_the_shipped_hook_does_what_the_local_backend_does(sae, batch):
     wanted = row(*EDITS)
-    edit, told = hook_of(Payloads(sae, N_LAYERS).hook_args(wanted))
+    edit, told = hook_of(args_of(wanted, sae))
     edit = pickle.loads(pickle.dumps(edit))  # the server sends it on to its workers
     assert told["layer_indices"] == [LAYER, N_LAYERS - 1]
     local = plan_batch([wanted], sae, lambda layer: torch.device("cpu")).edits[LAYER]
@@ -131,7 +137,7 @@ def test_the_shipped_hook_does_what_the_local_backend_does(sae, batch):
 
 def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae, batch):
     wanted = row(Boost(latent=8, strength=50.0, layer=LAYER, positions="generated"))
-    edit, _ = hook_of(Payloads(sae, N_LAYERS).hook_args(wanted))
+    edit, _ = hook_of(args_of(wanted, sae))
     x = torch.randn(12, D_MODEL)
     here = batch.saved()
     for first, end in [(0, 8), (8, 9), (9, 10), (0, 10), (10, 11)]:
@@ -145,7 +151,7 @@ def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae, ba
 
 
 def test_an_edit_that_the_next_layer_never_saw_is_no_receipt(sae, batch):
-    edit, _ = hook_of(Payloads(sae, N_LAYERS).hook_args(row(EDITS[2])))
+    edit, _ = hook_of(args_of(row(EDITS[2]), sae))
     x = torch.randn(3, D_MODEL)
     here = batch.saved()
     for at in (9, 10, 11):
@@ -163,9 +169,8 @@ def test_every_rank_must_have_edited():
 
 
 def test_a_hook_that_fails_says_so_and_leaves_its_neighbours_alone(batch):
-    term = {"direction": as_bytes(torch.ones(3)), "amount": 1.0, "start": 0, "stop": None}
-    plan = {"normalisation": "none", "terms": [term], "clamped": None, "reads": []}
-    edit, _ = hook_of(hook_args({LAYER: plan}, N_LAYERS))
+    edits = LayerEdits([[Term(torch.ones(3), 1.0, 0, None)]])
+    edit, _ = hook_of(hook_args(Intervention(1, {LAYER: edits}, {}), N_LAYERS))
     here = batch.saved()
     assert edit(here, batch.part(torch.ones(2, D_MODEL), 0)) is None
     with pytest.raises(RuntimeError, match="hook failed on the vLLM server: layer 14: RuntimeErr"):
@@ -182,7 +187,7 @@ def test_readouts_come_back_by_position(sae, batch):
     readout = Readout(latents=(8, 20), layer=LAYER, reduce="tokens")
     whole = Readout(latents="all", layer=LAYER, positions="generated")
     wanted = row(readouts=(readout, whole))
-    edit, _ = hook_of(Payloads(sae, N_LAYERS).hook_args(wanted))
+    edit, _ = hook_of(args_of(wanted, sae))
     x, here = torch.randn(10, D_MODEL) * 20, batch.saved()
     for first, end in [(0, 6), (6, 9), (9, 10)]:
         assert edit(here, batch.part(x[first:end], first)) is None
@@ -211,7 +216,7 @@ def test_bytes_of_a_request_at_the_width_of_the_70b(tmp_path):
         sae = wide_sae(tmp_path / str(exact), exact)
         steering = Steering(runtime=RUNTIME, edits=tuple(rows))
         wanted = Row((1, 2, 3), Sampling(0, 0.6, None, None, 1.2, 9), steering)
-        size = len(json.dumps(Payloads(sae, 80).hook_args(wanted)))
+        size = len(json.dumps(args_of(wanted, sae, 80)))
         assert most * 0.9 < size < most
 
 

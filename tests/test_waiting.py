@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from esr_eval.backends.waiting import nap
+from esr_eval.backends.remote import interruptible_sleep
 
 NDIF = """
 from esr_eval.backends.ndif.client import Client, Job
@@ -30,7 +30,7 @@ print("waiting" if thread.is_alive() else "not waiting", flush=True)
 
 def test_a_nap_is_as_long_as_it_should_be():
     begun = time.monotonic()
-    nap(0.5)
+    interruptible_sleep(0.5)
     assert 0.5 <= time.monotonic() - begun < 2
 
 

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.model.layout import Stack
 from esr_eval.model.loading import attention_in_use, load_model
 from esr_eval.spec import Runtime
 from esr_eval.steering.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
-from esr_eval.steering.kernel import Work, residual
-from esr_eval.steering.plan import mean_work, padded, padded_passages, plan_batch
+from esr_eval.steering.kernel import Intervention, residual
+from esr_eval.steering.plan import padded, padded_passages, plan_batch, plan_means
 from esr_eval.steering.requests import Generated, Passage, Reading, Row
 from esr_eval.steering.results import (
     Readings,
@@ -32,7 +31,7 @@ from esr_eval.steering.results import (
 )
 
 
-class LocalBackend(Chat):
+class LocalBackend(Backend):
     """A model in this process, steered through nnsight."""
 
     def __init__(
@@ -81,10 +80,9 @@ class LocalBackend(Chat):
         ids, mask = padded([row.prompt for row in rows], self.pad, self._model.device)
         decoding = Decoding(rows, ids, mask, self.ends, compare)
         plan = plan_batch(rows, self.sae, self._layer_device)
-        work = plan.work(len(rows))
         with self._engine, torch.inference_mode():
-            out = self._trace(ids, mask, decoding, work)
-        readings, receipts = work.readings(), work.receipts()
+            out = self._trace(ids, mask, decoding, plan)
+        readings, receipts = plan.readings(), plan.receipts()
         results = [
             generated(
                 row,
@@ -100,30 +98,29 @@ class LocalBackend(Chat):
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """One forward pass over all passages, each with its own edits and readouts."""
-        plan = plan_batch(passages, self.sae, self._layer_device)
-        work = plan.work(len(passages), once=True)
-        readings = self._pass_over(passages, work)
-        return read_results(passages, readings, work.receipts(), self.sae)
+        plan = plan_batch(passages, self.sae, self._layer_device, once=True)
+        readings = self._pass_over(passages, plan)
+        return read_results(passages, readings, plan.receipts(), self.sae)
 
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; one forward pass."""
+        """See `Backend.mean_residuals`; one forward pass."""
         self.check_answers(passages, layer)
-        return means(self._pass_over(passages, mean_work(passages, layer)))
+        return means(self._pass_over(passages, plan_means(passages, layer)))
 
-    def _pass_over(self, passages: Sequence[Passage], work: Work) -> Readings:
+    def _pass_over(self, passages: Sequence[Passage], plan: Intervention) -> Readings:
         ids, mask, at = padded_passages(passages, self.pad, self._model.device)
         layers, receiver = self._traced.layers, self._traced.receiver
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
-                for layer in work.layers:
-                    work.visit(layer, residual(layers[layer].output), at)
-                    if layer in work.edits:
-                        work.arrive(layer, residual(receiver(layer).input))
-        return work.readings()
+                for layer in plan.layers:
+                    plan.apply(layer, residual(layers[layer].output), at)
+                    if layer in plan.edits:
+                        plan.confirm(layer, residual(receiver(layer).input))
+        return plan.readings()
 
-    def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> Tensor:
+    def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, plan: Intervention) -> Tensor:
         """Run transformers' generation with the batch's edits applied at every forward pass."""
         settings = greedy_settings(decoding.limits, self.ends, self.pad)
         processors = LogitsProcessorList([ChooseTokens(decoding)])
@@ -133,11 +130,11 @@ class LocalBackend(Chat):
             generation_config=settings, logits_processor=processors, stopping_criteria=criteria
         ) as tracer:
             with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
-                for _ in tracer.iter[:] if work.layers else ():
-                    for layer in work.layers:
-                        work.visit(layer, residual(layers[layer].output), decoding.positions())
-                        if layer in work.edits:
-                            work.arrive(layer, residual(receiver(layer).input))
+                for _ in tracer.iter[:] if plan.layers else ():
+                    for layer in plan.layers:
+                        plan.apply(layer, residual(layers[layer].output), decoding.positions())
+                        if layer in plan.edits:
+                            plan.confirm(layer, residual(receiver(layer).input))
             with tracer.invoke():
                 out = tracer.result.save()
         result: Tensor = out
@@ -154,4 +151,4 @@ class LocalBackend(Chat):
             EsrError: It does not: this model's steering would be silently lost.
         """
         (_, edited), moved = self._generate(self.probe_rows(), compare=True)
-        return self.told_of_probe(moved, edited.edited_positions, edited.expected_positions)
+        return self.check_probe(moved, edited.edited_positions, edited.expected_positions)

@@ -28,7 +28,7 @@ from esr_eval.spec import Boost, Runtime, Steering, fingerprint
 from esr_eval.subjects import Subject
 
 if TYPE_CHECKING:
-    from esr_eval.backends.base import BackendProtocol
+    from esr_eval.backends.base import Backend
     from esr_eval.steering.requests import Row
 
 WRITER = "offline"
@@ -79,7 +79,7 @@ class Wanted:
         """All fields as plain data."""
         return asdict(self) | {"boost": self.boost.model_dump() if self.boost else None}
 
-    def row(self, backend: "BackendProtocol", subject: Subject, runtime: Runtime) -> "Row":
+    def row(self, backend: "Backend", subject: Subject, runtime: Runtime) -> "Row":
         """The request for it."""
         from esr_eval.steering.requests import Row
         from esr_eval.steering.sampling import Sampling
@@ -118,7 +118,8 @@ def allowed_latents(subject: Subject, runtime: Runtime, settings: OfflineSetting
     import torch
     from safetensors import safe_open
 
-    from esr_eval.sae.config import WEIGHTS_FILE, local_folder
+    from esr_eval.sae.config import WEIGHTS_FILE
+    from esr_eval.sae.files import local_folder
 
     folder = local_folder(runtime.sae) if runtime.sae is not None else None
     if folder is None:

@@ -24,7 +24,7 @@ LOOKED_AT = 32
 """Tokens at a prompt's end in which it may have opened the model's thoughts."""
 
 
-class Said(NamedTuple):
+class Response(NamedTuple):
     """A response in its parts.
 
     Attributes:
@@ -86,7 +86,7 @@ class Answers:
         pair = next((pair for pair in PAIRS if prompt.rstrip().endswith(pair[0])), None)
         return "" if pair is None else f"\n{pair[1]}\n\n"
 
-    def split(self, prompt: Sequence[int], tokens: Sequence[int], prefilled: bool) -> Said:
+    def split(self, prompt: Sequence[int], tokens: Sequence[int], prefilled: bool) -> Response:
         """Take a response apart.
 
         Args:
@@ -125,7 +125,7 @@ class _Piece(NamedTuple):
     text: str = ""
 
 
-def _by_channel(pieces: Sequence[_Piece], inside: bool) -> Said:
+def _by_channel(pieces: Sequence[_Piece], inside: bool) -> Response:
     """Harmony's messages: what is in the final channel is the answer, all else is thought.
 
     Args:
@@ -146,10 +146,12 @@ def _by_channel(pieces: Sequence[_Piece], inside: bool) -> Said:
         elif inside:
             words = channel.split()
             (answer if words[:1] == [FINAL] else thoughts).append(piece.mark or piece.text)
-    return Said("\n\n".join(part.strip() for part in thoughts).strip(), "".join(answer))
+    return Response("\n\n".join(part.strip() for part in thoughts).strip(), "".join(answer))
 
 
-def _by_tags(text: str, opened: tuple[str, str] | None, known: Sequence[tuple[str, str]]) -> Said:
+def _by_tags(
+    text: str, opened: tuple[str, str] | None, known: Sequence[tuple[str, str]]
+) -> Response:
     thoughts, pair = list[str](), opened
     answer, rest = "", text
     if pair is None:
@@ -176,7 +178,7 @@ def _by_tags(text: str, opened: tuple[str, str] | None, known: Sequence[tuple[st
             break
         head, _, rest = rest.partition(nearest[0])
         answer, pair = answer + head, nearest
-    return Said("\n\n".join(thought for thought in thoughts if thought), answer)
+    return Response("\n\n".join(thought for thought in thoughts if thought), answer)
 
 
 def _closes_first(text: str, pair: tuple[str, str]) -> bool:

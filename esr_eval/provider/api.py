@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.from_thread
 import anyio.to_thread
-from inspect_ai.model import (
-    ChatCompletionChoice,
-    ChatMessage,
-    ChatMessageAssistant,
-    Content,
-    ContentReasoning,
-    ContentText,
-    GenerateConfig,
-    ModelAPI,
-    ModelOutput,
-    ModelUsage,
-)
+from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.tool import ToolChoice, ToolInfo
 from inspect_ai.util import display_counter
 
@@ -32,19 +21,24 @@ from esr_eval.errors import EsrError
 from esr_eval.model.weights import PACKAGE_PREFIX, check_hub, check_memory, check_model_files
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.provider.batching import Batcher
-from esr_eval.provider.settings import check_settings
-from esr_eval.sae.config import SAEConfig, local_folder, read_sae_config
+from esr_eval.provider.conversion import (
+    check_finite,
+    check_receipt,
+    check_settings,
+    to_output,
+    to_row,
+)
+from esr_eval.sae.config import SAEConfig
+from esr_eval.sae.files import local_folder, read_sae_config
 from esr_eval.sae.rows import RowsFile
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
 
 if TYPE_CHECKING:
-    from esr_eval.backends.base import BackendProtocol
+    from esr_eval.backends.base import Backend
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
 
 DEFAULT_BATCH = 32
-DEFAULT_TEMPERATURE = 1.0
-DEFAULT_SEED = 0
 
 
 class ESRModelAPI(ModelAPI):
@@ -72,7 +66,7 @@ class ESRModelAPI(ModelAPI):
         self.subject = find_subject(model_name)
         self.args = ModelArgs.parse(model_args)
         self.runtime: Runtime = self.args.runtime(self.subject)
-        self._backend: BackendProtocol | None = None
+        self._backend: Backend | None = None
         self._refused: EsrError | None = None
         self._loading = anyio.Lock()
         self.remote = self.args.remote(base_url, api_key)
@@ -205,13 +199,15 @@ class ESRModelAPI(ModelAPI):
         check_settings(config)
         steering = self._steering(config)
         backend = await self._ready()
-        row = _row(backend, input, config, steering, self.runtime)
+        row = to_row(backend, input, config, steering, self.runtime)
         backend.check(row)
         started = time.monotonic()
         generated = await self._batcher.submit(row)
-        _check_finite(generated, self.runtime)
-        _check_receipt(generated)
-        return _output(self.model_name, backend, row, generated, config, time.monotonic() - started)
+        check_finite(generated, self.runtime)
+        check_receipt(generated)
+        return to_output(
+            self.model_name, backend, row, generated, config, time.monotonic() - started
+        )
 
     async def read(self, messages: Sequence[ChatMessage], steering: Steering) -> "Reading":
         """Read activations over a finished conversation, in one forward pass.
@@ -236,7 +232,7 @@ class ESRModelAPI(ModelAPI):
         passage = backend.passage(chat, messages[-1].text, steering)
         backend.check(passage)
         reading = await self._reader.submit(passage)
-        _check_receipt(reading)
+        check_receipt(reading)
         return reading
 
     def _steering(self, config: GenerateConfig) -> Steering | None:
@@ -255,7 +251,7 @@ class ESRModelAPI(ModelAPI):
                 f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
             )
 
-    async def _ready(self) -> "BackendProtocol":
+    async def _ready(self) -> "Backend":
         async with self._loading:
             if self._refused is not None:
                 raise self._refused
@@ -270,7 +266,7 @@ class ESRModelAPI(ModelAPI):
                     raise self._refused from error
         return self._backend
 
-    def _load(self) -> "BackendProtocol":
+    def _load(self) -> "Backend":
         # Threads that spin while they wait slow every other process on the machine down.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if self.runtime.sae is not None:
@@ -343,111 +339,6 @@ def _remembered(error: Exception, subject: str) -> EsrError:
         return error
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return EsrError(f"{subject} could not be loaded ({type(error).__name__}: {first[:200]}).")
-
-
-def _check_finite(generated: "Generated", runtime: Runtime) -> None:
-    if not generated.finite:
-        raise RuntimeError(
-            f"The logits after {len(generated.tokens)} tokens were infinite or no numbers, so no "
-            f"token could be chosen: the model left the range of {runtime.dtype}. Steer more "
-            "weakly, or use -M dtype=float32 or bfloat16."
-        )
-
-
-def _check_receipt(result: "Generated | Reading") -> None:
-    if result.edited_positions != result.expected_positions:
-        raise RuntimeError(
-            f"The residual stream was changed at {result.edited_positions} positions where "
-            f"{result.expected_positions} were due: this sample was not steered as asked."
-        )
-
-
-def _row(
-    backend: "BackendProtocol",
-    input: list[ChatMessage],
-    config: GenerateConfig,
-    steering: Steering | None,
-    runtime: Runtime,
-) -> "Row":
-    from esr_eval.steering.requests import Row
-    from esr_eval.steering.sampling import Sampling
-
-    messages = [{"role": message.role, "content": message.text} for message in input]
-    # An assistant message at the end is the beginning of the answer: the model goes on from it.
-    prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
-    temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
-    return Row(
-        prompt=tuple(backend.encode_chat(messages, prefill)),
-        sampling=Sampling(
-            seed=DEFAULT_SEED if config.seed is None else config.seed,
-            temperature=temperature,
-            top_p=config.top_p,
-            top_k=config.top_k if (config.top_k or 0) > 0 else None,  # 0 and -1 mean all
-            repetition_penalty=runtime.repetition_penalty,
-            max_tokens=512 if config.max_tokens is None else config.max_tokens,
-        ),
-        steering=steering,
-        prefilled=prefill is not None,
-    )
-
-
-def _output(
-    model: str,
-    backend: "BackendProtocol",
-    row: "Row",
-    generated: "Generated",
-    config: GenerateConfig,
-    seconds: float,
-) -> ModelOutput:
-    said, stop_reason = backend.said(row, generated.tokens), generated.stop_reason
-    text = said.text
-    cut = [at for stop in config.stop_seqs or [] if (at := text.find(stop)) >= 0]
-    if cut:
-        text, stop_reason = text[: min(cut)], "stop"
-    metadata: dict[str, Any] = {}
-    if row.steering is not None:
-        metadata = {
-            "fingerprint": fingerprint(row.steering),
-            "edited_positions": generated.edited_positions,
-            "held_positions": generated.held_positions,
-            "self_check": backend.info.self_check,
-            "sae_digest": backend.info.sae_digest,
-            "device": backend.info.device,
-            "versions": backend.info.versions,
-        }
-        if backend.template.told:
-            metadata["template"] = backend.template.told
-        if generated.readouts:
-            metadata["readouts"] = [
-                {"latents": list(r.latents), "values": r.values, "positions": r.positions}
-                for r in generated.readouts
-            ]
-    return ModelOutput(
-        model=model,
-        choices=[
-            ChatCompletionChoice(
-                message=ChatMessageAssistant(
-                    content=_content(said.reasoning, text), model=model, source="generate"
-                ),
-                stop_reason=stop_reason,
-            )
-        ],
-        usage=ModelUsage(
-            input_tokens=len(row.prompt),
-            output_tokens=len(generated.tokens),
-            total_tokens=len(row.prompt) + len(generated.tokens),
-        ),
-        time=seconds,
-        metadata=metadata or None,
-    )
-
-
-def _content(reasoning: str, text: str) -> str | list[Content]:
-    """An answer, behind the thoughts where there are any: scorers see the answer alone."""
-    if not reasoning:
-        return text
-    thoughts: list[Content] = [ContentReasoning(reasoning=reasoning)]
-    return [*thoughts, ContentText(text=text)] if text else thoughts
 
 
 def _difference(asked: Runtime, have: Runtime) -> str:

@@ -1,6 +1,5 @@
-"""The description of an SAE folder: enough to check a request before any weights are read."""
+"""The description of an SAE: enough to check a request before any weights are read."""
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -8,20 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import cache_root
-from esr_eval._util.digests import file_sha256, read_sums
 from esr_eval.errors import EsrError
 from esr_eval.model.names import difference, name_of_model
-from esr_eval.sae.files import check_no_pointer, check_weights
-from esr_eval.spec import SAERef, fingerprint
-from esr_eval.subjects import embedded_path
 
 logger = logging.getLogger(__name__)
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
-SCALER_FILE = "activation_scaler.json"
-"""What sae-lens writes beside a checkpoint whose input scale is not in its weights yet."""
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "standard": ("W_enc", "b_enc", "W_dec", "b_dec"),
@@ -131,47 +123,6 @@ class SAEConfig:
             )
 
 
-def read_sae_config(folder: Path) -> SAEConfig:
-    """Read a folder's cfg.json, and check that its weights are whole and fit it.
-
-    Of the weights only the header is read.
-
-    Raises:
-        EsrError: It is no SAE folder, a damaged one, or one this project cannot edit with.
-    """
-    config = parse_sae_config(read_cfg(folder), folder)
-    scaler = folder / SCALER_FILE
-    if scaler.is_file():
-        try:
-            kept = json.loads(scaler.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise _unreadable(folder, error) from error
-        if any(value is not None for value in kept.values()):
-            raise _unfolded(config.folder, config.hook, SCALER_FILE)
-    check_weights(
-        folder / WEIGHTS_FILE,
-        tensor_shapes(config.architecture, config.d_model, config.n_latents),
-    )
-    return config
-
-
-def read_cfg(folder: Path) -> dict[str, Any]:
-    """The content of a folder's cfg.json, unchecked.
-
-    Raises:
-        EsrError: There is none, or it cannot be read.
-    """
-    file = folder / CFG_FILE
-    try:
-        check_no_pointer(file)
-        cfg = json.loads(file.read_text("utf-8"))
-        if not isinstance(cfg, dict):
-            raise TypeError(f"{CFG_FILE} holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise _unreadable(folder, error) from error
-    return cfg
-
-
 def parse_sae_config(raw: dict[str, Any], folder: Path) -> SAEConfig:
     """Check the content of a cfg.json.
 
@@ -201,7 +152,7 @@ def parse_sae_config(raw: dict[str, Any], folder: Path) -> SAEConfig:
         )
         _check_input(raw, cfg, config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return config
 
 
@@ -274,7 +225,7 @@ def _check_input(raw: dict[str, Any], cfg: dict[str, Any], config: SAEConfig) ->
     about, how = _about(raw), config.normalisation
     where = f"The SAE in {config.folder} ({config.hook or 'without hook_name'})"
     if how in ("expected_average_only_in", "covariance_whitening"):
-        raise _unfolded(config.folder, config.hook, f"normalize_activations '{how}'")
+        raise unfolded(config.folder, config.hook, f"normalize_activations '{how}'")
     if how not in NORMALISATIONS:
         raise EsrError(
             f"{where} has the input normalisation '{how}', which is not supported (supported: "
@@ -282,7 +233,7 @@ def _check_input(raw: dict[str, Any], cfg: dict[str, Any], config: SAEConfig) ->
         )
     for key in SCALES:
         if about.get(key) not in (None, 1, False):
-            raise _unfolded(config.folder, config.hook, key)
+            raise unfolded(config.folder, config.hook, key)
     if about.get("finetuning_scaling_factor"):
         raise EsrError(
             f"{where} has a finetuning_scaling_factor, which sae-lens 6 no longer applies: use the "
@@ -308,7 +259,8 @@ def _check_input(raw: dict[str, Any], cfg: dict[str, Any], config: SAEConfig) ->
         )
 
 
-def _unfolded(folder: Path, hook: str | None, told_by: str) -> EsrError:
+def unfolded(folder: Path, hook: str | None, told_by: str) -> EsrError:
+    """The error for an SAE whose input scale is not in its weights."""
     return EsrError(
         f"The SAE in {folder} ({hook or 'without hook_name'}) wants its input scaled ({told_by}), "
         "and the scale is not folded into its weights: fold it in with sae-lens "
@@ -317,7 +269,8 @@ def _unfolded(folder: Path, hook: str | None, told_by: str) -> EsrError:
     )
 
 
-def _unreadable(folder: Path, error: Exception) -> EsrError:
+def unreadable(folder: Path, error: Exception) -> EsrError:
+    """The error for a folder that is no SAE's."""
     return EsrError(
         f"{folder} is not an SAE folder that sae-lens can read ({error!r}); it needs "
         f"{CFG_FILE} and {WEIGHTS_FILE} as written by sae.save_model()."
@@ -333,50 +286,6 @@ def _warn_of_no_hook(folder: Path, feature_layer: int) -> None:
         folder,
         feature_layer,
     )
-
-
-def tensor_shapes(architecture: str, d_model: int, n_latents: int) -> dict[str, tuple[int, ...]]:
-    """The tensors that an SAE's file must hold, by name.
-
-    Args:
-        architecture: One of `ARCHITECTURES`.
-        d_model: Width of the residual stream.
-        n_latents: Number of latents in the file.
-    """
-    shapes = {"W_enc": (d_model, n_latents), "W_dec": (n_latents, d_model), "b_dec": (d_model,)}
-    return {name: shapes.get(name, (n_latents,)) for name in ARCHITECTURES[architecture]}
-
-
-def given_folder(ref: SAERef) -> Path | None:
-    """The folder of an SAE that is named by its path; None for one of a registry."""
-    folder = embedded_path(ref.release)
-    if ref.sae_id is not None and (folder / ref.sae_id).is_dir():
-        folder = folder / ref.sae_id
-    return folder if folder.is_dir() else None
-
-
-def local_folder(ref: SAERef) -> Path | None:
-    """The folder of an SAE that is on this machine already; None when it must be downloaded.
-
-    Of a converted copy in the cache the weights' digest is not checked here: that takes seconds,
-    and `sae_cache.converted` does it before the weights are used.
-    """
-    if folder := given_folder(ref):
-        return folder
-    converted = converted_folder(ref)
-    try:
-        # A copy that is cut short is no SAE on this machine: it is converted anew.
-        read_sae_config(converted)
-    except EsrError:
-        return None
-    told = read_sums(converted)
-    whole = WEIGHTS_FILE in told and told.get(CFG_FILE) == file_sha256(converted / CFG_FILE)
-    return converted if whole else None
-
-
-def converted_folder(ref: SAERef) -> Path:
-    """Where the cache keeps a registry SAE in sae-lens's folder format."""
-    return cache_root() / "sae" / fingerprint(ref)
 
 
 def _current_format(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,255 @@
-"""Whether the file of an SAE's weights is whole, from its header alone."""
+"""SAE folders: found on this machine or converted into the cache, and whole.
 
+A release of sae-lens's registry is converted once into a folder with the digests of its files
+beside them. They are checked before the weights are used, and a folder that does not fit them is
+converted anew.
+"""
+
+import errno
+import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from esr_eval._util.cache import CACHE_ENV, cache_root
+from esr_eval._util.digests import file_sha256, read_sums, write_sums
+from esr_eval._util.files import share
 from esr_eval.errors import EsrError
+from esr_eval.sae.config import (
+    ARCHITECTURES,
+    CFG_FILE,
+    WEIGHTS_FILE,
+    SAEConfig,
+    parse_sae_config,
+    unfolded,
+    unreadable,
+)
+from esr_eval.spec import SAERef, fingerprint
+from esr_eval.subjects import embedded_path
 
+SCALER_FILE = "activation_scaler.json"
+"""What sae-lens writes beside a checkpoint whose input scale is not in its weights yet."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DTYPES = ("F32", "BF16", "F16", "F64")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SCALE = "scaling_factor"
 """Tensor of old sae-lens files: all ones, or a scale that is not in the weights."""
+FILES = (CFG_FILE, WEIGHTS_FILE)
+UNFINISHED = ".unfinished"
+LONGEST_CONVERSION = 24 * 3600.0
+"""Seconds after which an unfinished folder is left over from a process that was killed."""
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def read_sae_config(folder: Path) -> SAEConfig:
+    """Read a folder's cfg.json, and check that its weights are whole and fit it.
+
+    Of the weights only the header is read.
+
+    Raises:
+        EsrError: It is no SAE folder, a damaged one, or one this project cannot edit with.
+    """
+    config = parse_sae_config(read_cfg(folder), folder)
+    scaler = folder / SCALER_FILE
+    if scaler.is_file():
+        try:
+            kept = json.loads(scaler.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise unreadable(folder, error) from error
+        if any(value is not None for value in kept.values()):
+            raise unfolded(config.folder, config.hook, SCALER_FILE)
+    check_weights(
+        folder / WEIGHTS_FILE,
+        tensor_shapes(config.architecture, config.d_model, config.n_latents),
+    )
+    return config
+
+
+def read_cfg(folder: Path) -> dict[str, Any]:
+    """The content of a folder's cfg.json, unchecked.
+
+    Raises:
+        EsrError: There is none, or it cannot be read.
+    """
+    file = folder / CFG_FILE
+    try:
+        check_no_pointer(file)
+        cfg = json.loads(file.read_text("utf-8"))
+        if not isinstance(cfg, dict):
+            raise TypeError(f"{CFG_FILE} holds no object")
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(folder, error) from error
+    return cfg
+
+
+def tensor_shapes(architecture: str, d_model: int, n_latents: int) -> dict[str, tuple[int, ...]]:
+    """The tensors that an SAE's file must hold, by name.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        d_model: Width of the residual stream.
+        n_latents: Number of latents in the file.
+    """
+    shapes = {"W_enc": (d_model, n_latents), "W_dec": (n_latents, d_model), "b_dec": (d_model,)}
+    return {name: shapes.get(name, (n_latents,)) for name in ARCHITECTURES[architecture]}
+
+
+def given_folder(ref: SAERef) -> Path | None:
+    """The folder of an SAE that is named by its path; None for one of a registry."""
+    folder = embedded_path(ref.release)
+    if ref.sae_id is not None and (folder / ref.sae_id).is_dir():
+        folder = folder / ref.sae_id
+    return folder if folder.is_dir() else None
+
+
+def local_folder(ref: SAERef) -> Path | None:
+    """The folder of an SAE that is on this machine already; None when it must be downloaded.
+
+    Of a converted copy in the cache the weights' digest is not checked here: that takes seconds,
+    and `converted` does it before the weights are used.
+    """
+    if folder := given_folder(ref):
+        return folder
+    converted = converted_folder(ref)
+    try:
+        # A copy that is cut short is no SAE on this machine: it is converted anew.
+        read_sae_config(converted)
+    except EsrError:
+        return None
+    told = read_sums(converted)
+    whole = WEIGHTS_FILE in told and told.get(CFG_FILE) == file_sha256(converted / CFG_FILE)
+    return converted if whole else None
+
+
+def converted_folder(ref: SAERef) -> Path:
+    """Where the cache keeps a registry SAE in sae-lens's folder format."""
+    return cache_root() / "sae" / fingerprint(ref)
+
+
+def converted(ref: SAERef) -> Path:
+    """The cache's folder of a registry SAE, converted now if it is not there whole.
+
+    Args:
+        ref: Release and id.
+
+    Raises:
+        EsrError: The SAE cannot be had or used, or the cache cannot be written to.
+    """
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    if ref.sae_id is None:
+        raise EsrError(
+            f"'{ref.release}' is no SAE folder on this machine; if it is a sae-lens release, "
+            "name its SAE with -M sae_id=."
+        )
+    folder = converted_folder(ref)
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(folder.name + ".lock"), timeout=LONGEST_CONVERSION)
+        with lock:
+            # Another process may have converted it meanwhile.
+            if not _is_whole(folder):
+                _convert(ref, folder)
+    except (OSError, SafetensorError, NotImplementedError) as error:
+        raise EsrError(
+            f"The SAE {ref.release} / {ref.sae_id} could not be kept in the cache "
+            f"{folder.parent} ({_in_one_line(error)}): free space there, or name another folder in "
+            f"the environment variable {CACHE_ENV}."
+        ) from error
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    told = read_sums(folder)
+    try:
+        return all(name in told and told[name] == file_sha256(folder / name) for name in FILES)
+    except OSError:
+        return False
+
+
+def _convert(ref: SAERef, folder: Path) -> None:
+    _remove_leftovers(folder.parent)
+    scratch = folder.with_name(folder.name + UNFINISHED)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()  # before the download, which takes minutes
+    try:
+        try:
+            sae = _downloaded(ref)
+        except EsrError as error:
+            if not folder.exists():
+                raise
+            raise EsrError(
+                f"The converted copy of the SAE {ref.release} / {ref.sae_id} in {folder} is "
+                "damaged, cut short or of an older version (its files do not have the digests of "
+                f"a conversion), and it could not be converted anew: {error.message}"
+            ) from error
+        for parameter in sae.parameters():
+            parameter.data = parameter.data.contiguous()  # safetensors refuses strided views
+        sae.save_model(scratch)
+        write_sums(scratch, FILES)
+        share(scratch)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove what conversions that were killed have left, of this version and of older ones."""
+    for left in (*cache.glob(f"*{UNFINISHED}"), *cache.glob("tmp*")):
+        if left.is_dir() and time.time() - left.stat().st_mtime > LONGEST_CONVERSION:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _downloaded(ref: SAERef) -> Any:
+    """The SAE as sae-lens loads it, from the hub or the hub's own cache."""
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    assert ref.sae_id is not None
+    named = Path(ref.release) / ref.sae_id
+    try:
+        # What cannot be used is refused before gigabytes are downloaded.
+        cfg = load_sae_config_from_huggingface(ref.release, ref.sae_id)
+    except Exception:  # of any library's own type; the download itself tells what is wrong
+        cfg = None
+    if cfg is not None:
+        # Loading folds the scale in where the registry knows it; that is checked below.
+        unscaled = cfg.get("normalize_activations") == "expected_average_only_in"
+        parse_sae_config({**cfg, "normalize_activations": "none"} if unscaled else cfg, named)
+    try:
+        sae = SAE.from_pretrained(ref.release, ref.sae_id, device="cpu", dtype="float32")
+    except Exception as error:  # sae-lens, the hub and the network raise types of their own
+        way_out = (
+            "free space in the hub's cache or name another folder in HF_HOME."
+            if _is_of_the_disk(error)
+            else "check the release and id against sae-lens's table of pretrained SAEs, and the "
+            "network, or pass a local folder as -M sae_release=."
+        )
+        raise EsrError(
+            f"The SAE {ref.release} / {ref.sae_id} could not be loaded through sae-lens "
+            f"({type(error).__name__}: {_in_one_line(error)}); {way_out}"
+        ) from error
+    parse_sae_config(sae.cfg.to_dict(), named)
+    return sae
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_no_pointer(file: Path) -> None:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from esr_eval._util.files import write_whole
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
-from esr_eval.sae.config import CFG_FILE, SAEConfig, parse_sae_config, tensor_shapes
-from esr_eval.sae.files import check_no_pointer, check_weights
+from esr_eval.sae.config import CFG_FILE, SAEConfig, parse_sae_config
+from esr_eval.sae.files import check_no_pointer, check_weights, tensor_shapes
 from esr_eval.spec import SAERef
 
 LATENTS = "latents"

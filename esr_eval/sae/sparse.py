@@ -2,9 +2,10 @@
 
 Every SAE is read from a local folder in sae-lens's format: safetensors hands out single rows
 without reading the rest. A release of sae-lens's registry is converted into such a folder once,
-in the user's cache (`esr_eval.sae.cache`).
+in the user's cache (`files.converted`).
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,9 @@ from torch import Tensor
 
 from esr_eval._util.digests import folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.sae.cache import converted
-from esr_eval.sae.config import (
-    WEIGHTS_FILE,
-    SAEConfig,
-    given_folder,
-    read_sae_config,
-)
+from esr_eval.sae.config import WEIGHTS_FILE, SAEConfig
 from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread
+from esr_eval.sae.files import converted, given_folder, read_sae_config
 from esr_eval.sae.rows import RowsFile
 from esr_eval.spec import SAERef
 
@@ -46,6 +42,7 @@ class SparseSAE:
         self._columns: dict[int, Tensor] = {}
         self._readable: set[int] = set()
         self._full: Any = None
+        self._loading = threading.Lock()
 
     @property
     def digest(self) -> str:
@@ -173,16 +170,20 @@ class SparseSAE:
 
     def _whole(self, device: torch.device | str) -> Any:
         self.check_whole()
-        if self._full is None:
-            from sae_lens import SAE
-
-            full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
-            for name, values in full.named_parameters():
-                by_latent = values.T if name == "W_enc" else values
-                known = range(self.config.n_latents) if name != "b_dec" else None
-                self._check_finite(name, by_latent.detach().reshape(len(by_latent), -1), known)
-            self._full = full
+        with self._loading:  # once, whoever asks first
+            if self._full is None:
+                self._full = self._loaded(device)
         return self._full
+
+    def _loaded(self, device: torch.device | str) -> Any:
+        from sae_lens import SAE
+
+        full = SAE.load_from_disk(self.config.folder, device=str(device), dtype="float32")
+        for name, values in full.named_parameters():
+            by_latent = values.T if name == "W_enc" else values
+            known = range(self.config.n_latents) if name != "b_dec" else None
+            self._check_finite(name, by_latent.detach().reshape(len(by_latent), -1), known)
+        return full
 
     def _check_finite(self, name: str, rows: Tensor, latents: Sequence[int] | None = None) -> None:
         """Raise an `EsrError` that names the first of the latents whose row is not finite.
@@ -218,7 +219,7 @@ def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
 
     Args:
         ref: Which SAE.
-        rows: A file with some of its rows (`sae_rows.write_rows`), used in its place.
+        rows: A file with some of its rows (`rows.write_rows`), used in its place.
 
     Raises:
         EsrError: It cannot be found, downloaded or used.

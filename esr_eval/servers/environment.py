@@ -69,32 +69,30 @@ def install(
     wanted, replaced, lock = (folder / f for f in ("wanted.txt", "overrides.txt", "lock.txt"))
     wanted.write_text("\n".join([*requirements, ""]), "utf-8")
     replaced.write_text("\n".join([*overrides, ""]), "utf-8")
-    _run([*uv, "venv", "--clear", "--python", base, str(folder / "venv")])
+    _run([uv, "venv", "--clear", "--python", base, str(folder / "venv")])
     at = ["--python", str(python)]
     override = ["--override", str(replaced)] if overrides else []
-    _run([*uv, "pip", "compile", *at, *override, str(wanted), "-o", str(lock)])
+    _run([uv, "pip", "compile", *at, *override, str(wanted), "-o", str(lock)])
     # The lock is complete; without --no-deps the overridden requirements would come back.
-    _run([*uv, "pip", "install", *at, "--no-deps", "-r", str(lock)])
+    _run([uv, "pip", "install", *at, "--no-deps", "-r", str(lock)])
     (folder / MARKER).write_text(json.dumps(_pins(requirements, overrides)), "utf-8")
     return python
 
 
-def find_uv() -> list[str]:
-    """Command that runs uv: the package of this environment, or the program on PATH.
+def find_uv() -> str:
+    """The program uv: of this environment's package, or on PATH.
 
     Raises:
         EsrError: There is neither.
     """
-    module = [sys.executable, "-m", "uv"]
-    if _runs([*module, "--version"]):
-        return module
-    on_path = shutil.which("uv")
-    if on_path is not None and _runs([on_path, "--version"]):
-        return [on_path]
-    raise EsrError(
-        "Installing a server takes uv, which is not there: pip install uv, or see "
-        "https://docs.astral.sh/uv/."
-    )
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("uv", path=path)
+    if found is None:
+        raise EsrError(
+            "Installing a server takes uv, which is not there: pip install uv, or see "
+            "https://docs.astral.sh/uv/."
+        )
+    return found
 
 
 def find_python() -> str:
@@ -103,21 +101,19 @@ def find_python() -> str:
     Raises:
         EsrError: None is found.
     """
-    uv = find_uv()
+    # uv looks on PATH, where pyenv's versions need not be.
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("*/bin"), reverse=True)
+    env = plain_env()
+    env["PATH"] = os.pathsep.join([env.get("PATH", ""), *map(str, pyenv)])
+    find = [find_uv(), "python", "find", "--no-project", "--no-python-downloads"]
     for version in PYTHONS:
-        found = _output([*uv, "python", "find", "--no-project", "--no-python-downloads", version])
-        installed = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python3"))
-        on_path = shutil.which(f"python{version}")
-        for candidate in (found, on_path, *map(str, reversed(installed))):
-            if candidate and _output([candidate, "-c", _VERSION]) == version:
-                return candidate
+        done = subprocess.run([*find, version], capture_output=True, text=True, env=env)  # noqa: S603
+        if done.returncode == 0:
+            return done.stdout.strip()
     raise EsrError(
         f"The servers need Python {' or '.join(PYTHONS)}, and none is found on PATH, by uv or in "
         f"~/.pyenv/versions: install one, e.g. with `uv python install {PYTHONS[0]}`."
     )
-
-
-_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 def _pins(requirements: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -131,23 +127,9 @@ def _is_current(name: str, requirements: Sequence[str], overrides: Sequence[str]
     )
 
 
-def _plain_env() -> dict[str, str]:
-    """This environment without what would point uv at this process's own environment."""
+def plain_env() -> dict[str, str]:
+    """This environment without what would point another Python at this one's packages."""
     return {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH"}}
-
-
-def _runs(command: Sequence[str]) -> bool:
-    return _output(command) is not None
-
-
-def _output(command: Sequence[str]) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=60, check=True, env=_plain_env()
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _run(command: Sequence[str]) -> None:
@@ -158,7 +140,7 @@ def _run(command: Sequence[str]) -> None:
             text=True,
             timeout=INSTALL_SECONDS,
             check=True,
-            env=_plain_env(),
+            env=plain_env(),
         )
     except subprocess.CalledProcessError as error:
         lines = "\n".join(str(error.stderr).splitlines()[-15:])

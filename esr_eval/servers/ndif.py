@@ -16,8 +16,7 @@ import httpx
 
 from esr_eval.errors import EsrError
 from esr_eval.servers import environment
-from esr_eval.servers.base import LoopbackServer
-from esr_eval.servers.processes import LOOPBACK, free_ports, http_ok, port_open
+from esr_eval.servers.processes import LOOPBACK, LoopbackServer, free_ports, http_ok, port_open
 from esr_eval.subjects import find_subject
 
 NAME = "ndif"

@@ -1,4 +1,4 @@
-"""Processes of a server: started, recorded, waited for, and ended, by their ids alone.
+"""A server's processes on loopback: started, recorded, waited for, and ended, by their ids alone.
 
 What runs is written down beside the logs, so that another command can stop it. A process id says
 little by itself, as the system hands it out anew: each is recorded with the time it started, and
@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil  # type: ignore[import-untyped]
 
 from esr_eval._util.files import write_whole
+from esr_eval.backends.remote import is_loopback_host
 from esr_eval.errors import EsrError
+from esr_eval.servers.environment import server_folder
 
 LOOPBACK = "127.0.0.1"
 MARK = "ESR_EVAL_SERVER"
@@ -207,7 +209,7 @@ class Processes:
         Raises:
             EsrError: Something does.
         """
-        open_to_all = [f"{ip}:{port}" for ip, port in self.listening() if not _is_loopback(ip)]
+        open_to_all = [f"{ip}:{port}" for ip, port in self.listening() if not is_loopback_host(ip)]
         if open_to_all:
             self.stop()
             raise EsrError(
@@ -221,6 +223,52 @@ class Processes:
             "facts": self.facts,
         }
         write_whole(self._file, json.dumps(stored, indent=1).encode())
+
+
+class LoopbackServer:
+    """A server on this machine: start, ask, break and stop it.
+
+    Attributes:
+        processes: What runs.
+    """
+
+    name: ClassVar[str]
+    main: ClassVar[str]
+    """The process that has the HTTP interface."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Look at what runs already.
+
+        Args:
+            folder: Where logs and records lie; None: the user's cache.
+        """
+        self.processes = Processes(folder or server_folder(self.name) / "run")
+
+    @property
+    def running(self) -> bool:
+        """Whether its HTTP interface lives; it may not answer yet."""
+        return self.processes.alive(self.main)
+
+    @property
+    def url(self) -> str:
+        """Address of the HTTP interface.
+
+        Raises:
+            EsrError: No server has been started.
+        """
+        return f"http://{LOOPBACK}:{self._port(self.main)}"
+
+    def _port(self, process: str) -> int:
+        """Port of one of its processes.
+
+        Raises:
+            EsrError: No server has been started.
+        """
+        if "ports" not in self.processes.facts:
+            raise EsrError(
+                f"No {self.name} server has been started here: `esr-eval serve {self.name} start`."
+            )
+        return int(self.processes.facts["ports"][process])
 
 
 def free_ports(count: int) -> list[int]:
@@ -264,7 +312,3 @@ def _leader(record: Record) -> psutil.Process | None:
 def _mark(process: psutil.Process) -> str | None:
     value: str | None = process.environ().get(MARK)
     return value
-
-
-def _is_loopback(ip: str) -> bool:
-    return ip.startswith("127.") or ip in {"::1", "::ffff:127.0.0.1"}

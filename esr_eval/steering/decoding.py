@@ -177,5 +177,9 @@ def meddling(settings: GenerationConfig) -> dict[str, object]:
     return {
         name: value
         for name, value in settings.to_dict().items()
-        if name not in OVERRULED and not name.startswith("_") and value != plain.get(name)
+        if name not in OVERRULED
+        and not name.startswith("_")
+        and value != plain.get(name)
+        # Off: some versions of transformers write False where others leave None.
+        and not (value is False and plain.get(name) is None)
     }

@@ -159,7 +159,7 @@ class LayerEdits:
             amount = torch.where(self.sae_scaled.unsqueeze(1), amount * scale, amount)
         return amount
 
-    def may_hold(self, x: Tensor, positions: Tensor) -> Tensor:
+    def negligible(self, x: Tensor, positions: Tensor) -> Tensor:
         """Where the edits may rightly leave the residual as it is.
 
         A boost or vector changes every position that it touches. A clamp need not: its latent may
@@ -216,7 +216,7 @@ class Change:
             positions: As for `LayerEdits.active`.
         """
         self._before, self._after, self._inside = before, after, positions >= 0
-        self._may_hold = edits.may_hold(before, positions)
+        self._negligible = edits.negligible(before, positions)
 
     def arrived(self, received: Tensor) -> Tensor:
         """Which positions were changed, and reached the next layer so.
@@ -234,4 +234,4 @@ class Change:
 
     def held(self) -> Tensor:
         """Where clamps found nothing to change, boolean (batch, position)."""
-        return self._may_hold & (self._after == self._before).all(-1)
+        return self._negligible & (self._after == self._before).all(-1)

@@ -89,7 +89,7 @@ class Receipts:
         return self.edited.cpu(), self.held.cpu()
 
 
-class Work:
+class Intervention:
     """A batch's edits and readouts by layer, with what has been counted and read so far."""
 
     def __init__(
@@ -105,7 +105,7 @@ class Work:
             rows: Size of the batch.
             edits: What to edit at each layer.
             reads: What to read at each layer.
-            once: Every layer is visited once. Then readings are reduced on the spot, as
+            once: There is one forward pass. Then readings are reduced on the spot, as
                 activations of the whole SAE at all positions of all rows are large.
         """
         self.edits = edits
@@ -114,10 +114,10 @@ class Work:
         self.layers = sorted({*edits, *reads})
         self._receipts = {layer: Receipts(rows) for layer in edits}
         self._underway: dict[int, Change] = {}
-        self.kept: dict[tuple[int, int], list[Tensor]] = {}
-        self.found: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        self._series: dict[tuple[int, int], list[Tensor]] = {}
+        self._finished: dict[tuple[int, int], tuple[Tensor, int]] = {}
 
-    def visit(self, layer: int, x: Tensor, positions: Tensor) -> None:
+    def apply(self, layer: int, x: Tensor, positions: Tensor) -> None:
         """Edit a layer's output in place, and read.
 
         Args:
@@ -134,11 +134,11 @@ class Work:
             here = at[read.key[0]]
             wanted = (here >= read.start) & (here < read.stop) & (here >= 0)
             if bool(wanted.any()):
-                self.kept.setdefault(read.key, []).append(self._values(read, x, wanted))
+                self._series.setdefault(read.key, []).append(self._values(read, x, wanted))
                 if self.once:
                     self._finish(read)
 
-    def arrive(self, layer: int, received: Tensor) -> None:
+    def confirm(self, layer: int, received: Tensor) -> None:
         """Count the positions of a layer's edits that the next layer gets to see.
 
         Args:
@@ -160,17 +160,17 @@ class Work:
         return values if self.once else values.cpu()
 
     def _finish(self, read: Read) -> None:
-        series = torch.cat(self.kept.pop(read.key))
+        series = torch.cat(self._series.pop(read.key))
         value = series if read.encode is None else reduced(series, read.how).contiguous()
-        self.found[read.key] = value.cpu(), len(series)
+        self._finished[read.key] = value.cpu(), len(series)
 
     def readings(self) -> dict[tuple[int, int], tuple[Tensor | None, int]]:
         """Every readout's value, None where no position was read, and its number of positions."""
         reads = [read for layer in self.reads.values() for read in layer]
         for read in reads:
-            if read.key in self.kept:
+            if read.key in self._series:
                 self._finish(read)
-        return {read.key: self.found.get(read.key, (None, 0)) for read in reads}
+        return {read.key: self._finished.get(read.key, (None, 0)) for read in reads}
 
 
 def force(logits: Tensor, chosen: Tensor) -> None:

@@ -1,7 +1,6 @@
 """From specs to tensors: what each layer of one batch has to add and to read."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,56 +13,41 @@ from esr_eval.sae.encoder import EncodeFn
 from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout
 from esr_eval.steering.edits import NO_END, LayerEdits, Term
-from esr_eval.steering.kernel import MeanParts, Read, Work
+from esr_eval.steering.kernel import Intervention, MeanParts, Read
 from esr_eval.steering.requests import Passage, Steered
 from esr_eval.subjects import embedded_path
 
 
-@dataclass
-class ReadPlan:
-    """One readout of one row.
+def plan_batch(
+    rows: Sequence[Steered],
+    sae: SparseSAE | None,
+    device_of: Callable[[int], torch.device],
+    once: bool = False,
+) -> Intervention:
+    """Gather the rows' edits and readouts by layer.
 
-    Attributes:
-        row: Index of the row in the batch.
-        index: Which of the row's readouts this is.
-        readout: Its spec.
-        encode: Activations of its latents.
-        start: First position read.
-        stop: Position after the last read.
+    Args:
+        rows: The batch.
+        sae: The SAE of the runtime; None when only plain vectors are added.
+        device_of: Where a layer's output lives.
+        once: Whether there is one forward pass only.
     """
-
-    row: int
-    index: int
-    readout: Readout
-    encode: EncodeFn
-    start: int
-    stop: int
-
-
-@dataclass
-class BatchPlan:
-    """Everything to do at each layer for one batch."""
-
-    edits: dict[int, LayerEdits]
-    reads: dict[int, list[ReadPlan]]
-
-    def work(self, rows: int, once: bool = False) -> Work:
-        """The same as what the process of the model does, nothing done yet.
-
-        Args:
-            rows: Size of the batch.
-            once: Whether every layer is visited once.
-        """
-        reads = {
-            layer: [
-                Read((r.row, r.index), r.start, r.stop, r.readout.reduce, r.encode) for r in plans
-            ]
-            for layer, plans in self.reads.items()
-        }
-        return Work(rows, self.edits, reads, once)
+    layers = {e.layer for row in rows if row.steering for e in row.steering.edits}
+    edits = {layer: _layer_edits(rows, layer, sae, device_of(layer)) for layer in sorted(layers)}
+    reads: dict[int, list[Read]] = {}
+    for b, row in enumerate(rows):
+        for index, readout in enumerate(row.steering.readouts if row.steering else ()):
+            assert sae is not None and row.steering is not None
+            start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
+            encode = _encoder(sae, readout, device_of(readout.layer))
+            end = NO_END if stop is None else stop
+            reads.setdefault(readout.layer, []).append(
+                Read((b, index), start, end, readout.reduce, encode)
+            )
+    return Intervention(len(rows), edits, reads, once)
 
 
-def mean_work(passages: Sequence[Passage], layer: int) -> Work:
+def plan_means(passages: Sequence[Passage], layer: int) -> Intervention:
     """What averages the unedited residual stream over answers.
 
     Args:
@@ -78,39 +62,7 @@ def mean_work(passages: Sequence[Passage], layer: int) -> Work:
         Read((b, 0), len(p.prompt), len(p.prompt) + len(p.answer), "mean", MeanParts())
         for b, p in enumerate(passages)
     ]
-    return Work(len(passages), {}, {layer: reads}, once=True)
-
-
-def plan_batch(
-    rows: Sequence[Steered],
-    sae: SparseSAE | None,
-    device_of: Callable[[int], torch.device],
-) -> BatchPlan:
-    """Gather the rows' edits and readouts by layer.
-
-    Args:
-        rows: The batch.
-        sae: The SAE of the runtime; None when only plain vectors are added.
-        device_of: Where a layer's output lives.
-    """
-    layers = {e.layer for row in rows if row.steering for e in row.steering.edits}
-    edits = {layer: _layer_edits(rows, layer, sae, device_of(layer)) for layer in sorted(layers)}
-    reads: dict[int, list[ReadPlan]] = {}
-    for b, row in enumerate(rows):
-        for index, readout in enumerate(row.steering.readouts if row.steering else ()):
-            assert sae is not None and row.steering is not None
-            start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
-            reads.setdefault(readout.layer, []).append(
-                ReadPlan(
-                    row=b,
-                    index=index,
-                    readout=readout,
-                    encode=_encoder(sae, readout, device_of(readout.layer)),
-                    start=start,
-                    stop=NO_END if stop is None else stop,
-                )
-            )
-    return BatchPlan(edits, reads)
+    return Intervention(len(passages), {}, {layer: reads}, once=True)
 
 
 def _encoder(sae: SparseSAE, readout: Readout, device: torch.device) -> EncodeFn:
@@ -153,25 +105,6 @@ def padded_passages(
     ids, mask = padded(whole, pad, device, left=False)
     at = torch.arange(ids.shape[1], device=ids.device).masked_fill(~mask.bool(), -1)
     return ids, mask, at
-
-
-def due_positions(row: Steered, fed: int) -> dict[int, int]:
-    """How many positions a row's edits call for at each layer that they name.
-
-    Args:
-        row: The request.
-        fed: Number of tokens that went through the model, prompt included.
-    """
-    touched: dict[int, set[int]] = {}
-    for edit in row.steering.edits if row.steering else ():
-        if not isinstance(edit, Clamp) and not edit.strength:
-            continue  # changes nothing, and says so
-        assert row.steering is not None
-        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
-        touched.setdefault(edit.layer, set()).update(
-            range(start, fed if stop is None else min(fed, stop))
-        )
-    return {layer: len(positions) for layer, positions in touched.items()}
 
 
 def _layer_edits(

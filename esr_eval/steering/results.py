@@ -9,20 +9,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esr_eval.sae.sparse import SparseSAE
-from esr_eval.spec import Readout
+from esr_eval.spec import Clamp, Readout
 from esr_eval.steering.kernel import reduced
-from esr_eval.steering.plan import due_positions
 from esr_eval.steering.requests import Generated, Passage, Reading, ReadoutResult, Row, Steered
 
 Readings = Mapping[tuple[int, int], tuple[Tensor | None, int]]
-"""What `kernel.Work.readings` found: by row and readout its value, and how many positions."""
+"""What `Intervention.readings` found: by row and readout its value, and how many positions."""
 Counts = Mapping[int, tuple[int, int]]
 """One row's receipts: by layer how many positions were edited, and how many held by clamps."""
 
 
 def counts_of(row: int, receipts: Mapping[int, tuple[Tensor, Tensor]]) -> Counts:
-    """One row's part of what `kernel.Work.receipts` counted."""
+    """One row's part of what `kernel.Intervention.receipts` counted."""
     return {layer: (int(edited[row]), int(held[row])) for layer, (edited, held) in receipts.items()}
+
+
+def due_positions(row: Steered, fed: int) -> dict[int, int]:
+    """How many positions a row's edits call for at each layer that they name.
+
+    Args:
+        row: The request.
+        fed: Number of tokens that went through the model, prompt included.
+    """
+    touched: dict[int, set[int]] = {}
+    for edit in row.steering.edits if row.steering else ():
+        if not isinstance(edit, Clamp) and not edit.strength:
+            continue  # changes nothing, and says so
+        assert row.steering is not None
+        start, stop = edit.bounds(len(row.prompt), row.steering.runtime.skip_first)
+        touched.setdefault(edit.layer, set()).update(
+            range(start, fed if stop is None else min(fed, stop))
+        )
+    return {layer: len(positions) for layer, positions in touched.items()}
 
 
 class _Receipt(NamedTuple):
@@ -150,7 +168,7 @@ def read_results(
     Args:
         passages: The batch.
         readings: What was found for it.
-        receipts: What `kernel.Work.receipts` counted.
+        receipts: What `kernel.Intervention.receipts` counted.
         sae: The SAE that the readouts name.
     """
     return [
@@ -167,7 +185,7 @@ def read_results(
 
 
 def means(readings: Readings) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean residuals (passages, d_model) and mean norms (passages,) from `plan.mean_work`."""
+    """Mean residuals (passages, d_model) and mean norms (passages,) from `plan.plan_means`."""
     found = [value for _, (value, _) in sorted(readings.items(), key=lambda item: item[0])]
     assert all(value is not None for value in found)  # every answer has a token
     values = np.stack([value.numpy() for value in found if value is not None])

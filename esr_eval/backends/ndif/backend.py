@@ -13,19 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.ndif.client import Client, Job, Report
 from esr_eval.backends.ndif.preflight import check_settings, preflight
 from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
 from esr_eval.sae.encoder import LatentEncoder
-from esr_eval.sae.sparse import ELEMENTWISE
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.decoding import Decoding
-from esr_eval.steering.kernel import Work, reduced
-from esr_eval.steering.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
+from esr_eval.steering.kernel import Intervention, Read, reduced
+from esr_eval.steering.plan import padded, padded_passages, plan_batch, plan_means
 from esr_eval.steering.requests import Generated, Passage, Reading, Row
 from esr_eval.steering.results import (
     counts_of,
@@ -42,7 +40,7 @@ RESULT_BYTES = 32 << 20
 five of 400 tokens at d_model 8,192 in bfloat16."""
 
 
-class NDIFBackend(Chat):
+class NDIFBackend(Backend):
     """A model on NDIF, or on a server of its kind.
 
     A readout of the whole SAE (over finished answers), or of an SAE whose latents depend on each
@@ -88,7 +86,7 @@ class NDIFBackend(Chat):
             EsrError: It cannot be carried out on a server that does not have the SAE.
         """
         super().check(row)
-        if row.steering is None or self._has_single_latents:
+        if row.steering is None or self.has_single_latents:
             return
         clamps = any(isinstance(edit, Clamp) for edit in row.steering.edits)
         if clamps or (row.steering.readouts and isinstance(row, Row)):
@@ -115,7 +113,7 @@ class NDIFBackend(Chat):
         ids, mask = padded([row.prompt for row in rows], self.pad, CPU)
         plan = plan_batch(rows, self.sae, lambda layer: CPU)
         decoding = Decoding(rows, ids, mask, self.ends, compare)
-        found = self._run(self._model.generate(ids, mask, decoding, plan.work(len(rows))))
+        found = self._run(self._model.generate(ids, mask, decoding, plan))
         results = []
         for b, row in enumerate(rows):
             tokens = found["tokens"][b, : int(found["generated"][b])].tolist()
@@ -150,40 +148,35 @@ class NDIFBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; averaged on the server."""
+        """See `Backend.mean_residuals`; averaged on the server."""
         self.check_answers(passages, layer)
-        return means(self._pass_over(passages, mean_work(passages, layer))["readings"])
+        return means(self._pass_over(passages, plan_means(passages, layer))["readings"])
 
     def _read(self, passages: Sequence[Passage]) -> list[Reading]:
         plan = plan_batch(passages, self.sae, lambda layer: CPU)
         found = self._pass_over(passages, _without_sae(plan, len(passages)))
         readings = dict(found["readings"])
         for read in (read for reads in plan.reads.values() for read in reads):
-            residuals, count = readings[read.row, read.index]
+            residuals, count = readings[read.key]
             if residuals is not None and not isinstance(read.encode, LatentEncoder):
                 with torch.inference_mode():
                     activations = read.encode(residuals.float()).float()
-                readings[read.row, read.index] = reduced(activations, read.readout.reduce), count
+                readings[read.key] = reduced(activations, read.how), count
         return read_results(passages, readings, found["receipts"], self.sae)
 
-    def _pass_over(self, passages: Sequence[Passage], work: Work) -> dict[str, Any]:
-        return self._run(self._model.read(*padded_passages(passages, self.pad, CPU), work))
+    def _pass_over(self, passages: Sequence[Passage], plan: Intervention) -> dict[str, Any]:
+        return self._run(self._model.read(*padded_passages(passages, self.pad, CPU), plan))
 
     def _residual_bytes(self, passage: Passage) -> int:
         size = torch.finfo(getattr(torch, self.runtime.dtype)).bits // 8
         positions = 0
         for readout in passage.steering.readouts:
-            if readout.latents == "all" or not self._has_single_latents:
+            if readout.latents == "all" or not self.has_single_latents:
                 skip = passage.steering.runtime.skip_first
                 start, stop = readout.bounds(len(passage.prompt), skip)
                 end = len(passage.prompt) + len(passage.answer)
                 positions += max(0, min(end, stop or end) - start)
         return positions * self.shape.d_model * size
-
-    @property
-    def _has_single_latents(self) -> bool:
-        """Whether each latent's activation can be computed from its own rows."""
-        return self.sae is None or self.sae.config.architecture in ELEMENTWISE
 
     def _run(self, payload: bytes) -> dict[str, Any]:
         found = self._client.run(Job(self._model.key, self._model.env, payload))
@@ -204,17 +197,18 @@ class NDIFBackend(Chat):
             )
         where = f" on NDIF ({self._client.url})"
         arrived, due = edited.edited_positions, edited.expected_positions
-        return self.told_of_probe(float(found["apart"]), arrived, due, where)
+        return self.check_probe(float(found["apart"]), arrived, due, where)
 
 
-def _without_sae(plan: BatchPlan, rows: int) -> Work:
-    """The plan's work, bringing residuals back where an encoder is too large to travel."""
-    work = plan.work(rows, once=True)
-    for reads in work.reads.values():
-        for read in reads:
-            if not isinstance(read.encode, LatentEncoder):
-                read.encode = None
-    return work
+def _without_sae(plan: Intervention, rows: int) -> Intervention:
+    """The same for one pass, bringing residuals back where an encoder is too large to travel."""
+
+    def sent(read: Read) -> Read:
+        encode = read.encode if isinstance(read.encode, LatentEncoder) else None
+        return Read(read.key, read.start, read.stop, read.how, encode)
+
+    reads = {layer: [sent(read) for read in reads] for layer, reads in plan.reads.items()}
+    return Intervention(rows, plan.edits, reads, once=True)
 
 
 def _parts(

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -24,10 +23,15 @@ import zstandard
 from nnsight.schema.config import CONFIG
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from esr_eval.backends.ndif.errors import PassingError, explain, refused, said
-from esr_eval.backends.ndif.patience import Patience, Watch
-from esr_eval.backends.remote import RemoteArgs, server_url
-from esr_eval.backends.waiting import nap
+from esr_eval.backends.ndif.errors import (
+    PassingError,
+    Patience,
+    RequestMonitor,
+    explain,
+    refused,
+    said,
+)
+from esr_eval.backends.remote import RemoteArgs, interruptible_sleep, is_loopback, server_url
 from esr_eval.errors import EsrError
 
 Report = Callable[[str, str], None]
@@ -73,7 +77,7 @@ class Client:
             report: Told about the queue, states and retries.
         """
         self.url = server_url(remote.base_url or os.environ.get("NDIF_HOST") or CONFIG.API.HOST)
-        self.loopback = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
+        self.loopback = is_loopback(self.url)
         self.server_seconds, self.sent_bytes, self.retries = 0.0, 0, 0
         self._key = remote.api_key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY
         self._wait = remote.wait
@@ -126,7 +130,7 @@ class Client:
                 retry=retry_if_exception_type(PassingError),
                 stop=patience,
                 wait=wait_exponential_jitter(initial=0.5, max=15.0),
-                sleep=nap,
+                sleep=interruptible_sleep,
                 before_sleep=self._retry,
                 retry_error_callback=lambda state: patience.give_up(state, self.url),
             ):
@@ -149,10 +153,10 @@ class Client:
 
     def _follow(self, name: str) -> dict[str, Any]:
         """Ask for a request's state until it has an end."""
-        watch = Watch(self._wait)
+        monitor = RequestMonitor(self._wait)
         pause = POLL_FIRST
         while True:
-            nap(pause)
+            interruptible_sleep(pause)
             pause = min(POLL_LAST, pause * POLL_GROWTH)
             try:
                 response = self.get(f"/response/{name}")
@@ -160,15 +164,15 @@ class Client:
                     raise httpx.TransportError(f"HTTP status {response.status_code}")
             except httpx.HTTPError as error:
                 self._report(CAPTION, f"no contact ({said(error)}), waiting")
-                watch.no_contact(error)
+                monitor.no_contact(error)
                 continue
             if response.status_code == 404:
-                watch.unknown()
+                monitor.unknown()
                 continue
             if not response.is_success:
                 raise refused(response, self.url)
             state = response.json()
-            if watch.saw(state):
+            if monitor.saw(state):
                 self._report(CAPTION, f"{state['status'].lower()}: {state.get('description', '')}")
             if state["status"] == "ERROR":
                 raise explain(str(state.get("description", "")))

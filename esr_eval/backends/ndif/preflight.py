@@ -1,15 +1,16 @@
 """Whether NDIF can be used, found out in seconds and before any trial."""
 
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 from transformers import GenerationConfig
 
 from esr_eval.backends.ndif.client import CAPTION, Client, Report
 from esr_eval.backends.ndif.errors import FORUM, LOGIN, STATUS, PassingError, detail, refused
+from esr_eval.backends.remote import interruptible_sleep
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.spec import Runtime
@@ -164,17 +165,17 @@ def _asked(client: Client, path: str) -> dict[str, Any]:
 
 def _patiently(ask: Callable[[], T]) -> T:
     """Ask a few times: a server that is just coming up is none that is down."""
-    for rest in range(TRIES - 1, -1, -1):
-        try:
-            return ask()
-        except PassingError as error:
-            if not rest:
-                raise EsrError(f"NDIF does not work at the moment: {error.reason}") from error
-        except EsrError:
-            if not rest:
-                raise
-        time.sleep(PAUSE)
-    raise AssertionError("unreachable")
+    again = Retrying(
+        retry=retry_if_exception_type((PassingError, EsrError)),
+        stop=stop_after_attempt(TRIES),
+        wait=wait_fixed(PAUSE),
+        sleep=interruptible_sleep,
+        reraise=True,
+    )
+    try:
+        return again(ask)
+    except PassingError as error:
+        raise EsrError(f"NDIF does not work at the moment: {error.reason}") from error
 
 
 def _first(number: str, parts: int) -> list[str]:

@@ -1,7 +1,7 @@
 """What a request to NDIF says: traced blocks over a model without weights, as bytes.
 
 The blocks below never run here: nnsight takes them from this file's source and sends them with
-the batch's work (`kernel.py`). They touch the model at the decoder layers and at the last linear
+the batch's plan (`kernel.py`). They touch the model at the decoder layers and at the last linear
 layer only, never through a hook of transformers' own loop, as NDIF runs a stranger's code in
 another process than the model, where such hooks could not reach the batch's state.
 """
@@ -16,12 +16,12 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 from torch import Tensor
 
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Chat
 from esr_eval.errors import EsrError
 from esr_eval.model.layout import Stack, descend
 from esr_eval.model.loading import attention_of, model_source
 from esr_eval.steering.decoding import Decoding, greedy_settings
-from esr_eval.steering.kernel import Work, force, residual, softcapped
+from esr_eval.steering.kernel import Intervention, force, residual, softcapped
 from esr_eval.subjects import embedded_path
 
 SENT_BY_VALUE = (
@@ -54,7 +54,7 @@ class RemoteModel:
         runtime = chat.runtime
         source, extra = model_source(runtime)
         self.repository = str(source)
-        # Otherwise nnsight asks the hub how the id is spelled, which takes a network.
+        # Otherwise nnsight asks the hub how the id is spelled, which takes a netplan.
         huggingface._ID_CACHE.setdefault(self.repository, self.repository)
         adapter = None if runtime.adapter is None else str(embedded_path(runtime.adapter))
         self._lm = TransformersModel(
@@ -85,14 +85,14 @@ class RemoteModel:
         for name in SENT_BY_VALUE:
             nnsight.ndif.register(name)
 
-    def generate(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> bytes:
+    def generate(self, ids: Tensor, mask: Tensor, decoding: Decoding, plan: Intervention) -> bytes:
         """A request that generates for a batch.
 
         Args:
             ids: Left-padded prompts, (batch, position).
             mask: Their attention mask.
             decoding: How their tokens are chosen; nothing chosen yet.
-            work: What is edited and read; nothing done yet.
+            plan: What is edited and read; nothing done yet.
 
         Returns:
             The request's payload. Its answer holds `out`: tokens (batch, steps), what the model's
@@ -101,17 +101,17 @@ class RemoteModel:
             compares them), and the logits' dtype.
         """
         settings = greedy_settings(decoding.limits, self._ends, self._pad)
-        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(work)
+        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(plan)
         head, cap, made = self._head, self._cap, _Payload()
         with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
             with lm.generate(generation_config=settings, backend=made) as tracer:
                 with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
                     for _ in tracer.iter[:]:
-                        for layer in work.layers:
+                        for layer in plan.layers:
                             x = residual(layers[layer].output)
-                            work.visit(layer, x, decoding.to(x.device).positions())
+                            plan.apply(layer, x, decoding.to(x.device).positions())
                             if layer in receivers:
-                                work.arrive(layer, residual(receivers[layer].input))
+                                plan.confirm(layer, residual(receivers[layer].input))
                         logits = head.output
                         last = softcapped(logits[:, -1], cap)
                         force(logits, decoding.to(last.device).choose(last))
@@ -124,42 +124,42 @@ class RemoteModel:
                             "generated": decoding.generated.cpu(),
                             "ended": decoding.ended_by_model.cpu(),
                             "finite": decoding.finite.cpu(),
-                            "receipts": work.receipts(),
-                            "readings": work.readings(),
+                            "receipts": plan.receipts(),
+                            "readings": plan.readings(),
                             "apart": decoding.apart,
                             "dtype": str(logits.dtype),
                         }
                     )
         return made.payload
 
-    def read(self, ids: Tensor, mask: Tensor, at: Tensor, work: Work) -> bytes:
+    def read(self, ids: Tensor, mask: Tensor, at: Tensor, plan: Intervention) -> bytes:
         """A request that reads over finished texts in one forward pass.
 
         Args:
             ids: Right-padded texts, (batch, position).
             mask: Their attention mask.
             at: Row-relative position of every column, -1 at padding.
-            work: What is edited and read; nothing done yet.
+            plan: What is edited and read; nothing done yet.
 
         Returns:
             The request's payload. Its answer holds `out`: receipts, readings.
         """
-        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(work)
+        lm, layers, receivers = self._lm, self._stack.layers, self._receivers(plan)
         made = _Payload()
         with self._tracing:  # noqa: SIM117 - nnsight reads the block from the source
             with lm.trace(backend=made) as tracer:
                 with tracer.invoke({"input_ids": ids, "attention_mask": mask}):
-                    for layer in work.layers:
-                        work.visit(layer, residual(layers[layer].output), at)
+                    for layer in plan.layers:
+                        plan.apply(layer, residual(layers[layer].output), at)
                         if layer in receivers:
-                            work.arrive(layer, residual(receivers[layer].input))
-                    found = {"receipts": work.receipts(), "readings": work.readings()}
+                            plan.confirm(layer, residual(receivers[layer].input))
+                    found = {"receipts": plan.receipts(), "readings": plan.readings()}
                     out = nnsight.save(found)  # noqa: F841 - sent back by its name
         return made.payload
 
-    def _receivers(self, work: Work) -> dict[int, Any]:
+    def _receivers(self, plan: Intervention) -> dict[int, Any]:
         """Where the edits of each layer have to arrive."""
-        return {layer: self._stack.receiver(layer) for layer in work.edits}
+        return {layer: self._stack.receiver(layer) for layer in plan.edits}
 
 
 class _Payload(Backend):  # type: ignore[misc]

@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,26 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esr_eval.backends.base import BackendInfo
-from esr_eval.backends.chat import Chat
+from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.backends.vllm.client import Server
-from esr_eval.backends.vllm.payload import Payloads, residual_args, sampling_args
+from esr_eval.backends.vllm.payload import Saved, hook_args, sampling_args
 from esr_eval.backends.vllm.preflight import check_server, check_trust, first_check
-from esr_eval.backends.vllm.results import Saved
 from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import EncodeFn
-from esr_eval.spec import Readout, Runtime, Span
-from esr_eval.steering.kernel import reduced
-from esr_eval.steering.requests import Generated, Passage, Reading, Row, Steered
+from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.spec import Clamp, Runtime
+from esr_eval.steering.kernel import Intervention, reduced
+from esr_eval.steering.plan import plan_batch, plan_means
+from esr_eval.steering.requests import Generated, Passage, Reading, Row
 from esr_eval.steering.results import (
+    Readings,
     fed_tokens,
     generated,
+    generated_readouts,
+    means,
     read_value,
     reading,
-    readout_result,
 )
 
+CPU = torch.device("cpu")
 COMPLETIONS = "/v1/completions"
 KEY_ENV = "VLLM_API_KEY"
 """Environment variable with the server's key; the one that the server itself reads."""
@@ -38,7 +41,7 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 
-class VLLMBackend(Chat):
+class VLLMBackend(Backend):
     """A model on a vLLM server; the server's continuous batching mixes the requests.
 
     Only rows of the SAE that a request names travel with it. A readout of the whole SAE, or of
@@ -69,14 +72,13 @@ class VLLMBackend(Chat):
         url = remote.base_url
         self._server = Server(url, key, remote.wait, report)
         check_trust(url, remote.trust_server)
-        self._found = first_check(self._server, self)
+        self._facts = first_check(self._server, self)
         self._server.check_again = self._check_again
-        self._payloads = Payloads(self.sae, self.shape.n_layers)
         self._encoding = threading.Lock()
         self.info = BackendInfo(
             device=f"vllm {url}",
-            versions=self._found.versions,
-            self_check=self._found.self_check,
+            versions=self._facts.versions,
+            self_check=self._facts.self_check,
             sae_digest=self.sae.digest if self.sae else None,
         )
 
@@ -88,14 +90,20 @@ class VLLMBackend(Chat):
         """
         super().check(row)
         made = row.sampling.max_tokens if isinstance(row, Row) else len(row.answer) + 1
-        longest = self._found.longest
+        longest = self._facts.longest
         if longest is not None and len(row.prompt) + made > longest:
             raise EsrError(
                 f"A prompt of {len(row.prompt)} tokens and an answer of {made} exceed the "
                 f"{longest} that the vLLM server was started for (--max-model-len)."
             )
-        if row.steering is not None:
-            self._payloads.check(row.steering.edits)
+        edits = row.steering.edits if row.steering else ()
+        if any(isinstance(edit, Clamp) for edit in edits) and not self.has_single_latents:
+            assert self.sae is not None
+            raise EsrError(
+                f"A clamp needs the activation of its latent, and under an SAE of architecture "
+                f"'{self.sae.config.architecture}' that takes the whole SAE, which is not sent to "
+                "a vLLM server: use boosts, or the local backend."
+            )
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows, each in a request of its own; may be called from any thread."""
@@ -108,58 +116,54 @@ class VLLMBackend(Chat):
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See `BackendProtocol.mean_residuals`; the residuals come back whole."""
+        """See `Backend.mean_residuals`; the residuals come back whole."""
         self.check_answers(passages, layer)
 
-        def one(passage: Passage) -> tuple[NDArray[np.float32], float]:
-            prompt, whole = len(passage.prompt), (*passage.prompt, *passage.answer)
-            span = Span(positions="generated")
-            args = residual_args(layer, span, prompt, self.shape.n_layers)
-            saved = Saved(self._ask(whole, 1, args))
-            x = saved.read(0, prompt, len(whole))
-            assert x is not None
-            return x.mean(0).numpy(), float(x.norm(dim=-1).mean())
+        def one(passage: Passage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            plan, whole = plan_means([passage], layer), (*passage.prompt, *passage.answer)
+            saved = Saved(self._ask(whole, 1, plan))
+            return means(self._readings(saved, plan, len(whole)))
 
-        means, norms = zip(*_all_at_once(one, passages), strict=True)
-        return np.stack(means), np.array(norms, dtype=np.float32)
+        residuals, norms = zip(*_all_at_once(one, passages), strict=True)
+        return np.concatenate(residuals), np.concatenate(norms)
 
     def _generate(self, row: Row) -> Generated:
-        args, own = self._payloads.hook_args(row), dict[str, Any]()
-        if self._found.our_sampler:
-            args |= sampling_args(row.sampling)
+        plan = plan_batch([row], self.sae, lambda layer: CPU)
+        if self._facts.our_sampler:
+            args, own = sampling_args(row.sampling), dict[str, Any]()
         else:
-            own = _server_sampling(row)
-        answer = self._ask(row.prompt, row.sampling.max_tokens, args, own)
+            args, own = {}, _server_sampling(row)
+        answer = self._ask(row.prompt, row.sampling.max_tokens, plan, args, own)
         choice = answer["choices"][0]
         tokens = [int(token) for token in choice["token_ids"]]
         by_model = bool(tokens) and tokens[-1] in self.ends
         if by_model:
             tokens.pop()
         fed, saved = fed_tokens(row, len(tokens), by_model), Saved(answer)
-        readouts = []
-        for index, readout in enumerate(row.steering.readouts if row.steering else ()):
-            value, count = self._reading(saved, row, index, readout, fed)
-            readouts.append(readout_result(readout, value, count))
+        readouts = generated_readouts(row, 0, self._readings(saved, plan, fed))
         return generated(row, tokens, by_model, saved.counts(fed), readouts, saved.finite)
 
     def _read(self, passage: Passage) -> Reading:
+        plan = plan_batch([passage], self.sae, lambda layer: CPU, once=True)
         whole = (*passage.prompt, *passage.answer)
-        saved = Saved(self._ask(whole, 1, self._payloads.hook_args(passage)))
-        values = []
-        for index, readout in enumerate(passage.steering.readouts):
-            value, _ = self._reading(saved, passage, index, readout, len(whole))
-            values.append(read_value(readout, value, self.sae))
+        saved = Saved(self._ask(whole, 1, plan))
+        readings = self._readings(saved, plan, len(whole))
+        values = [
+            read_value(readout, readings[0, index][0], self.sae)
+            for index, readout in enumerate(passage.steering.readouts)
+        ]
         return reading(passage, values, saved.counts(len(whole)))
 
     def _ask(
         self,
         prompt: Sequence[int],
         max_tokens: int,
-        args: dict[str, str],
-        sampling: dict[str, Any] | None = None,
+        plan: Intervention,
+        args: Mapping[str, str] = MappingProxyType({}),
+        sampling: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "model": self._found.model,
+            "model": self._facts.model,
             "prompt": list(prompt),
             "max_tokens": max_tokens,
             "temperature": 0.0,
@@ -168,38 +172,28 @@ class VLLMBackend(Chat):
             "ignore_eos": True,
             "stop_token_ids": self.ends,
             "return_token_ids": True,
-            **(sampling or {}),
+            **sampling,
         }
-        if args:
-            body["vllm_xargs"] = args
+        if extra := {**hook_args(plan, self.shape.n_layers), **args}:
+            body["vllm_xargs"] = extra
         return self._server.post_patiently(COMPLETIONS, body)
 
-    def _reading(
-        self, saved: Saved, row: Steered, index: int, readout: Readout, fed: int
-    ) -> tuple[Tensor | None, int]:
-        """A readout's value, None without a position, and its number of positions."""
-        assert row.steering is not None
-        start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
-        series = saved.read(index, start, fed if stop is None else min(stop, fed))
-        if series is None:
-            return None, 0
-        if self._payloads.reads_residuals(readout):
-            series = self._encode(readout, series)
-        return reduced(series, readout.reduce), len(series)
-
-    def _encode(self, readout: Readout, residuals: Tensor) -> Tensor:
-        assert self.sae is not None
-        with self._encoding:  # the SAE is loaded once, whoever asks first
-            encode: EncodeFn = (
-                self.sae.whole_encoder()
-                if readout.latents == "all"
-                else self.sae.encoder(readout.latents)
-            )
-            with torch.inference_mode():
-                return encode(residuals).float()
+    def _readings(self, saved: Saved, plan: Intervention, fed: int) -> Readings:
+        """What the plan's readouts come to, over the `fed` tokens that went through the model."""
+        found: dict[tuple[int, int], tuple[Tensor | None, int]] = {}
+        for read in (read for reads in plan.reads.values() for read in reads):
+            series = saved.read(read.key[1], read.start, min(read.stop, fed))
+            if series is None:
+                found[read.key] = None, 0
+                continue
+            if not isinstance(read.encode, LatentEncoder):
+                with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
+                    series = read.encode(series).float()
+            found[read.key] = reduced(series, read.how), len(series)
+        return found
 
     def _check_again(self) -> None:
-        self._found = check_server(self._server, self)
+        self._facts = check_server(self._server, self)
 
 
 def _server_sampling(row: Row) -> dict[str, Any]:

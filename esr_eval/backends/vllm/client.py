@@ -1,17 +1,14 @@
 """HTTP to a vLLM server: requests sent again when the server was lost, errors told plainly."""
 
-import ipaddress
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from esr_eval.backends.remote import server_url
-from esr_eval.backends.waiting import nap
+from esr_eval.backends.remote import interruptible_sleep, is_loopback, server_url
 from esr_eval.errors import EsrError
 
 CONNECT_SECONDS = 5.0
@@ -106,7 +103,7 @@ class Server:
         again = Retrying(
             retry=retry_if_exception_type((ServerGoneError, ServerFaultError)),
             wait=wait_exponential_jitter(initial=0.5, max=LONGEST_PAUSE, jitter=0.5),
-            sleep=nap,
+            sleep=interruptible_sleep,
             stop=patience.is_over,
             before_sleep=self._lost,
             reraise=True,
@@ -160,15 +157,6 @@ class _Patience:
         error = state.outcome.exception() if state.outcome else None
         self._faults += isinstance(error, ServerFaultError)
         return self._faults >= MOST_FAULTS or time.monotonic() - self._since > self._seconds
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine's loopback address."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def error_text(answer: httpx.Response) -> str:

@@ -1,7 +1,7 @@
 """The one function that a vLLM server runs on our behalf: edits and readouts of one request.
 
-It travels as source text (`vllm_payload.py`), together with `edits.py`, as the server has neither
-this package nor, maybe, this Python version. So it needs nothing but torch there. vLLM-lens drops
+It travels as source text (`payload.py`), together with `edits.py`, as the server has neither this
+package nor, maybe, this Python version. So it needs nothing but torch there. vLLM-lens drops
 the edits of a whole batch when any hook of that batch raises, be it another client's; so nothing
 may raise here, and an edit counts as done only when the next layer was seen to receive it.
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from esr_eval.sae.encoder import LatentEncoder, norm_scale, spread
-from esr_eval.steering.edits import NO_END, Change, LayerEdits, Term
+from esr_eval.steering.edits import Change, LayerEdits
 
 _DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_OUTPUT_SCALES = {"constant_norm_rescale": norm_scale, "layer_norm": spread}
+_OUTPUT_SCALES = {"norm_scale": norm_scale, "spread": spread}
 
 
 class _Edit(NamedTuple):
@@ -39,46 +39,45 @@ _WATCHED: dict[int, bool] = {}
 """Whether the layer behind a layer confirms what arrives there."""
 
 
-def tensor(data: list[Any], device: Any) -> Tensor:
-    """A tensor from `[dtype, shape, bytes]`, as float32 on a device."""
-    dtype, shape, raw = data
-    plain = torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).reshape(shape)
-    return plain.to(device).float()
+def _state(data: dict[str, Any]) -> dict[str, Any]:
+    """An object's state, from the plain data that `payload.py` makes of it."""
+    return {
+        name: _tensor(*value) if isinstance(value, list) else value for name, value in data.items()
+    }
 
 
-def encoder(data: dict[str, Any], device: Any) -> LatentEncoder:
-    """Activations of single latents, from their packed rows."""
-    return LatentEncoder(
-        weight=tensor(data["weight"], device),
-        bias=tensor(data["bias"], device),
-        threshold=tensor(data["threshold"], device),
-        centre=None if data["centre"] is None else tensor(data["centre"], device),
-        normalisation=data["normalisation"],
-    )
+def _tensor(dtype: str, shape: list[int], raw: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).reshape(shape)
+
+
+def _encoder(data: dict[str, Any] | None, device: Any) -> LatentEncoder | None:
+    if data is None:
+        return None
+    made = LatentEncoder.__new__(LatentEncoder)
+    made.__setstate__(_state(data))
+    return made.to(device)
+
+
+def _edits(data: dict[str, Any], device: Any) -> LayerEdits:
+    state = _state(data)
+    state["encode"] = _encoder(data["encode"], device)
+    state["output_scale"] = _OUTPUT_SCALES.get(data["output_scale"])
+    made = LayerEdits.__new__(LayerEdits)
+    made.__setstate__(state)
+    return made.to(device)
 
 
 class _Layer:
     """What to do at one layer."""
 
     def __init__(self, data: dict[str, Any], device: Any) -> None:
-        self.spans = [(term["start"], _end(term["stop"])) for term in data["terms"]]
-        self.edits: LayerEdits | None = None
-        if data["terms"]:
-            terms = [
-                Term(**{**term, "direction": tensor(term["direction"], device)})
-                for term in data["terms"]
-            ]
-            encode = encoder(data["clamped"], device) if data["clamped"] is not None else None
-            self.edits = LayerEdits([terms], encode, _OUTPUT_SCALES.get(data["normalisation"])).to(
-                device
-            )
+        self.edits, self.spans = None, list[list[int]]()
+        if data["edits"] is not None:
+            self.edits = _edits(data["edits"], device)
+            bounds = torch.stack([self.edits.start[0], self.edits.stop[0]], dim=1)
+            self.spans = bounds.tolist()
         self.reads = [
-            (
-                read["index"],
-                read["start"],
-                _end(read["stop"]),
-                encoder(read["latents"], device) if read["latents"] is not None else None,
-            )
+            (read["index"], read["start"], read["stop"], _encoder(read["encode"], device))
             for read in data["reads"]
         ]
 
@@ -214,10 +213,6 @@ def _runs(first: int, flags: list[bool]) -> list[list[int]]:
         elif flag:
             runs.append([at, at + 1])
     return runs
-
-
-def _end(stop: int | None) -> int:
-    return NO_END if stop is None else stop
 
 
 def _plain(values: Tensor) -> tuple[str, str]:

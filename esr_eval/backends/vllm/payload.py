@@ -1,15 +1,15 @@
-"""What a request to a vLLM server carries beside its prompt: the hook, its data, the sampling.
+"""What a request to a vLLM server carries beside its prompt, and what its hook sends back.
 
 vLLM-lens loads hooks with pickle and runs them. A pickled function holds bytecode, which another
-Python version cannot run, so ours goes as the source text of `edits.py` and `vllm_hook.py`, which
-the server compiles once, with the request's rows as plain bytes beside it.
+Python version cannot run, so ours goes as the source text of `encoder.py`, `edits.py` and
+`hook.py`, which the server compiles once, with the request's plan as plain data beside it.
 """
 
 import base64
 import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -18,21 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esr_eval.backends.vllm.names import SAMPLING_ARG
-from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import LatentEncoder, packed
-from esr_eval.sae.sparse import ELEMENTWISE, SparseSAE
-from esr_eval.spec import AddVector, Clamp, Edit, Readout, Span
-from esr_eval.steering.plan import load_vector
-from esr_eval.steering.requests import Steered
+from esr_eval.backends.vllm import SAMPLING_ARG
+from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.steering.edits import LayerEdits
+from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.sampling import Sampling
 
 HOOKS_ARG = "apply_hooks"
 """Extra argument of a request in which vLLM-lens expects hooks."""
 
+Runs = list[list[int]]
+"""Positions as `[layer, rank, first, end]`."""
+ABOUT = ("width", "dtype", "torch", "device")
+"""What the hook tells of the server."""
+_HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+"""What numpy takes for types that it lacks."""
 _OURS = re.compile(r"^from esr_eval\.[^\n(]*(\([^)]*\))?\n", re.MULTILINE)
-NOTHING: dict[str, Any] = {"normalisation": "none", "terms": [], "clamped": None, "reads": []}
-"""A layer's plan that neither edits nor reads."""
 _EXPRESSION = "exec(boot, space := {}) or space['load'](expression, boot, source, data)"
 _BOOT = """
 import hashlib, sys, types
@@ -79,143 +80,163 @@ def hook_source() -> str:
     return _OURS.sub("", "\n".join(texts))
 
 
-class Payloads:
-    """Builds the extra arguments of requests; keeps the SAE rows it has read."""
-
-    def __init__(self, sae: SparseSAE | None, n_layers: int) -> None:
-        """Set up for a model.
-
-        Args:
-            sae: The runtime's SAE; None when only plain vectors are added.
-            n_layers: Number of decoder layers of the model.
-        """
-        self._sae = sae
-        self._n_layers = n_layers
-        self._encoders: dict[int, LatentEncoder] = {}
-
-    def check(self, edits: Sequence[Edit]) -> None:
-        """Refuse edits that would need the whole SAE on the server.
-
-        Raises:
-            EsrError: A clamp names an SAE whose latents depend on each other.
-        """
-        if any(isinstance(edit, Clamp) for edit in edits) and not self._elementwise:
-            assert self._sae is not None
-            raise EsrError(
-                f"A clamp needs the activation of its latent, and under an SAE of architecture "
-                f"'{self._sae.config.architecture}' that takes the whole SAE, which is not sent to "
-                "a vLLM server: use boosts, or the local backend."
-            )
-
-    def reads_residuals(self, readout: Readout) -> bool:
-        """Whether a readout brings residuals back, as it has no single rows to send."""
-        return readout.latents == "all" or not self._elementwise
-
-    def hook_args(self, row: Steered) -> dict[str, str]:
-        """Extra arguments with the request's edits and readouts; empty without any."""
-        steering = row.steering
-        if steering is None or not (steering.edits or steering.readouts):
-            return {}
-        self.check(steering.edits)
-        skip, prompt = steering.runtime.skip_first, len(row.prompt)
-        layers = {
-            layer: {
-                "normalisation": self._sae.config.normalisation if self._sae else "none",
-                **self._terms([e for e in steering.edits if e.layer == layer], prompt, skip),
-                "reads": [
-                    self._read(index, readout, prompt, skip)
-                    for index, readout in enumerate(steering.readouts)
-                    if readout.layer == layer
-                ],
-            }
-            for layer in sorted({part.layer for part in (*steering.edits, *steering.readouts)})
-        }
-        if steering.edits:  # the last layer tells whether what comes out is a number
-            layers.setdefault(self._n_layers - 1, NOTHING)
-        return hook_args(layers, self._n_layers, edits=bool(steering.edits))
-
-    @property
-    def _elementwise(self) -> bool:
-        return self._sae is None or self._sae.config.architecture in ELEMENTWISE
-
-    def _terms(self, edits: list[Edit], prompt: int, skip: int) -> dict[str, Any]:
-        # The spec lets a clamp stand twice only when both say the same: once is enough.
-        clamps = list(dict.fromkeys(e for e in edits if isinstance(e, Clamp)))
-        held = sorted({clamp.latent for clamp in clamps})
-        terms = []
-        for edit in (*clamps, *(e for e in edits if not isinstance(e, Clamp))):
-            start, stop = edit.bounds(prompt, skip)
-            term: dict[str, Any] = {"start": start, "stop": stop}
-            if isinstance(edit, AddVector):
-                term |= {"direction": as_bytes(load_vector(edit)), "amount": edit.strength}
-                terms.append({**term, "sae_scaled": False})
-                continue
-            assert self._sae is not None
-            term["direction"] = as_bytes(self._sae.decoder_row(edit.latent))
-            if isinstance(edit, Clamp):
-                terms.append({**term, "amount": edit.value, "clamp_slot": held.index(edit.latent)})
-            else:
-                terms.append({**term, "amount": edit.strength})
-        return {"terms": terms, "clamped": self._latents(held) if held else None}
-
-    def _read(self, index: int, readout: Readout, prompt: int, skip: int) -> dict[str, Any]:
-        start, stop = readout.bounds(prompt, skip)
-        whole = self.reads_residuals(readout)
-        latents = None if whole else self._latents([int(i) for i in readout.latents])
-        return {"index": index, "start": start, "stop": stop, "latents": latents}
-
-    def _latents(self, latents: list[int]) -> dict[str, Any]:
-        """What the server computes the activations of these latents from."""
-        encoders = [self._encoder(latent) for latent in latents]
-        centre = encoders[0].centre
-        return {
-            "weight": as_bytes(torch.cat([one.weight for one in encoders], dim=1)),
-            "bias": as_bytes(torch.cat([one.bias for one in encoders])),
-            "threshold": as_bytes(torch.cat([one.threshold for one in encoders])),
-            "centre": None if centre is None else as_bytes(centre),
-            "normalisation": encoders[0].normalisation,
-        }
-
-    def _encoder(self, latent: int) -> LatentEncoder:
-        """A latent's encoder row, read once: it is a strided column of a large matrix."""
-        if latent not in self._encoders:
-            assert self._sae is not None
-            encoder = self._sae.encoder([latent])
-            assert isinstance(encoder, LatentEncoder)
-            self._encoders[latent] = encoder
-        return self._encoders[latent]
-
-
 def sampling_args(sampling: Sampling) -> dict[str, str]:
-    """Extra arguments that make `vllm_sampler` choose the tokens."""
+    """Extra arguments that make the server's `sampler.py` choose the tokens."""
     return {SAMPLING_ARG: json.dumps(asdict(sampling))}
 
 
-def residual_args(layer: int, span: Span, prompt: int, n_layers: int) -> dict[str, str]:
-    """Extra arguments that bring the residual stream behind a layer back, unedited."""
-    start, stop = span.bounds(prompt, 0)
-    read = {"index": 0, "start": start, "stop": stop, "latents": None}
-    return hook_args({layer: {**NOTHING, "reads": [read]}}, n_layers)
-
-
-def hook_args(
-    layers: dict[int, dict[str, Any]], n_layers: int, edits: bool = False
-) -> dict[str, str]:
-    """Extra arguments that carry the hook for given layers' plans.
+def hook_args(plan: Intervention, n_layers: int) -> dict[str, str]:
+    """Extra arguments that carry the hook and one request's plan; empty for an empty plan.
 
     Args:
-        layers: What to do at each layer.
+        plan: What to do, for a batch of this request alone. What is read through anything but
+            single rows of an SAE comes back as residuals.
         n_layers: Number of decoder layers of the model.
-        edits: Whether to watch the last layer for numbers that are none.
     """
-    data = {"n_layers": n_layers, "layers": layers, "edits": edits}
+    if not plan.layers:
+        return {}
+    layers: dict[int, dict[str, Any]] = {
+        layer: {
+            "edits": _plain_edits(plan.edits[layer]) if layer in plan.edits else None,
+            "reads": [
+                {
+                    "index": read.key[1],
+                    "start": read.start,
+                    "stop": read.stop,
+                    "encode": _plain_encoder(read.encode),
+                }
+                for read in plan.reads.get(layer, ())
+            ],
+        }
+        for layer in plan.layers
+    }
+    if plan.edits:  # the last layer tells whether what comes out is a number
+        layers.setdefault(n_layers - 1, {"edits": None, "reads": []})
+    data = {"n_layers": n_layers, "layers": layers, "edits": bool(plan.edits)}
     raw = pickle.dumps(_Shipped(data), protocol=4)
     code = {"cloudpickle": base64.b64encode(raw).decode("ascii")}
     return {HOOKS_ARG: json.dumps([{"fn": code, "layer_indices": sorted(layers)}])}
 
 
-def as_bytes(values: Tensor) -> list[Any]:
-    """`[dtype, shape, bytes]` of a float32 tensor; in 16 bits where that loses nothing."""
-    small = packed(values.detach().float().cpu()).contiguous()
-    raw = small if small.dtype == torch.float32 else small.view(torch.int16)
-    return [str(small.dtype).removeprefix("torch."), list(small.shape), raw.numpy().tobytes()]
+def _plain_edits(edits: LayerEdits) -> dict[str, Any]:
+    scale = edits.output_scale
+    return {
+        **_plain_state(edits),
+        "encode": _plain_encoder(edits.encode),
+        "output_scale": None if scale is None else scale.__name__,
+    }
+
+
+def _plain_encoder(encode: Any) -> dict[str, Any] | None:
+    return _plain_state(encode) if isinstance(encode, LatentEncoder) else None
+
+
+def _plain_state(sent: LayerEdits | LatentEncoder) -> dict[str, Any]:
+    """What `pickle` would send of it, tensors as `[dtype, shape, bytes]`."""
+    return {
+        name: _as_bytes(value) if isinstance(value, Tensor) else value
+        for name, value in sent.__getstate__().items()
+    }
+
+
+def _as_bytes(values: Tensor) -> list[Any]:
+    raw = values.detach().cpu().contiguous()
+    plain = raw.view(_HALVES.get(raw.dtype, raw.dtype)).numpy().tobytes()
+    return [str(raw.dtype).removeprefix("torch."), list(raw.shape), plain]
+
+
+class Saved:
+    """What one request's hook saved.
+
+    A server may feed one token more than it returns, and compute positions twice when it runs out
+    of memory; every rank of a tensor-parallel server tells its own. So positions are sets here.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        """Read the answer of the server.
+
+        Raises:
+            RuntimeError: A hook failed there, or the answer is not of our hook's form.
+        """
+        found = answer.get("hook_results") or {}
+        edit = _checked(found.get("0"))
+        self.about = {key: edit[key] for key in ABOUT if key in edit}
+        if errors := edit.get("errors"):
+            raise RuntimeError(f"The hook failed on the vLLM server: {str(errors[0])[:300]}")
+        self._edited = _positions(edit.get("edited", []))
+        self._arrived = _positions(edit.get("arrived", []))
+        self._held = _positions(edit.get("held", []))
+        self._lost = _positions(edit.get("lost", []))
+        self.finite = not edit.get("broken", False)
+        self._reads: list[list[Any]] = edit.get("reads", [])
+
+    def counts(self, fed: int) -> dict[int, tuple[int, int]]:
+        """By layer: positions at which an edit was made and seen to arrive, and held ones.
+
+        Args:
+            fed: Number of tokens that went through the model, prompt included.
+        """
+        found = {}
+        for layer in {layer for layer, _ in self._edited}:
+            ranks = [key for key in self._edited if key[0] == layer]
+            # Every rank that computes the layer must have edited it.
+            sure = set.intersection(*(self._sure(key) for key in ranks))
+            held = set.intersection(*(self._held.get(key, set()) for key in ranks)) - sure
+            found[layer] = sum(at < fed for at in sure), sum(at < fed for at in held)
+        return found
+
+    def _sure(self, key: tuple[int, int]) -> set[int]:
+        lost, held = self._lost.get(key, set()), self._held.get(key, set())
+        confirmed = self._arrived.get(key, set()) | lost | held
+        if not confirmed:  # the next layer is another machine's to compute
+            return self._edited[key]
+        return (self._edited[key] & self._arrived.get(key, set())) - lost
+
+    def read(self, index: int, start: int, stop: int) -> Tensor | None:
+        """Values of a readout at positions `start` up to `stop`, float32 (position, value).
+
+        Returns:
+            None when there is no such position.
+
+        Raises:
+            RuntimeError: The server has not read every one of them.
+        """
+        rows: dict[int, Tensor] = {}
+        for which, first, count, dtype, text in self._reads:
+            if which == index:
+                values = _tensor(text, dtype).reshape(count, -1)
+                rows |= {first + i: values[i] for i in range(count)}
+        wanted = range(start, stop)
+        missing = [position for position in wanted if position not in rows]
+        if missing:
+            raise RuntimeError(
+                f"The vLLM server read {len(wanted) - len(missing)} positions where "
+                f"{len(wanted)} were due."
+            )
+        return torch.stack([rows[position] for position in wanted]) if wanted else None
+
+
+def _checked(saved: Any) -> dict[str, Any]:
+    """A hook's results; anything that would have to be unpickled is refused."""
+    if saved is None:
+        return {}
+    if not isinstance(saved, dict) or any("__type__" in v for v in _dicts(saved.values())):
+        raise RuntimeError("The vLLM server's answer does not come from this project's hooks.")
+    return saved
+
+
+def _dicts(values: Iterable[Any]) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _positions(runs: Runs) -> dict[tuple[int, int], set[int]]:
+    found: dict[tuple[int, int], set[int]] = {}
+    for layer, rank, first, end in runs:
+        found.setdefault((layer, rank), set()).update(range(first, end))
+    return found
+
+
+def _tensor(text: str, name: str) -> Tensor:
+    dtype: torch.dtype = getattr(torch, name)
+    raw = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=_HALVES.get(dtype, dtype))
+    return raw.view(dtype).float()

@@ -1,7 +1,7 @@
 """Our sampler inside a vLLM server: a logits processor that leaves only the chosen token possible.
 
-This file, `vllm_names.py` and `sampling.py` are laid on the server's path by themselves
-(`serve/vllm.py`), so they need nothing but torch, numpy and vLLM there. A request that brings a
+This file, the package's `__init__.py` and `sampling.py` are laid on the server's path by themselves
+(`servers/vllm.py`), so they need nothing but torch, numpy and vLLM there. A request that brings a
 `Sampling` is asked for greedily and without a penalty of vLLM's own; its tokens are then those of
 every other backend.
 """
@@ -21,7 +21,7 @@ from vllm.v1.sample.logits_processor.builtin import (
     process_dict_updates,
 )
 
-from esr_eval.backends.vllm.names import PROBE_ARG, SAMPLER_SAYS, SAMPLING_ARG, sampler_digest
+from esr_eval.backends.vllm import PROBE_ARG, SAMPLER_SAYS, SAMPLING_ARG, sampler_digest
 from esr_eval.steering.sampling import RowSampler, Sampling
 
 
