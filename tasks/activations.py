@@ -11,8 +11,7 @@ from inspect_ai.viewer import ViewerConfig
 
 from esr_eval.data.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
 from esr_eval.detectors.choice import load_detectors
-from esr_eval.episodes.choice import Episode, Which, read_episodes
-from esr_eval.episodes.reading import BOOSTED, MEANS, read_answer
+from esr_eval.episodes.reading import BOOSTED, MEANS, Episode, Which, read_answer, read_episodes
 from esr_eval.scorers.regions import regions
 from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, Setup, feature_layer
 

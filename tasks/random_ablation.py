@@ -12,8 +12,6 @@ from esr_eval.data.arguments import (
     Seed,
     checked,
 )
-from esr_eval.detectors.matching import draw_matched
-from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
 from esr_eval.tasks.ablation import ending, find_detectors, layer_of, replayed
 from esr_eval.tasks.experiment import Ablation, Protocol, Setup, experiment
@@ -54,6 +52,9 @@ def random_ablation(
         seed: Seed of the sets.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
+    from esr_eval.detectors.discovery import read_discovery
+    from esr_eval.detectors.statistics import draw_matched
+
     setup = Setup.open()
     chosen = find_detectors(setup, detectors, rule)
     plan = replayed(setup, replay, steering)
