@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from esr_eval._util.paths import given_path
 from esr_eval.dataset import load_latents
-from esr_eval.detectors.report import Detector, DetectorReport, Found, write_detector_file
+from esr_eval.detectors.report import Detector, DetectorReport, RuleResult, write_detector_file
 from esr_eval.detectors.statistics import (
     LatentStatistics,
     Pairs,
@@ -162,12 +162,12 @@ def make_report(
         max_matched=max_matched,
         top=top,
         sets={
-            "silent": Found(
+            "silent": RuleResult(
                 detectors=describe(silent(found, *rule)),
                 nearest=describe(nearly_silent(found, *rule, NEAREST)),
                 expected_by_chance=silent_by_chance(pairs, max_matched, min_mismatched),
             ),
-            "separability": Found(
+            "separability": RuleResult(
                 detectors=describe(separable),
                 nearest=describe(most_separable(found, top + NEAREST)[top:]),
                 expected_by_chance=separable_by_chance(pairs, weakest),
