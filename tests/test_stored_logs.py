@@ -71,7 +71,7 @@ def test_a_log_of_a_renamed_experiment_compares_with_itself_under_the_new_name(t
     old = read_eval_log(str(LOGS / "esr.eval"))
     assert old.eval.metadata["experiment_id"] == "main"
     output = told("compare", tmp_path, tmp_path, "--same-trials", "--worse", "all=either")
-    for name in ("esr", "meta_prompt", "prefill_control", "held_out"):
+    for name in ("main", "meta_prompt", "prefill_control", "held_out"):
         assert f"smollm2-135m, {name}" in output
     assert output.count("no change") == 4 * 7
 

@@ -106,7 +106,9 @@ def _read(path: str | Path) -> Measured:
     condition = str(about.get("condition", ""))
     # Of most experiments the one condition is called like them: "no steering" of no_steering.
     told = condition if condition.replace(" ", "_") != experiment else ""
-    parts = (subject_of(header), experiment, told)
+    # The main experiment goes by its condition.
+    shown = "" if experiment == "esr" and condition.startswith("main") else experiment
+    parts = (subject_of(header), shown, told)
     return Measured(
         path=str(path),
         name=", ".join(str(part) for part in parts if part),
