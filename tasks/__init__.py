@@ -1,18 +1,19 @@
 """Inspect tasks, one module per experiment."""
 
-from esr_eval.tasks.ablation import ablation, random_ablation
+from esr_eval.tasks.ablation import ablation
 from esr_eval.tasks.activations import activations
-from esr_eval.tasks.agreement import cross_judge
+from esr_eval.tasks.boost_sweep import boost_sweep
 from esr_eval.tasks.calibrate import calibrate
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors
+from esr_eval.tasks.cross_judge import cross_judge
 from esr_eval.tasks.detectors import detectors
 from esr_eval.tasks.esr import esr
 from esr_eval.tasks.finetuned import finetuned
 from esr_eval.tasks.held_out import held_out
-from esr_eval.tasks.prefill import prefill_control
-from esr_eval.tasks.prompting import meta_prompt
+from esr_eval.tasks.meta_prompt import meta_prompt
+from esr_eval.tasks.prefill_control import prefill_control
+from esr_eval.tasks.random_ablation import random_ablation
 from esr_eval.tasks.selection import select_latents
-from esr_eval.tasks.sweep import boost_sweep
 from esr_eval.tasks.vectors import vectors
 
 __all__ = [

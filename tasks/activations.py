@@ -11,23 +11,17 @@ from inspect_ai.viewer import ViewerConfig
 
 from esr_eval.data.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
 from esr_eval.detectors.choice import load_detectors
-from esr_eval.episodes.choice import Episode, Which, read_episodes
-from esr_eval.episodes.reading import BOOSTED, MEANS, read_answer
-from esr_eval.errors import EsrError
+from esr_eval.episodes.reading import BOOSTED, MEANS, Episode, Which, read_answer, read_episodes
 from esr_eval.scorers.regions import regions
-from esr_eval.tasks.experiment import MOST_ERRORS, Bench
+from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, Setup, feature_layer
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "6 and 9 (activations over one episode; activation statistics)",
-    "deviations": [
-        "The stored answer is read as text: its tokens are those of the tokenizer, which need not "
-        "be the very ones that were generated.",
-        "Latents that were ablated while the answer was generated are not held while it is read.",
-        "On-topic text counts only after off-topic text; on-topic text before it stands apart.",
-    ],
-}
+PROTOCOL = Protocol(
+    "6 and 9 (activations over one episode; activation statistics)",
+    "The stored answer is read as text: its tokens are those of the tokenizer, which need not "
+    "be the very ones that were generated.",
+    "Latents that were ablated while the answer was generated are not held while it is read.",
+    "On-topic text counts only after off-topic text; on-topic text before it stands apart.",
+)
 
 
 @task
@@ -60,10 +54,9 @@ def activations(
         rule: Which of a detector file's or log's sets: `silent` or `separability`.
         seed: Seed of the draw.
     """
-    bench = Bench.open()
-    runtime, subject = bench.provider.runtime, bench.provider.subject
-    if runtime.feature_layer is None:
-        raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
+    setup = Setup.open()
+    runtime, subject = setup.provider.runtime, setup.provider.subject
+    layer = feature_layer(runtime)
     given = {"detectors": detectors, "backtracking": backtracking}
     sets = {
         name: load_detectors(latents, runtime, rule)
@@ -71,7 +64,7 @@ def activations(
         if latents is not None
     }
     steered = read_episodes(source, runtime, "steered", which, episodes, seed)
-    bench.provider.check_latents(
+    setup.provider.check_latents(
         [
             *(one.trial.latent for one in steered.chosen),
             *(latent for found in sets.values() for latent in found.latents),
@@ -86,23 +79,21 @@ def activations(
     count = len(steered.chosen)
     return Task(
         dataset=_dataset(answers),
-        solver=read_answer(
-            {name: list(found.latents) for name, found in sets.items()}, runtime.feature_layer
-        ),
+        solver=read_answer({name: list(found.latents) for name, found in sets.items()}, layer),
         scorer=[regions(), answer_activity()],
-        config=GenerateConfig(max_connections=bench.provider.max_connections()),
+        config=GenerateConfig(max_connections=setup.provider.max_connections()),
         score_on_error=True,
         fail_on_error=MOST_ERRORS,
         viewer=ViewerConfig(trust_content=False),
-        version=VERSION,
+        version=PROTOCOL.version,
         metadata={
-            **PAPER,
+            **PROTOCOL.about,
             "experiment_id": "activations",
             "condition": f"{count} {_NAMES[steered.which]}, {len(answers) - count} unsteered",
             "subject": subject.name,
-            "judge": str(bench.judge),
+            "judge": str(setup.judge),
             "runtime": runtime.model_dump(mode="json", exclude_none=True),
-            "layer": runtime.feature_layer,
+            "layer": layer,
             "which": steered.which,
             "responses": steered.responses,
             "multi_attempt": steered.multi_attempt,

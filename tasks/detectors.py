@@ -10,23 +10,17 @@ from inspect_ai.viewer import ViewerConfig
 
 from esr_eval.data.arguments import Count, Seed, Topics, checked
 from esr_eval.dataset import PromptSet, choose_prompts
-from esr_eval.detectors.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
-from esr_eval.detectors.pairing import Pairing, paired_dataset
-from esr_eval.errors import EsrError
+from esr_eval.detectors.pairs import COUNTS, MISMATCHED_ANSWER, Pairing, paired_dataset, read_pairs
 from esr_eval.scorers.metrics import mean_interval
 from esr_eval.scorers.trials import plain
 from esr_eval.solvers import model_under_test
-from esr_eval.tasks.experiment import MOST_ERRORS
+from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, feature_layer
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "3 (off-topic detectors: discovery)",
-    "deviations": [
-        "The number of answers to each task is a parameter, each with a derangement of its own.",
-        "The first positions that the subject never edits are not read either (skip_first).",
-    ],
-}
+PROTOCOL = Protocol(
+    "3 (off-topic detectors: discovery)",
+    "The number of answers to each task is a parameter, each with a derangement of its own.",
+    "The first positions that the subject never edits are not read either (skip_first).",
+)
 
 
 @task
@@ -54,12 +48,11 @@ def detectors(
     _, provider = model_under_test()
     provider.preflight()
     subject, runtime = provider.subject, provider.runtime
-    if runtime.feature_layer is None:
-        raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
+    layer = feature_layer(runtime)
     asked = choose_prompts(topics, prompts)
     return Task(
         dataset=paired_dataset(asked, answers_per_task, seed, "esr-detectors"),
-        solver=read_pairs(runtime.feature_layer, positions),
+        solver=read_pairs(layer, positions),
         scorer=activity(),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,
@@ -68,14 +61,14 @@ def detectors(
         ),
         fail_on_error=MOST_ERRORS,
         viewer=ViewerConfig(trust_content=False),
-        version=VERSION,
+        version=PROTOCOL.version,
         metadata={
-            **PAPER,
+            **PROTOCOL.about,
             "experiment_id": "detectors",
             "condition": f"{prompts}, {positions} positions",
             "subject": subject.name,
             "runtime": runtime.model_dump(mode="json", exclude_none=True),
-            "layer": runtime.feature_layer,
+            "layer": layer,
             "positions": positions,
         },
     )

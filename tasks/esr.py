@@ -13,18 +13,14 @@ from esr_eval.data.arguments import (
     Topics,
     checked,
 )
-from esr_eval.tasks.experiment import Bench, experiment, plan_trials
+from esr_eval.tasks.experiment import Draw, Protocol, Setup, experiment
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "1 (main) and 8 (no steering)",
-    "deviations": [
-        "The judge's prompt is in this project's own words.",
-        "Attempts are found by quotes of their first and last words.",
-        "Latents, their number and the trials for each are parameters (paper: 500 x 5).",
-    ],
-}
+PROTOCOL = Protocol(
+    "1 (main) and 8 (no steering)",
+    "The judge's prompt is in this project's own words.",
+    "Attempts are found by quotes of their first and last words.",
+    "Latents, their number and the trials for each are parameters (paper: 500 x 5).",
+)
 
 
 @task
@@ -59,25 +55,14 @@ def esr(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
-    bench = Bench.open()
-    plan = plan_trials(
-        bench,
-        latents=latents,
-        n_latents=n_latents,
-        trials_per_latent=trials_per_latent,
-        strength=strength,
-        topics=topics,
-        steering=steering,
-        seed=seed,
-        replay=replay,
-    )
+    setup = Setup.open()
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
     return experiment(
-        bench,
-        plan,
-        version=VERSION,
-        paper=PAPER,
+        setup,
+        setup.plan(draw, steering, replay),
+        PROTOCOL,
+        "esr" if steering else "no_steering",
         name="esr-steered" if steering else "esr-unsteered",
-        experiment_id="main" if steering else "no_steering",
         condition="main" if steering else "no steering",
         holistic=holistic,
         until_token=until_token,

@@ -16,14 +16,9 @@ from esr_eval.data.arguments import (
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import adapter_facts
-from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
+from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, experiment, no_steering
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "4 (fine-tuning)",
-    "deviations": ["How the adapter was trained is told by its model card."],
-}
+PROTOCOL = Protocol("4 (fine-tuning)", "How the adapter was trained is told by its model card.")
 
 
 @task
@@ -60,48 +55,37 @@ def finetuned(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
-    bench = Bench.open()
-    adapter = bench.provider.runtime.adapter
+    setup = Setup.open()
+    adapter = setup.provider.runtime.adapter
+    subject = setup.provider.subject
     if adapter is None:
-        raise EsrError(
-            f"{bench.provider.subject.name} has no adapter: pass one as -M adapter=PATH."
-        )
+        raise EsrError(f"{subject.name} has no adapter: pass one as -M adapter=PATH.")
     if strength == "replay" and replay is None:
         raise EsrError("strength=replay takes the strengths of a log: pass it as replay=LOG.")
-    plan = plan_trials(
-        bench,
-        latents=latents,
-        n_latents=n_latents,
-        trials_per_latent=trials_per_latent,
-        strength=strength,
-        topics=topics,
-        steering=steering,
-        seed=seed,
-        replay=replay,
-    )
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    plan = setup.plan(draw, steering, replay)
     if replay is not None and steering and strength != "replay":
-        plan = Plan(_recalibrated(bench, plan.planned, strength), plan.source)
+        plan = Plan(_recalibrated(setup, plan.planned, strength), plan.source)
     facts = adapter_facts(adapter)
     # A subject that always has its adapter is told by its name; of others the mix tells them apart.
-    unnamed = adapter != bench.provider.subject.adapter
+    unnamed = adapter != subject.adapter
     mix = f", {facts.mix_percent:g} %" if facts is not None and unnamed else ""
     return experiment(
-        bench,
+        setup,
         plan,
-        version=VERSION,
-        paper=PAPER,
+        PROTOCOL,
+        "finetuned",
         name="esr-finetuned",
-        experiment_id="finetuned",
-        condition=f"fine-tuned{mix}" + ("" if steering else ", no steering"),
+        condition=f"fine-tuned{mix}" + no_steering(steering),
         holistic=holistic,
         until_token=until_token,
         extra={"adapter": facts.model_dump(mode="json")} if facts is not None else None,
     )
 
 
-def _recalibrated(bench: Bench, planned: list[Planned], strength: str | float) -> list[Planned]:
+def _recalibrated(setup: Setup, planned: list[Planned], strength: str | float) -> list[Planned]:
     labels = {one.trial.latent: one.trial.label for one in planned}
-    strengths = bench.strengths(
+    strengths = setup.strengths(
         strength, [Latent(index=index, label=label) for index, label in labels.items()]
     )
     return [

@@ -13,14 +13,9 @@ from esr_eval.data.arguments import (
     Topics,
     checked,
 )
-from esr_eval.tasks.experiment import Bench, experiment, plan_trials
+from esr_eval.tasks.experiment import Draw, Protocol, Setup, experiment, no_steering
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "12 (held-out tasks)",
-    "deviations": ["The questions are in this project's own words."],
-}
+PROTOCOL = Protocol("12 (held-out tasks)", "The questions are in this project's own words.")
 
 
 @task
@@ -49,26 +44,14 @@ def held_out(
         replay: A log of `held_out` whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    bench = Bench.open()
-    plan = plan_trials(
-        bench,
-        latents=latents,
-        n_latents=n_latents,
-        trials_per_latent=trials_per_latent,
-        strength=strength,
-        topics=topics,
-        steering=steering,
-        seed=seed,
-        replay=replay,
-        prompt_set="held_out",
-    )
+    setup = Setup.open()
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
     return experiment(
-        bench,
-        plan,
-        version=VERSION,
-        paper=PAPER,
+        setup,
+        setup.plan(draw, steering, replay, "held_out"),
+        PROTOCOL,
+        "held_out",
         name="esr-held-out",
-        experiment_id="held_out",
-        condition="held-out tasks" + ("" if steering else ", no steering"),
+        condition="held-out tasks" + no_steering(steering),
         holistic=holistic,
     )

@@ -16,7 +16,7 @@ from esr_eval.errors import EsrError
 from esr_eval.scorers.concreteness import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
-from esr_eval.tasks.experiment import Bench
+from esr_eval.tasks.experiment import Setup
 
 VERSION = 1
 PAPER = {
@@ -59,13 +59,13 @@ def select_latents(
         seed: Seed of the draw of candidates.
     """
     chosen_rule = check_rule(rule)
-    bench = Bench.open()
-    subject = bench.provider.subject
-    if bench.provider.runtime.feature_layer is None:
+    setup = Setup.open()
+    subject = setup.provider.subject
+    if setup.provider.runtime.feature_layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
     asked = choose_prompts(topics)
-    labelled = load_latents(subject, latents, bench.provider.runtime)
-    bench.provider.check_latents([latent.index for latent in labelled])
+    labelled = load_latents(subject, latents, setup.provider.runtime)
+    setup.provider.check_latents([latent.index for latent in labelled])
     candidates = draw_candidates(labelled, wanted, factor, seed)
     samples = [
         Sample(
@@ -83,19 +83,19 @@ def select_latents(
             [prompt.model_dump() for prompt in asked],
         ),
         scorer=selection(chosen_rule, min_concreteness),
-        config=GenerateConfig(max_connections=bench.provider.max_connections()),
+        config=GenerateConfig(max_connections=setup.provider.max_connections()),
         version=VERSION,
         metadata={
             **PAPER,
             "subject": subject.name,
-            "judge": str(bench.judge),
+            "judge": str(setup.judge),
             "rubric": CONCRETENESS_RUBRIC_VERSION,
-            "skip_first": bench.provider.runtime.skip_first,
+            "skip_first": setup.provider.runtime.skip_first,
             "rule": chosen_rule,
             "min_concreteness": min_concreteness,
             "task_prompts": len(asked),
             "labelled": len(labelled),
-            **labels_note(subject, latents, bench.provider.runtime),
+            **labels_note(subject, latents, setup.provider.runtime),
             "wanted": wanted,
         },
     )

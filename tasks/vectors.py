@@ -1,7 +1,6 @@
 """Contrastive vectors (2026): the main run with plain concept vectors instead of SAE latents."""
 
 import random
-from collections.abc import Sequence
 
 from inspect_ai import Task, task
 
@@ -9,21 +8,24 @@ from esr_eval.data.arguments import Count, Flag, LogFile, Number, Seed, Strength
 from esr_eval.dataset import choose_prompts, draw_trials
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
-from esr_eval.scorers.grader import grader_model
-from esr_eval.solvers import VectorSource, model_under_test
-from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
+from esr_eval.solvers import VectorSource
+from esr_eval.tasks.experiment import (
+    Draw,
+    Plan,
+    Protocol,
+    Setup,
+    check_replayed,
+    experiment,
+    no_steering,
+)
 from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors
 from esr_eval.vectors.strengths import vector_strengths
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "13 (contrastive vectors)",
-    "deviations": [
-        "The corpus of texts is this project's own, and so are its concepts.",
-        "Vectors have the length of the mean residual at their layer.",
-    ],
-}
+PROTOCOL = Protocol(
+    "13 (contrastive vectors)",
+    "The corpus of texts is this project's own, and so are its concepts.",
+    "Vectors have the length of the mean residual at their layer.",
+)
 
 
 @task
@@ -55,24 +57,23 @@ def vectors(
         replay: A log of this task whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    model, provider = model_under_test()
-    provider.preflight(edits_needed=False)
-    file = read_vectors(vectors or default_vectors(provider.subject))
-    file.check_fits(provider.runtime, provider.subject)
-    bench = Bench(provider, grader_model(str(model)))
+    setup = Setup.open(edits_needed=False)
+    subject = setup.provider.subject
+    file = read_vectors(vectors or default_vectors(subject))
+    file.check_fits(setup.provider.runtime, subject)
     if replay is not None:
         check_replayed(n_vectors=n_vectors, topics=topics)
         plan = _replayed(replay, file, steering)
     else:
-        plan = _drawn(bench, file, n_vectors, trials_per_vector, strength, topics, steering, seed)
+        draw = Draw(None, n_vectors, trials_per_vector, strength, topics, seed)
+        plan = _drawn(setup, file, draw, steering)
     return experiment(
-        bench,
+        setup,
         plan,
-        version=VERSION,
-        paper=PAPER,
+        PROTOCOL,
+        "vectors",
         name="esr-vectors",
-        experiment_id="vectors",
-        condition="concept vectors" if steering else "concept vectors, no steering",
+        condition="concept vectors" + no_steering(steering),
         vectors=VectorSource(file.path, file.sha256, file.info.layer),
         holistic=holistic,
         extra={
@@ -85,28 +86,18 @@ def vectors(
     )
 
 
-def _drawn(
-    bench: Bench,
-    file: VectorFile,
-    count: int | None,
-    per_vector: int,
-    strength: str | float,
-    topics: str | Sequence[str] | None,
-    steering: bool,
-    seed: int,
-) -> Plan:
-    chosen = file.latents()
+def _drawn(setup: Setup, file: VectorFile, draw: Draw, steering: bool) -> Plan:
+    chosen, count = file.latents(), draw.n_latents
     if count is not None:
         if not 1 <= count <= len(chosen):
             raise EsrError(f"n_vectors={count}, but {file.path} holds {len(chosen)} vectors.")
-        chosen = random.Random(f"vectors-{seed}").sample(chosen, count)  # noqa: S311
-    strengths = vector_strengths(strength, file, chosen, str(bench.judge)) if steering else {}
+        chosen = random.Random(f"vectors-{draw.seed}").sample(chosen, count)  # noqa: S311
     planned = draw_trials(
         chosen,
-        strengths,
-        choose_prompts(topics),
-        per_vector,
-        seed,
+        vector_strengths(draw.strength, file, chosen, str(setup.judge)) if steering else {},
+        choose_prompts(draw.topics),
+        draw.trials_per_latent,
+        draw.seed,
         "steered" if steering else "unsteered",
     )
     return Plan(

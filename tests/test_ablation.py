@@ -9,7 +9,7 @@ from inspect_ai import eval as inspect_eval
 
 from esr_eval._util.cache import CACHE_ENV
 from esr_eval.dataset import prompts
-from esr_eval.detectors.matching import draw_matched
+from esr_eval.detectors.statistics import draw_matched
 from esr_eval.errors import EsrError
 from esr_eval.logs.runs import shared_trials
 from esr_eval.logs.values import read_values

@@ -14,11 +14,9 @@ from test_region_statistics import trace as made_trace
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.episodes.activations import read_traces
-from esr_eval.episodes.choice import read_episodes
-from esr_eval.episodes.region_tokens import Region
+from esr_eval.episodes.reading import read_episodes
 from esr_eval.episodes.regions import region_statistics
-from esr_eval.episodes.traces import Trace
+from esr_eval.episodes.traces import Region, Trace, read_traces
 from esr_eval.errors import EsrError
 from esr_eval.report.trace_plot import trace_figure
 from esr_eval.spec import Steering

@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 from esr_eval._util.cache import CACHE_ENV
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
-from esr_eval.detectors.answers import read_pairs
 from esr_eval.detectors.choice import load_detectors, published_sets
-from esr_eval.detectors.discovery import find_detectors
-from esr_eval.detectors.pairing import derangement, paired_dataset
+from esr_eval.detectors.discovery import find_detectors, read_discovery
+from esr_eval.detectors.pairs import derangement, paired_dataset, read_pairs
 from esr_eval.detectors.report import read_detector_file, write_detector_file
 from esr_eval.detectors.statistics import (
     Pairs,
@@ -27,7 +26,6 @@ from esr_eval.detectors.statistics import (
     silent,
     silent_by_chance,
 )
-from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
 from esr_eval.logs.sidecar import STORE_KEY, load
 from esr_eval.subjects import find_subject

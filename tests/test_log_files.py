@@ -15,7 +15,7 @@ from scoring import grader, output, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.detectors.stored import read_discovery
+from esr_eval.detectors.discovery import read_discovery
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.judged import read_judged

@@ -152,7 +152,7 @@ def test_every_experiment_is_answered_or_named_with_its_command(report):
     text = page_of(report).text
     for experiment in EXPERIMENTS:
         assert experiment.title in text
-        present = experiment.id in ("main", "no_steering", "ablation", "detectors")
+        present = experiment.id in ("esr", "no_steering", "ablation", "detectors")
         assert (experiment.question in text) == present
         assert (f"inspect eval esr_eval/{experiment.task} --model esr/llama-8b" in text) != present
 
@@ -190,7 +190,7 @@ def test_numbers_are_those_of_the_log(logs, report, evidence):
 def test_planted_restarts_are_there_and_gone_under_ablation(evidence, report):
     _, conditions, compared = evidence
     by_id = {one.experiment.id: one for one in conditions}
-    main, ablated = by_id["main"], by_id["ablation"]
+    main, ablated = by_id["esr"], by_id["ablation"]
     odd = (main.trials["seed"].astype(int) % 2 == 1).sum()
     assert main.measures["multi_attempt"].hits == odd > 10
     assert ablated.measures["multi_attempt"].hits == 0
@@ -357,7 +357,7 @@ def with_measure(condition, metric, *numbers):
     return condition
 
 
-FIGURE = Figure(experiment="main", subject="llama-8b", metric="esr", value=0.038)
+FIGURE = Figure(experiment="esr", subject="llama-8b", metric="esr", value=0.038)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_published_figures_name_what_exists():
     [main] = [
         one
         for one in published()
-        if (one.experiment, one.subject, one.metric) == ("main", "llama-70b", "multi_attempt")
+        if (one.experiment, one.subject, one.metric) == ("esr", "llama-70b", "multi_attempt")
     ]
     assert main.value == 0.074
 

@@ -6,17 +6,17 @@ Source: arXiv 2602.06941; experiments 11 to 13 are the authors' later work (2026
 from typing import Literal, NamedTuple
 
 ExperimentId = Literal[
-    "main",
+    "esr",
     "boost_sweep",
     "detectors",
     "ablation",
     "finetuned",
-    "meta_prompts",
+    "meta_prompt",
     "activations",
     "cross_judge",
     "no_steering",
     "random_ablation",
-    "prefill",
+    "prefill_control",
     "prefill_mirror",
     "held_out",
     "vectors",
@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
 
     Attributes:
         number: Of the paper's protocol, as in the README; 9 is the statistics of 6.
-        id: What its logs carry as `experiment_id`.
+        id: What its logs carry as `experiment_id`: the task, or one half of what it runs.
         title: In a few words.
         question: What it asks.
         task: The Inspect task that runs it, with the argument that tells it apart.
@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
 EXPERIMENTS = (
     Experiment(
         "1",
-        "main",
+        "esr",
         "Main experiment",
         "With an unrelated latent boosted, how often does the model notice, start over and "
         "do better?",
@@ -80,7 +80,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "5",
-        "meta_prompts",
+        "meta_prompt",
         "Meta-prompts",
         "Does a warning in the prompt make the model correct itself more often?",
         "meta_prompt",
@@ -116,7 +116,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "11a",
-        "prefill",
+        "prefill_control",
         "Prefill control",
         "Does the unsteered model, given the beginning of a steered answer, correct it too?",
         "prefill_control",
@@ -143,3 +143,11 @@ EXPERIMENTS = (
         "vectors",
     ),
 )
+
+_RENAMED = {"main": "esr", "meta_prompts": "meta_prompt", "prefill": "prefill_control"}
+"""What the first logs of version 0.1 call experiments."""
+
+
+def current_id(stored: str) -> str:
+    """The id of the experiment that a log calls so, whenever it was written."""
+    return _RENAMED.get(stored, stored)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from esr_eval._util.paths import given_path
+from esr_eval.data.arguments import RuleName
 from esr_eval.detectors.report import (
     Detector,
     DetectorReport,
-    Found,
-    Rule,
+    RuleResult,
     check_rule,
     read_detector_file,
 )
@@ -125,7 +125,9 @@ def _is_json_log(path: Path) -> bool:
         return False
 
 
-def _from_report(report: DetectorReport, runtime: Runtime, rule: Rule, source: str) -> DetectorSet:
+def _from_report(
+    report: DetectorReport, runtime: Runtime, rule: RuleName, source: str
+) -> DetectorSet:
     if report.runtime.sae != runtime.sae:
         raise EsrError(
             f"The detectors in {source} are latents of {_sae_name(report.runtime)}, but the model "
@@ -150,7 +152,7 @@ def _from_report(report: DetectorReport, runtime: Runtime, rule: Rule, source: s
     )
 
 
-def _way_out(report: DetectorReport, rule: Rule, found: Found | None) -> str:
+def _way_out(report: DetectorReport, rule: RuleName, found: RuleResult | None) -> str:
     said = "."
     if found is not None and found.nearest:
         best = found.nearest[0]

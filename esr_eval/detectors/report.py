@@ -6,14 +6,14 @@ from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from esr_eval.data.arguments import RuleName
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 
-Rule = Literal["silent", "separability"]
-RULES: tuple[Rule, ...] = get_args(Rule)
+RULES: tuple[RuleName, ...] = get_args(RuleName)
 
 
-def check_rule(rule: str) -> Rule:
+def check_rule(rule: str) -> RuleName:
     """The rule of this name.
 
     Raises:
@@ -44,7 +44,7 @@ class Detector(_Data):
     rate: float = Field(description="Share of positions at which it is active, over all pairs.")
 
 
-class Found(_Data):
+class RuleResult(_Data):
     """The latents that one rule finds.
 
     Were task and answer indifferent to the latents, so that matched and mismatched could change
@@ -72,7 +72,7 @@ class DetectorReport(_Data):
     min_mismatched: float = Field(description="silent: least share of mismatched pairs.")
     max_matched: float = Field(description="silent: greatest share of matched pairs.")
     top: int = Field(description="separability: how many latents, those of greatest AUC.")
-    sets: dict[Rule, Found]
+    sets: dict[RuleName, RuleResult]
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:

@@ -14,6 +14,7 @@ from inspect_ai.log import (
     read_eval_log_samples,
 )
 
+from esr_eval.data.experiments import current_id
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import (
@@ -101,10 +102,13 @@ def _read(path: str | Path) -> Measured:
     output = dict((first.output.metadata or {}) if first else {})
     about = header.eval.metadata or {}
     judges, notes = _judges(samples)
-    experiment, condition = about.get("experiment_id", ""), str(about.get("condition", ""))
+    experiment = current_id(str(about.get("experiment_id", "")))
+    condition = str(about.get("condition", ""))
     # Of most experiments the one condition is called like them: "no steering" of no_steering.
     told = condition if condition.replace(" ", "_") != experiment else ""
-    parts = (subject_of(header), experiment, told)
+    # The main experiment goes by its condition.
+    shown = "" if experiment == "esr" and condition.startswith("main") else experiment
+    parts = (subject_of(header), shown, told)
     return Measured(
         path=str(path),
         name=", ".join(str(part) for part in parts if part),

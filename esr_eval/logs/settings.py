@@ -4,6 +4,7 @@ from typing import Any
 
 from inspect_ai.log import EvalLog
 
+from esr_eval.data.experiments import current_id
 from esr_eval.logs.reading import subject_of
 from esr_eval.logs.runs import bound_judge
 
@@ -15,7 +16,7 @@ def settings_of(header: EvalLog) -> dict[str, Any]:
     return {
         "task": spec.task.rpartition("/")[2],
         "task_version": spec.task_version,
-        "experiment": about.get("experiment_id"),
+        "experiment": current_id(str(about.get("experiment_id", ""))),
         "condition": about.get("condition"),
         "subject": subject_of(header),
         # Logs of before the runtime was kept say it by the model and its arguments.

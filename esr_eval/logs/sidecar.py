@@ -2,7 +2,7 @@
 
 A log must stay small enough to open, so activations never go into it. A solver does not know
 where its log will lie; so files are written to the cache, named by their content, and the hook
-`esr_eval.detectors.hooks.ActivationFiles` moves them beside the log when the task ends. A reader
+`esr_eval._registry.ActivationFiles` moves them beside the log when the task ends. A reader
 looks beside the log first and then in the cache: a run that was killed has lost nothing.
 """
 

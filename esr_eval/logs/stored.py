@@ -12,17 +12,9 @@ from inspect_ai.log import (
     read_eval_log_sample_summaries,
 )
 
-from esr_eval.data.experiments import EXPERIMENTS, Experiment
+from esr_eval.data.experiments import EXPERIMENTS, Experiment, current_id
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import planned_of, read_each, read_trial, reading, subject_of
-
-_TASKS = {
-    "boost_sweep": "boost_sweep",
-    "meta_prompt": "meta_prompts",
-    "prefill_control": "prefill",
-    "held_out": "held_out",
-}
-"""Experiments of logs that do not name one (version 0.1), by task."""
 
 WITHOUT_TRIALS = ("detectors",)
 """Experiments whose samples are no trials."""
@@ -133,11 +125,10 @@ def without_place(message: str, path: str) -> str:
 def _experiment(header: EvalLog, samples: list[EvalSampleSummary]) -> Experiment | None:
     about = header.eval.metadata or {}
     name = header.eval.task.rpartition("/")[2].replace("-", "_")
-    wanted = about.get("experiment_id") or _TASKS.get(name)
-    if wanted is None and name == "esr":
-        unsteered = any(sample.metadata.get("condition") == "unsteered" for sample in samples)
-        wanted = "no_steering" if unsteered else "main"
-    if wanted == "prefill" and (header.eval.task_args or {}).get("mirror"):
+    wanted = current_id(str(about.get("experiment_id", name)))
+    if wanted == "esr" and any(one.metadata.get("condition") == "unsteered" for one in samples):
+        wanted = "no_steering"
+    if wanted == "prefill_control" and (header.eval.task_args or {}).get("mirror"):
         wanted = "prefill_mirror"
     return next((one for one in EXPERIMENTS if one.id == wanted), None)
 

@@ -64,7 +64,7 @@ def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:
 
 
 def _is_main(condition: Condition) -> bool:
-    return condition.experiment is not None and condition.experiment.id == "main"
+    return condition.experiment is not None and condition.experiment.id == "esr"
 
 
 def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition | None:

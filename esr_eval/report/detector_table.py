@@ -2,7 +2,8 @@
 
 from rich.table import Table
 
-from esr_eval.detectors.report import Detector, DetectorReport, Rule
+from esr_eval.data.arguments import RuleName as Rule
+from esr_eval.detectors.report import Detector, DetectorReport
 from esr_eval.text import one_line
 
 ASKED = {

@@ -15,11 +15,11 @@ _ARGUMENTS = {
     "ablation": "-T detectors=DETECTORS -T replay=MAIN",
     "random_ablation": "-T detectors=DETECTORS -T discovery=DISCOVERY -T replay=MAIN",
     "finetuned": "-M adapter=ADAPTER",
-    "meta_prompts": "-T variant=self_monitor -T replay=MAIN",
+    "meta_prompt": "-T variant=self_monitor -T replay=MAIN",
     "activations": "-T source=MAIN -T baseline=UNSTEERED -T detectors=DETECTORS",
     "cross_judge": "-T source=MAIN -T graders=JUDGE,JUDGE",
     "no_steering": "-T replay=MAIN",
-    "prefill": "-T source=MAIN",
+    "prefill_control": "-T source=MAIN",
     "prefill_mirror": "-T source=UNSTEERED",
 }
 """What a task needs beyond the model; capital words are logs or files of other experiments."""

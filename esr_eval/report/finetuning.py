@@ -10,7 +10,7 @@ from esr_eval.stats.comparisons import PairedComparison, compare_pairs
 from esr_eval.stats.differences import Difference, mean_difference
 
 RESTARTS = "multi_attempt"
-_COMPARED = ("main", "no_steering", "finetuned")
+_COMPARED = ("esr", "no_steering", "finetuned")
 _MODEL = ("model", "revision", "sae", "steering_layer")
 """What a tuned subject and its base have in common."""
 

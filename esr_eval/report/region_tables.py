@@ -11,9 +11,15 @@ from rich.table import Table
 
 from esr_eval._util.spreadsheet import write_frame
 from esr_eval._util.terminal import Terminal
-from esr_eval.episodes.activations import TraceLog, read_traces
-from esr_eval.episodes.latent_effects import LatentEffect, halves, latent_effects
-from esr_eval.episodes.regions import RegionContrast, RegionStatistics, region_statistics
+from esr_eval.episodes.regions import (
+    LatentEffect,
+    RegionContrast,
+    RegionStatistics,
+    halves,
+    latent_effects,
+    region_statistics,
+)
+from esr_eval.episodes.traces import TraceLog, read_traces
 from esr_eval.logs.reading import Note, read_only
 from esr_eval.report.intervals import with_interval
 from esr_eval.text import one_line

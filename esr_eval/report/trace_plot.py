@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esr_eval.episodes.region_tokens import NOWHERE
-from esr_eval.episodes.traces import SETS, Trace
+from esr_eval.episodes.traces import NOWHERE, SETS, Trace
 from esr_eval.scorers.trials import plain
 
 if TYPE_CHECKING:

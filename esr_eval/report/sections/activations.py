@@ -2,10 +2,13 @@
 
 import pandas as pd
 
-from esr_eval.episodes.activations import TraceLog, read_traces
-from esr_eval.episodes.latent_effects import latent_effects
-from esr_eval.episodes.regions import RegionContrast, RegionStatistics, region_statistics
-from esr_eval.episodes.traces import Trace
+from esr_eval.episodes.regions import (
+    RegionContrast,
+    RegionStatistics,
+    latent_effects,
+    region_statistics,
+)
+from esr_eval.episodes.traces import Trace, TraceLog, read_traces
 from esr_eval.errors import EsrError
 from esr_eval.logs.stored import StoredLog
 from esr_eval.report.intervals import with_interval

@@ -14,7 +14,7 @@ FEWEST = 3
 
 def section(evidence: Evidence) -> Section | None:
     """A figure for every main run, and for every condition that replays one."""
-    tables = [(one, _by_latent(one)) for one in evidence.of("main", "vectors", "finetuned")]
+    tables = [(one, _by_latent(one)) for one in evidence.of("esr", "vectors", "finetuned")]
     tables = [(one, table) for one, table in tables if len(table) >= FEWEST]
     pictures = [
         scatter(

@@ -1,7 +1,7 @@
 """Boost sweep (paper, experiment on boost strength): how attempts depend on the strength."""
 
 import statistics
-from typing import Annotated, Any
+from typing import Annotated
 
 from inspect_ai import Task, task
 from pydantic import Field
@@ -17,14 +17,12 @@ from esr_eval.data.arguments import (
     Topics,
     checked,
 )
-from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file, labels_note
+from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file
 from esr_eval.errors import EsrError
-from esr_eval.logs.replay import replay_log
-from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
+from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, check_replayed, experiment
 
-VERSION = 1
 N_LATENTS = 25
-PAPER = {"paper": "arXiv:2602.06941", "experiment": "2 (boost sweep)", "deviations": []}
+PROTOCOL = Protocol("2 (boost sweep)")
 
 
 @task
@@ -57,52 +55,46 @@ def boost_sweep(
         replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    bench = Bench.open()
+    setup = Setup.open()
+    extra: dict[str, float] = {}
     if replay is not None:
         check_replayed(latents=latents, topics=topics)
-        found = replay_log(replay, "steered")
-        bench.provider.check_latents([one.trial.latent for one in found.planned])
-        return _sweep(bench, Plan(found.planned, found.source), {}, holistic)
-    # The default number is of latents that are drawn, from the subject's labels or a file's.
-    named = latents is not None and not is_latents_file(latents)
-    count = None if named and n_latents == N_LATENTS else n_latents
-    chosen = bench.latents(latents, count, seed)
-    calibrated = list(bench.strengths("calibrated", chosen).values())
-    if len(calibrated) < 2:
-        raise EsrError("A sweep needs two latents or more: their strengths span its range.")
-    mean, sd = statistics.mean(calibrated), statistics.stdev(calibrated)
-    planned: list[Planned] = []
-    for step in range(levels):
-        level = span_sd * (2 * step / (levels - 1) - 1)
-        strength = max(0.0, mean + level * sd)
-        trials = draw_trials(
-            chosen,
-            {latent.index: strength for latent in chosen},
-            choose_prompts(topics),
-            trials_per_latent,
-            seed,
-            "steered",
-        )
-        planned += [
-            one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
-            for one in trials
-        ]
-    note = labels_note(bench.provider.subject, latents, bench.provider.runtime)
-    return _sweep(
-        bench, Plan(planned, labels=note), {"strength_mean": mean, "strength_sd": sd}, holistic
-    )
-
-
-def _sweep(bench: Bench, plan: Plan, extra: dict[str, Any], holistic: bool) -> Task:
+        plan = setup.replayed(replay, "steered")
+    else:
+        # The default number is of latents that are drawn, from the subject's labels or a file's.
+        named = latents is not None and not is_latents_file(latents)
+        count = None if named and n_latents == N_LATENTS else n_latents
+        draw = Draw(latents, count, trials_per_latent, "calibrated", topics, seed)
+        plan, extra = _swept(setup, draw, levels, span_sd)
     return experiment(
-        bench,
+        setup,
         plan,
-        version=VERSION,
-        paper=PAPER,
+        PROTOCOL,
+        "boost_sweep",
         name="esr-sweep",
-        experiment_id="boost_sweep",
         condition="boost sweep",
         grouped_by="level",
         holistic=holistic,
         extra=extra,
     )
+
+
+def _swept(setup: Setup, draw: Draw, levels: int, span_sd: float) -> tuple[Plan, dict[str, float]]:
+    chosen = setup.latents(draw.latents, draw.n_latents, draw.seed)
+    calibrated = list(setup.strengths(draw.strength, chosen).values())
+    if len(calibrated) < 2:
+        raise EsrError("A sweep needs two latents or more: their strengths span its range.")
+    mean, sd = statistics.mean(calibrated), statistics.stdev(calibrated)
+    asked = choose_prompts(draw.topics)
+    planned: list[Planned] = []
+    for step in range(levels):
+        level = span_sd * (2 * step / (levels - 1) - 1)
+        strengths = dict.fromkeys((one.index for one in chosen), max(0.0, mean + level * sd))
+        planned += [
+            one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
+            for one in draw_trials(
+                chosen, strengths, asked, draw.trials_per_latent, draw.seed, "steered"
+            )
+        ]
+    plan = Plan(planned, labels=setup.labels_note(draw.latents))
+    return plan, {"strength_mean": mean, "strength_sd": sd}

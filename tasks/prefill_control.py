@@ -7,14 +7,12 @@ from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
-from esr_eval.tasks.experiment import Bench, Plan, experiment
+from esr_eval.tasks.experiment import Plan, Protocol, Setup, experiment
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "11 (prefill control, and its mirror)",
-    "deviations": ["The graded response is the given beginning and what the model adds to it."],
-}
+PROTOCOL = Protocol(
+    "11 (prefill control, and its mirror)",
+    "The graded response is the given beginning and what the model adds to it.",
+)
 
 
 @task
@@ -39,27 +37,26 @@ def prefill_control(
         strength: For the mirror: `calibrated`, a number, or a multiple of the calibrated.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    bench = Bench.open()
+    setup = Setup.open()
     responses, origin = read_responses(source)
     wanted = "unsteered" if mirror else "steered"
     if any(one.trial.condition != wanted for one in responses):
         raise EsrError(f"{source} holds trials that are not {wanted}: name another log as source=.")
     latents = {one.trial.latent: one.trial.label for one in responses}
-    bench.provider.check_latents(list(latents))
+    setup.provider.check_latents(list(latents))
     strengths = (
-        bench.strengths(strength, [Latent(index=i, label=label) for i, label in latents.items()])
+        setup.strengths(strength, [Latent(index=i, label=label) for i, label in latents.items()])
         if mirror
         else dict.fromkeys(latents, 0.0)
     )
     planned = [_continued(one, characters, mirror, strengths) for one in responses]
     plan = Plan([one for one in planned if one.prefill], origin)
     return experiment(
-        bench,
+        setup,
         plan,
-        version=VERSION,
-        paper=PAPER,
+        PROTOCOL,
+        "prefill_mirror" if mirror else "prefill_control",
         name="esr-prefill-mirror" if mirror else "esr-prefill",
-        experiment_id="prefill_mirror" if mirror else "prefill",
         condition="on-topic prefill, steered" if mirror else "steered prefill, no steering",
         holistic=holistic,
     )

@@ -15,14 +15,9 @@ from esr_eval.data.arguments import (
 )
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
-from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
+from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, experiment, no_steering
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "5 (meta-prompts)",
-    "deviations": ["The sentences are in this project's own words."],
-}
+PROTOCOL = Protocol("5 (meta-prompts)", "The sentences are in this project's own words.")
 
 
 @task
@@ -56,29 +51,20 @@ def meta_prompt(
     sentences = meta_prompts()
     if variant not in sentences:
         raise EsrError(f"There is no meta-prompt '{variant}'; there are {', '.join(sentences)}.")
-    bench = Bench.open()
-    plan = plan_trials(
-        bench,
-        latents=latents,
-        n_latents=n_latents,
-        trials_per_latent=trials_per_latent,
-        strength=strength,
-        topics=topics,
-        steering=steering,
-        seed=seed,
-        replay=replay,
-    )
+    setup = Setup.open()
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    plan = setup.plan(draw, steering, replay)
     planned = [
         one._replace(text=f"{one.text} {sentences[variant].format(label=one.trial.label)}")
         for one in plan.planned
     ]
     return experiment(
-        bench,
+        setup,
         Plan(planned, plan.source),
-        version=VERSION,
-        paper={**PAPER, "meta_prompt": sentences[variant]},
+        PROTOCOL,
+        "meta_prompt",
         name=f"esr-{variant}",
-        experiment_id="meta_prompts",
-        condition=f"meta-prompt: {variant}" + ("" if steering else ", no steering"),
+        condition=f"meta-prompt: {variant}" + no_steering(steering),
         holistic=holistic,
+        extra={"meta_prompt": sentences[variant]},
     )

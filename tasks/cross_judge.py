@@ -18,13 +18,11 @@ from esr_eval.scorers.agreement import (
     judge_of_record,
 )
 from esr_eval.scorers.grader import GRADER_ROLE, judge_model
+from esr_eval.tasks.experiment import Protocol
 
-VERSION = 1
-PAPER = {
-    "paper": "arXiv:2602.06941",
-    "experiment": "7 (cross-judge)",
-    "deviations": ["Which judges, and how many responses, are parameters (paper: 5, 1,000)."],
-}
+PROTOCOL = Protocol(
+    "7 (cross-judge)", "Which judges, and how many responses, are parameters (paper: 5, 1,000)."
+)
 
 
 @task
@@ -66,9 +64,9 @@ def cross_judge(
         scorer=[judge_of_record(), *(another_judge(judge) for judge in judges)],
         # Judged text is whatever latents made of it: nothing of it is rendered richly.
         viewer=ViewerConfig(trust_content=False),
-        version=VERSION,
+        version=PROTOCOL.version,
         metadata={
-            **PAPER,
+            **PROTOCOL.about,
             "experiment_id": CROSS_JUDGE,
             "condition": "cross-judge",
             "subject": ", ".join(sorted({one.subject for one in chosen})),
