@@ -51,7 +51,7 @@ class ModelArgs(BaseModel):
         default=None, description="Variables of the chat template, as JSON."
     )
     date: datetime.date | None = Field(
-        default=None, description="What day it is in a chat template that writes one."
+        strict=False, default=None, description="What day it is in a chat template that writes one."
     )
     requests: int | None = Field(
         default=None, ge=1, le=16, description="Most batches under way at once on NDIF."
