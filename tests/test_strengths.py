@@ -47,7 +47,7 @@ SETTING = Setting.of(RUNTIME, PRIOR, "esr-judge/offline", prompts=PROMPTS, tempe
 
 def record(latent: int = 3, label: str = "oceans", setting: Setting = SETTING) -> StrengthRecord:
     search = Bisection(prior=PRIOR).observe([90.0]).observe([20.0, 35.0], unscored=1)
-    check = Round(boost=search.median, scores=(25.0, 35.0), unscored=1)
+    check = Round(strength=search.median, scores=(25.0, 35.0), unscored=1)
     return StrengthRecord.of(setting, latent, label, search, check=check, seed=0)
 
 

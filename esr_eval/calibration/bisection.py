@@ -1,4 +1,4 @@
-"""Strength per latent: the boost at which the mean first-attempt score is 30 of 100.
+"""The strength at which the mean first-attempt score is 30 of 100, by bisection.
 
 Probabilistic bisection (Waeber, Frazier & Henderson 2011, "A Bayesian approach to stochastic root
 finding") as the paper uses it (arXiv 2602.06941, appendix on boost calibration): keep a
@@ -42,11 +42,17 @@ def probability_above(
 
 
 class Round(BaseModel):
-    """One test of one boost: the judged first-attempt scores it gave."""
+    """One test of one strength: the judged first-attempt scores it gave."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
-    boost: float = Field(allow_inf_nan=False)
+    strength: float = Field(allow_inf_nan=False, alias="boost")  # its name in files and logs
     scores: tuple[float, ...] = Field(
         description="First-attempt scores, 0-100; empty: no judgement."
     )
@@ -66,7 +72,7 @@ class Round(BaseModel):
 
 
 class Bisection(BaseModel):
-    """The search for one latent's strength: its prior and the rounds so far.
+    """The search for one strength: its prior and the rounds so far.
 
     Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
     JSON form is the history alone, and an interrupted search continues where it stopped.
@@ -79,27 +85,27 @@ class Bisection(BaseModel):
 
     @cached_property
     def grid(self) -> npt.NDArray[np.float64]:
-        """Boosts under consideration."""
+        """Strengths under consideration."""
         return np.linspace(self.prior.lower, self.prior.upper, GRID_POINTS)
 
     @cached_property
     def posterior(self) -> npt.NDArray[np.float64]:
-        """Probability of each boost of the grid being the one searched for."""
+        """Probability of each strength of the grid being the one searched for."""
         z = (self.grid - self.prior.prior_mean) / self.prior.prior_std
         log_mass = -0.5 * z**2
         for tested in self.rounds:
             if not tested.scores:
                 continue
             above = probability_above(tested.scores, self.prior.target)
-            # The score falls as the boost rises: a score above the target means that the root
-            # lies at a higher boost. Logarithms, so that long runs of one answer cannot underflow.
-            log_mass = log_mass + np.log(np.where(self.grid > tested.boost, above, 1 - above))
+            # The score falls as the strength rises: a score above the target means that the root
+            # lies higher. Logarithms, so that long runs of one answer cannot underflow.
+            log_mass = log_mass + np.log(np.where(self.grid > tested.strength, above, 1 - above))
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), dtype=np.float64)
 
     @property
     def median(self) -> float:
-        """Posterior median: the boost to test next, and after the last round the strength."""
+        """Posterior median: the strength to test next, and after the last round the result."""
         return float(self.quantile(0.5))
 
     def quantile(self, q: float) -> float:
@@ -134,7 +140,7 @@ class Bisection(BaseModel):
                 none could be judged, which leaves the posterior as it is.
             unscored: Responses that could not be judged or held no attempt.
         """
-        tested = Round(boost=self.median, scores=tuple(scores), unscored=unscored)
+        tested = Round(strength=self.median, scores=tuple(scores), unscored=unscored)
         return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
 
     def to_json(self) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class StrengthRecord(Sealed):
         lines = [
             f"**Strength {self.strength:.4g}** (90 % of the posterior: {low:.4g} to {high:.4g})",
             "",
-            "| round | boost | first-attempt scores | unscored |",
+            "| round | strength | first-attempt scores | unscored |",
             "|---|---|---|---|",
         ]
         rows = [(str(number), tested) for number, tested in enumerate(self.rounds, 1)]
@@ -151,5 +151,5 @@ class StrengthRecord(Sealed):
             rows.append(("check", self.check))
         for name, tested in rows:
             scores = ", ".join(f"{score:.0f}" for score in tested.scores)
-            lines.append(f"| {name} | {tested.boost:.4g} | {scores} | {tested.unscored} |")
+            lines.append(f"| {name} | {tested.strength:.4g} | {scores} | {tested.unscored} |")
         return "\n".join(lines)

@@ -156,7 +156,7 @@ async def search_strength(
             )
         )
         judged = tuple(score for score in scores if score is not None)
-        return Round(boost=boost, scores=judged, unscored=len(scores) - len(judged))
+        return Round(strength=boost, scores=judged, unscored=len(scores) - len(judged))
 
     while not (search.finished or search.failed):
         number = len(search.rounds)

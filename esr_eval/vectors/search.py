@@ -102,7 +102,7 @@ def bisect_vector(
                 plan = round_plan(prompts(), samples, seed, index, number)
                 scores = await collect(*(first_score(strength, *asked) for asked in plan))
             judged = tuple(score for score in scores if score is not None)
-            return Round(boost=strength, scores=judged, unscored=len(scores) - len(judged))
+            return Round(strength=strength, scores=judged, unscored=len(scores) - len(judged))
 
         search = Bisection(prior=prior)
         while not (search.finished or search.failed):
