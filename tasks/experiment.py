@@ -8,7 +8,7 @@ from inspect_ai import Task
 from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Scorer
 
-from esr_eval.calibration.boosts import resolve_strengths
+from esr_eval.calibration.lookup import resolve_strengths
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
 from esr_eval.dataset import (

@@ -10,7 +10,7 @@ from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import vector_strength
-from esr_eval.vectors.search import FOUND, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.strengths import FOUND, VectorStrength, bisect_vector, vector_prior
 
 PLANTED = 0.5
 SOURCE = ("none.safetensors", "0" * 64, 19)

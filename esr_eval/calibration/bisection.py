@@ -6,16 +6,17 @@ distribution over where the root is, test its median, and shift probability towa
 the noisy answer points to. Pure arithmetic: no model, no judge, no Inspect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from scipy.special import betainc
 
-from esr_eval.subjects import CalibrationPrior
+from esr_eval.errors import EsrError
+from esr_eval.subjects import CalibrationPrior, Subject
 
 EVIDENCE_WEIGHT = 5.0
 """Weight w of a round's mean score in Beta(0.5 + w s, 0.5 + w (1 - s)) (paper)."""
@@ -25,6 +26,37 @@ GRID_POINTS = 4001
 
 MAX_EMPTY_ROUNDS = 3
 """Rounds without a single judged response that are repeated before the search gives up."""
+
+CHECK_SAMPLES = 5
+"""Fresh responses at the final strength, to state the score that it achieves."""
+
+
+def calibration_prior(
+    subject: Subject, changes: Mapping[str, Any] | None = None
+) -> CalibrationPrior:
+    """The subject's prior with changes; a custom subject has none and needs all its fields.
+
+    Raises:
+        EsrError: A field is missing or has no valid value.
+    """
+    fields = subject.calibration.model_dump() if subject.calibration else {}
+    try:
+        return CalibrationPrior.model_validate({**fields, **(changes or {})})
+    except ValidationError as error:
+        wrong = ", ".join(str(part["loc"][0]) for part in error.errors())
+        raise EsrError(
+            f"The calibration prior of {subject.name} is incomplete or invalid ({wrong}): pass "
+            'for example -T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
+        ) from None
+
+
+def responses_per_latent(subject: Subject) -> int:
+    """Responses that finding one latent's strength takes: the search's, and the check's.
+
+    A round in which nothing could be judged is repeated and comes on top.
+    """
+    prior = calibration_prior(subject)
+    return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
 
 
 def probability_above(
