@@ -12,7 +12,7 @@ from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.tasks.calibrate import calibration_task, no_strength, strength_score
 from esr_eval.vectors.file import default_vectors, read_vectors
-from esr_eval.vectors.strengths import FOUND, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
 
 VERSION = 1
 PAPER = {
@@ -81,7 +81,7 @@ def vector_strength() -> Scorer:
     """The vector's strength, and the score that it achieves."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        data = state.store.get(FOUND)
+        data = state.store.get(VECTOR_STRENGTH)
         if data is None:
             return no_strength()
         found = VectorStrength.model_validate(data)

@@ -18,7 +18,7 @@ from esr_eval.spec import AddVector, Boost, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors, vector_strength
 from esr_eval.vectors.file import Concept, VectorInfo, read_vectors, write_vectors
-from esr_eval.vectors.strengths import FOUND, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
 
 PLANTED = 0.5
 SOURCE = ("none.safetensors", "0" * 64, 19)
@@ -74,7 +74,7 @@ def search(judge, tmp_path, samples_per_round=8):
 def test_the_planted_strength_is_found(tmp_path, subject):
     sample = search("sim-judge/noisy", tmp_path)
     assert {latent for latent, _ in subject.calls} == {VECTORS["snow"]}
-    found = VectorStrength.model_validate(sample.store[FOUND])
+    found = VectorStrength.model_validate(sample.store[VECTOR_STRENGTH])
     assert found.strength == pytest.approx(PLANTED, rel=0.1)
     assert len(found.rounds) == 10 and len(found.check.scores) == 4
     value = sample.scores["vector_strength"].value
@@ -83,7 +83,7 @@ def test_the_planted_strength_is_found(tmp_path, subject):
 
 def test_without_verdicts_there_is_no_strength(tmp_path, subject):
     sample = search("sim-judge/mute", tmp_path, samples_per_round=1)
-    assert sample.store[FOUND] is None
+    assert sample.store[VECTOR_STRENGTH] is None
     assert sample.scores["vector_strength"].reason == "grader_failed"
     assert "4 rounds stayed unjudged" in sample.output.completion
     assert not list(cache_folder().glob("*"))

@@ -60,7 +60,7 @@ def resolve_strengths(
         return {latent.index: fixed for latent in latents}
     if subject.calibration is None:
         raise EsrError(
-            f"{subject.name} has no calibration prior: pass the boost as -T strength=NUMBER."
+            f"{subject.name} has no calibration prior: pass the strength as -T strength=NUMBER."
         )
     setting = Setting.of(
         runtime,
@@ -79,7 +79,7 @@ def parse_strength(strength: str | float) -> tuple[float, float | None]:
     """Read a task's `strength`: the multiple of the calibrated, or else the number for all.
 
     Raises:
-        EsrError: It is neither, or no boost can have it.
+        EsrError: It is neither, or no strength can have it.
     """
     try:
         return strength_of(strength)

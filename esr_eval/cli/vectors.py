@@ -192,9 +192,9 @@ def run_vector_calibration(
 
 def strengths_of(log: "EvalLog") -> "dict[str, VectorStrength]":
     """What a log of `calibrate_vectors` found, by concept."""
-    from esr_eval.vectors.strengths import FOUND, VectorStrength
+    from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength
 
-    stored = {str(sample.id): sample.store.get(FOUND) for sample in log.samples or []}
+    stored = {str(sample.id): sample.store.get(VECTOR_STRENGTH) for sample in log.samples or []}
     return {
         concept: VectorStrength.model_validate(data)
         for concept, data in stored.items()

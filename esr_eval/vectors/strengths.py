@@ -21,7 +21,7 @@ from esr_eval.spec import AddVector
 from esr_eval.subjects import CalibrationPrior, Subject, embedded_path, subjects
 from esr_eval.vectors.file import VectorFile
 
-FOUND = "vector_strength"
+VECTOR_STRENGTH = "vector_strength"
 """Key of the sample store."""
 
 PRIOR = {"prior_mean": 0.4, "prior_std": 0.25, "lower": 0.0, "upper": 1.5}
@@ -95,7 +95,7 @@ def bisect_vector(
         )
         record = await search.run(resume=not fresh)
         found = VectorStrength.model_validate(record.model_dump()) if record else None
-        state.store.set(FOUND, found.model_dump(mode="json") if found else None)
+        state.store.set(VECTOR_STRENGTH, found.model_dump(mode="json") if found else None)
         return with_answer(state, record)
 
     return solve
