@@ -131,21 +131,6 @@ def calibration_task(
     )
 
 
-def strength_score(
-    strength: float, achieved: float | None, also: dict[str, float], **metadata: str
-) -> Score:
-    """The score of a sample whose search found a strength."""
-    return Score(
-        value={
-            "strength": strength,
-            "achieved_score": math.nan if achieved is None else achieved,
-            **also,
-        },
-        answer=f"{strength:.4g}",
-        metadata=metadata or None,
-    )
-
-
 def no_strength() -> Score:
     """The score of a sample whose search ended without one."""
     return Score.unscored(
@@ -181,16 +166,17 @@ def strength() -> Scorer:
         if data is None:
             return no_strength()
         record = StrengthRecord.model_validate(data)
-        return strength_score(
-            record.strength,
-            record.achieved_score,
-            {
+        achieved = record.achieved_score
+        return Score(
+            value={
+                "strength": record.strength,
+                "achieved_score": math.nan if achieved is None else achieved,
                 "generations": record.generations,
                 "unscored": record.unscored,
                 "cached": int(state.store.get(CACHED)),
             },
-            key=record.key,
-            label=record.label,
+            answer=f"{record.strength:.4g}",
+            metadata={"key": record.key, "label": record.label},
         )
 
     return score

@@ -1,5 +1,6 @@
 """Strength per concept vector: bisect to a first score of 30, as for latents."""
 
+import math
 from typing import Any
 
 from inspect_ai import Task, task
@@ -10,7 +11,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
-from esr_eval.tasks.calibrate import calibration_task, no_strength, strength_score
+from esr_eval.tasks.calibrate import calibration_task, no_strength
 from esr_eval.vectors.file import default_vectors, read_vectors
 from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
 
@@ -85,6 +86,10 @@ def vector_strength() -> Scorer:
         if data is None:
             return no_strength()
         found = VectorStrength.model_validate(data)
-        return strength_score(found.strength, found.achieved_score, {})
+        achieved = math.nan if found.achieved_score is None else found.achieved_score
+        return Score(
+            value={"strength": found.strength, "achieved_score": achieved},
+            answer=f"{found.strength:.4g}",
+        )
 
     return score
