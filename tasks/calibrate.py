@@ -4,8 +4,8 @@ import math
 from typing import Annotated, Any
 
 from inspect_ai import Task, task
-from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig
+from inspect_ai.dataset import Dataset, MemoryDataset, Sample
+from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import (
     Metric,
     SampleScore,
@@ -17,11 +17,11 @@ from inspect_ai.scorer import (
     scorer,
     std,
 )
-from inspect_ai.solver import TaskState
+from inspect_ai.solver import Solver, TaskState
 
-from esr_eval.calibration.record import StrengthRecord
+from esr_eval.calibration.bisection import CHECK_SAMPLES, calibration_prior
 from esr_eval.calibration.search import CACHED, RECORD, bisect
-from esr_eval.calibration.store import CHECK_SAMPLES, calibration_prior
+from esr_eval.calibration.store import StrengthRecord
 from esr_eval.data.arguments import (
     NOT_NEGATIVE,
     CountOrNone,
@@ -33,6 +33,7 @@ from esr_eval.data.arguments import (
     checked,
 )
 from esr_eval.dataset import labels_note, pick_latents
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import model_under_test
 
@@ -58,7 +59,7 @@ def calibrate(
     seed: Seed = 0,
     fresh: Flag = False,
 ) -> Task:
-    """Find every latent's strength: the boost at which first attempts score 30 of 100.
+    """Find every latent's strength: where first attempts score 30 of 100.
 
     One sample is one latent; raise `--max-samples` so that latents share batches. Strengths are
     kept as each latent ends, and `esr` finds them there.
@@ -75,9 +76,7 @@ def calibrate(
         seed: Seed of the draw of latents, and of the rounds' tasks and samplers.
         fresh: Search again even where a strength is known.
     """
-    model, provider = model_under_test(
-        temperature="pass -T temperature=",
-    )
+    model, provider = model_under_test(temperature="pass -T temperature=")
     check_choice(latents, n_latents)
     provider.preflight()
     subject = provider.subject
@@ -93,25 +92,50 @@ def calibrate(
         )
         for latent in chosen
     ]
+    solver = bisect(
+        whole,
+        subject.temperature if temperature is None else temperature,
+        check_samples,
+        seed,
+        fresh,
+        len(samples),
+    )
+    return calibration_task(
+        provider,
+        grader,
+        MemoryDataset(samples, name="esr-latents"),
+        solver,
+        strength(),
+        VERSION,
+        {**PAPER, **labels_note(subject, latents, provider.runtime)},
+    )
+
+
+def calibration_task(
+    provider: ESRModelAPI,
+    grader: Model,
+    dataset: Dataset,
+    solver: Solver,
+    scorer: Scorer,
+    version: int,
+    metadata: dict[str, Any],
+) -> Task:
+    """A task whose samples are strength searches; the log says whose and by which judge."""
     return Task(
-        dataset=MemoryDataset(samples, name="esr-latents"),
-        solver=bisect(
-            whole,
-            subject.temperature if temperature is None else temperature,
-            check_samples,
-            seed,
-            fresh,
-            len(samples),
-        ),
-        scorer=strength(),
+        dataset=dataset,
+        solver=solver,
+        scorer=scorer,
         config=GenerateConfig(max_connections=provider.max_connections()),
-        version=VERSION,
-        metadata={
-            **PAPER,
-            "subject": subject.name,
-            "judge": str(grader),
-            **labels_note(subject, latents, provider.runtime),
-        },
+        version=version,
+        metadata={**metadata, "subject": provider.subject.name, "judge": str(grader)},
+    )
+
+
+def no_strength() -> Score:
+    """The score of a sample whose search ended without one."""
+    return Score.unscored(
+        reason="grader_failed",
+        explanation="Too many rounds stayed without a single judged response.",
     )
 
 
@@ -140,10 +164,7 @@ def strength() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         data = state.store.get(RECORD)
         if data is None:
-            return Score.unscored(
-                reason="grader_failed",
-                explanation="Too many rounds stayed without a single judged response.",
-            )
+            return no_strength()
         record = StrengthRecord.model_validate(data)
         achieved = record.achieved_score
         return Score(

@@ -5,15 +5,15 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
 from inspect_ai.solver import TaskState
 
-from esr_eval.data.arguments import CountOrNone, Seed, checked
+from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
+from esr_eval.tasks.calibrate import calibration_task, no_strength
 from esr_eval.vectors.file import default_vectors, read_vectors
-from esr_eval.vectors.search import FOUND, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
 
 VERSION = 1
 PAPER = {
@@ -30,10 +30,12 @@ def calibrate_vectors(
     prior: dict[str, Any] | None = None,
     check_samples: CountOrNone = 4,
     seed: Seed = 0,
+    fresh: Flag = False,
 ) -> Task:
     """Find every vector's strength: where first attempts score 30 of 100.
 
     Run it as `esr-eval vectors calibrate FILE`, which writes the strengths into the file.
+    Interrupted, the same command goes on where it stopped.
 
     Args:
         vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.
@@ -41,10 +43,9 @@ def calibrate_vectors(
             units of the mean residual norm.
         check_samples: Fresh responses at the final strength; no part of the search.
         seed: Seed of the rounds' tasks and samplers.
+        fresh: Search from the start even where a search with this seed was interrupted.
     """
-    model, provider = model_under_test(
-        temperature="vectors are calibrated at the subject's",
-    )
+    model, provider = model_under_test(temperature="vectors are calibrated at the subject's")
     provider.preflight(edits_needed=False)
     subject = provider.subject
     file = read_vectors(vectors or default_vectors(subject))
@@ -59,22 +60,16 @@ def calibrate_vectors(
         )
         for index, concept in enumerate(file.info.concepts)
     ]
-    return Task(
-        dataset=MemoryDataset(samples, name="esr-vector-strengths"),
-        solver=bisect_vector(
-            VectorSource(file.path, file.sha256, file.info.layer),
-            whole,
-            subject.temperature,
-            check_samples,
-            seed,
-        ),
-        scorer=vector_strength(),
-        config=GenerateConfig(max_connections=provider.max_connections()),
-        version=VERSION,
-        metadata={
+    source = VectorSource(file.path, file.sha256, file.info.layer)
+    return calibration_task(
+        provider,
+        grader,
+        MemoryDataset(samples, name="esr-vector-strengths"),
+        bisect_vector(source, whole, subject.temperature, check_samples, seed, fresh),
+        vector_strength(),
+        VERSION,
+        {
             **PAPER,
-            "subject": subject.name,
-            "judge": str(grader),
             "prior": whole.model_dump(mode="json"),
             "temperature": subject.temperature,
             "vectors": {"path": file.path, "sha256": file.sha256},
@@ -87,19 +82,13 @@ def vector_strength() -> Scorer:
     """The vector's strength, and the score that it achieves."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        data = state.store.get(FOUND)
+        data = state.store.get(VECTOR_STRENGTH)
         if data is None:
-            return Score.unscored(
-                reason="grader_failed",
-                explanation="Too many rounds stayed without a single judged response.",
-            )
+            return no_strength()
         found = VectorStrength.model_validate(data)
-        achieved = found.achieved_score
+        achieved = math.nan if found.achieved_score is None else found.achieved_score
         return Score(
-            value={
-                "strength": found.strength,
-                "achieved_score": math.nan if achieved is None else achieved,
-            },
+            value={"strength": found.strength, "achieved_score": achieved},
             answer=f"{found.strength:.4g}",
         )
 

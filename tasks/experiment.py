@@ -15,7 +15,7 @@ from inspect_ai.viewer import (
     ViewerConfig,
 )
 
-from esr_eval.calibration.boosts import resolve_strengths
+from esr_eval.calibration.lookup import resolve_strengths
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
 from esr_eval.data.trial import Condition

@@ -117,8 +117,14 @@ def test_state_survives_json_exactly() -> None:
     assert restored.median == search.median
 
 
+def test_files_name_the_strength_of_a_round_as_they_always_did() -> None:
+    tested = Round(strength=1.5, scores=(30.0,))
+    assert tested.model_dump() == {"boost": 1.5, "scores": (30.0,), "unscored": 0}
+    assert Round.model_validate(tested.model_dump()) == tested
+
+
 def test_scores_outside_0_to_100_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 100"):
-        Round(boost=1.0, scores=(101.0,))
+        Round(strength=1.0, scores=(101.0,))
     with pytest.raises(ValueError, match="between 0 and 100"):
-        Round(boost=1.0, scores=(math.nan,))
+        Round(strength=1.0, scores=(math.nan,))

@@ -16,9 +16,10 @@ from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 from typer.testing import CliRunner
 
 from esr_eval._util.cache import CACHE_ENV
-from esr_eval.calibration.boosts import resolve_strengths
+from esr_eval.calibration.bisection import responses_per_latent
+from esr_eval.calibration.lookup import resolve_strengths
 from esr_eval.calibration.search import bisect, round_plan
-from esr_eval.calibration.store import cache_folder, responses_per_latent
+from esr_eval.calibration.store import cache_folder
 from esr_eval.cli import app
 from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError

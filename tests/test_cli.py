@@ -45,7 +45,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_analysis_loads_no_torch() -> None:
-    modules = "esr_eval.report.summary, esr_eval.cli.subjects, esr_eval.cli.calibrate"
+    modules = "esr_eval.report.summary, esr_eval.cli.subjects, esr_eval.tasks.calibrate"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

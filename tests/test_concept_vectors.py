@@ -13,7 +13,7 @@ from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject
-from esr_eval.vectors.contrast import contrasts, load_corpus, scaled
+from esr_eval.vectors.extract import contrasts, load_corpus, scaled
 from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
 from esr_eval.vectors.strengths import vector_strengths
 

@@ -143,7 +143,7 @@ def test_the_embedded_subjects_labels_fit_its_sae():
 
 def test_every_shipped_latent_has_a_shipped_strength(tmp_path, monkeypatch):
     """With an empty cache: what `strength=calibrated` finds on a fresh clone."""
-    from esr_eval.calibration.boosts import resolve_strengths
+    from esr_eval.calibration.lookup import resolve_strengths
 
     monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
     subject = find_subject("smollm2-135m")

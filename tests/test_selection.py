@@ -12,7 +12,7 @@ from inspect_ai.dataset import Sample
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.cli.selection import read_selection
+from esr_eval.cli.latents import read_selection
 from esr_eval.dataset import Latent, load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.selection.rules import Finding, activities, draw_candidates, funnel_of

@@ -12,13 +12,14 @@ import pytest
 
 from esr_eval._util.cache import CACHE_ENV, cache_root
 from esr_eval._util.files import scratch_folder, share
-from esr_eval.calibration.bisection import Bisection, Round
-from esr_eval.calibration.missing import missing_message
-from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
+from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
+from esr_eval.calibration.lookup import missing_message
 from esr_eval.calibration.store import (
+    Checkpoint,
+    Setting,
+    StrengthRecord,
     cache_folder,
     calibrated_strengths,
-    calibration_prior,
     export_bundle,
     find_checkpoint,
     find_strength,
@@ -47,7 +48,7 @@ SETTING = Setting.of(RUNTIME, PRIOR, "esr-judge/offline", prompts=PROMPTS, tempe
 
 def record(latent: int = 3, label: str = "oceans", setting: Setting = SETTING) -> StrengthRecord:
     search = Bisection(prior=PRIOR).observe([90.0]).observe([20.0, 35.0], unscored=1)
-    check = Round(boost=search.median, scores=(25.0, 35.0), unscored=1)
+    check = Round(strength=search.median, scores=(25.0, 35.0), unscored=1)
     return StrengthRecord.of(setting, latent, label, search, check=check, seed=0)
 
 

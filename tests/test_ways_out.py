@@ -15,7 +15,7 @@ from esr_eval._util.files import write_whole
 from esr_eval._util.spreadsheet import cell, uncell, write_csv, write_frame
 from esr_eval._util.terminal import Terminal, note, tell
 from esr_eval.calibration.store import load_bundle
-from esr_eval.cli.calibrate import _table
+from esr_eval.cli.running import strength_table
 from esr_eval.data.labels import write_labels
 from esr_eval.dataset import Latent, load_latents
 from esr_eval.errors import EsrError
@@ -65,7 +65,7 @@ def test_sentences_and_errors_obey_nothing(capsys):
 def test_calibration_shows_a_label_that_looks_like_markup():
     shipped = load_bundle(find_subject("smollm2-135m").strengths)
     record = next(iter(shipped.values())).model_copy(update={"label": MARKUP + CODES})
-    shown = printed(_table([record], set()))
+    shown = printed(strength_table([record], set()))
     assert "[/INST] [bold]x[/]" in shown and not OBEYED.search(shown)
 
 

@@ -1,4 +1,4 @@
-"""Strength per latent: the boost at which the mean first-attempt score is 30 of 100.
+"""The strength at which the mean first-attempt score is 30 of 100, by bisection.
 
 Probabilistic bisection (Waeber, Frazier & Henderson 2011, "A Bayesian approach to stochastic root
 finding") as the paper uses it (arXiv 2602.06941, appendix on boost calibration): keep a
@@ -6,16 +6,17 @@ distribution over where the root is, test its median, and shift probability towa
 the noisy answer points to. Pure arithmetic: no model, no judge, no Inspect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from scipy.special import betainc
 
-from esr_eval.subjects import CalibrationPrior
+from esr_eval.errors import EsrError
+from esr_eval.subjects import CalibrationPrior, Subject
 
 EVIDENCE_WEIGHT = 5.0
 """Weight w of a round's mean score in Beta(0.5 + w s, 0.5 + w (1 - s)) (paper)."""
@@ -25,6 +26,37 @@ GRID_POINTS = 4001
 
 MAX_EMPTY_ROUNDS = 3
 """Rounds without a single judged response that are repeated before the search gives up."""
+
+CHECK_SAMPLES = 5
+"""Fresh responses at the final strength, to state the score that it achieves."""
+
+
+def calibration_prior(
+    subject: Subject, changes: Mapping[str, Any] | None = None
+) -> CalibrationPrior:
+    """The subject's prior with changes; a custom subject has none and needs all its fields.
+
+    Raises:
+        EsrError: A field is missing or has no valid value.
+    """
+    fields = subject.calibration.model_dump() if subject.calibration else {}
+    try:
+        return CalibrationPrior.model_validate({**fields, **(changes or {})})
+    except ValidationError as error:
+        wrong = ", ".join(str(part["loc"][0]) for part in error.errors())
+        raise EsrError(
+            f"The calibration prior of {subject.name} is incomplete or invalid ({wrong}): pass "
+            'for example -T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
+        ) from None
+
+
+def responses_per_latent(subject: Subject) -> int:
+    """Responses that finding one latent's strength takes: the search's, and the check's.
+
+    A round in which nothing could be judged is repeated and comes on top.
+    """
+    prior = calibration_prior(subject)
+    return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
 
 
 def probability_above(
@@ -42,11 +74,17 @@ def probability_above(
 
 
 class Round(BaseModel):
-    """One test of one boost: the judged first-attempt scores it gave."""
+    """One test of one strength: the judged first-attempt scores it gave."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
-    boost: float = Field(allow_inf_nan=False)
+    strength: float = Field(allow_inf_nan=False, alias="boost")  # its name in files and logs
     scores: tuple[float, ...] = Field(
         description="First-attempt scores, 0-100; empty: no judgement."
     )
@@ -66,7 +104,7 @@ class Round(BaseModel):
 
 
 class Bisection(BaseModel):
-    """The search for one latent's strength: its prior and the rounds so far.
+    """The search for one strength: its prior and the rounds so far.
 
     Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
     JSON form is the history alone, and an interrupted search continues where it stopped.
@@ -79,27 +117,27 @@ class Bisection(BaseModel):
 
     @cached_property
     def grid(self) -> npt.NDArray[np.float64]:
-        """Boosts under consideration."""
+        """Strengths under consideration."""
         return np.linspace(self.prior.lower, self.prior.upper, GRID_POINTS)
 
     @cached_property
     def posterior(self) -> npt.NDArray[np.float64]:
-        """Probability of each boost of the grid being the one searched for."""
+        """Probability of each strength of the grid being the one searched for."""
         z = (self.grid - self.prior.prior_mean) / self.prior.prior_std
         log_mass = -0.5 * z**2
         for tested in self.rounds:
             if not tested.scores:
                 continue
             above = probability_above(tested.scores, self.prior.target)
-            # The score falls as the boost rises: a score above the target means that the root
-            # lies at a higher boost. Logarithms, so that long runs of one answer cannot underflow.
-            log_mass = log_mass + np.log(np.where(self.grid > tested.boost, above, 1 - above))
+            # The score falls as the strength rises: a score above the target means that the root
+            # lies higher. Logarithms, so that long runs of one answer cannot underflow.
+            log_mass = log_mass + np.log(np.where(self.grid > tested.strength, above, 1 - above))
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), dtype=np.float64)
 
     @property
     def median(self) -> float:
-        """Posterior median: the boost to test next, and after the last round the strength."""
+        """Posterior median: the strength to test next, and after the last round the result."""
         return float(self.quantile(0.5))
 
     def quantile(self, q: float) -> float:
@@ -134,7 +172,7 @@ class Bisection(BaseModel):
                 none could be judged, which leaves the posterior as it is.
             unscored: Responses that could not be judged or held no attempt.
         """
-        tested = Round(boost=self.median, scores=tuple(scores), unscored=unscored)
+        tested = Round(strength=self.median, scores=tuple(scores), unscored=unscored)
         return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
 
     def to_json(self) -> dict[str, Any]:

@@ -1,25 +1,27 @@
-"""One latent's strength search, run on a real model and judge.
+"""The strength search, run on a real model and judge.
 
 Arithmetic is `bisection`'s, files are `store`'s; here is what lies between: which tasks a round
-asks, and how its answers become evidence.
+asks, how its answers become evidence, and how an interrupted search goes on.
 """
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from inspect_ai.model import Model, ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, display_counter, span
 
-from esr_eval.calibration import store as strengths
-from esr_eval.calibration.bisection import Bisection, Round
-from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
+from esr_eval.calibration import store
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Bisection, Round
+from esr_eval.calibration.store import Checkpoint, Setting, StrengthRecord
 from esr_eval.dataset import SEED_RANGE, Latent, Prompt, prompts
 from esr_eval.errors import EsrError
 from esr_eval.scorers.attempts import scores_of
 from esr_eval.scorers.grader import ask, grader_model
 from esr_eval.solvers import runtime_of, steering_config, subject_of
-from esr_eval.spec import Boost
+from esr_eval.spec import AddVector, Boost
 from esr_eval.subjects import CalibrationPrior
 
 RECORD, SEARCH, CACHED = "strength_record", "strength_search", "strength_cached"
@@ -53,50 +55,45 @@ def bisect(
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
-        grader = grader_model(str(model))
         latent = Latent.model_validate(
             {"index": state.metadata["latent"], "label": state.metadata["label"]}
         )
-        setting = Setting.of(
-            runtime_of(model),
-            prior,
-            str(grader),
-            prompts=[prompt.text for prompt in prompts()],
-            temperature=temperature,
-        )
-        key = setting.key(latent.index, latent.label)
-        record = None if fresh else strengths.find_strength(key, subject_of(model).strengths)
+
+        def boost(strength: float) -> Boost:
+            layer = runtime_of(model).steering_layer
+            if layer is None:
+                raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
+            return Boost(latent=latent.index, strength=strength, layer=layer)
+
+        def on_round(bisection: Bisection) -> None:
+            state.store.set(SEARCH, bisection.to_json())
+            progress(latent.index, bisection.counted)
+
+        search = StrengthSearch.of(model, latent, boost, prior, temperature, check_samples, seed)
+        record = None if fresh else store.find_strength(search.key, subject_of(model).strengths)
         state.store.set(CACHED, record is not None)
         if record is not None:
             progress(latent.index, prior.rounds)
         else:
-
-            def on_round(search: Bisection) -> None:
-                state.store.set(SEARCH, search.to_json())
-                progress(latent.index, search.counted)
-
-            search, record = await search_strength(
-                model,
-                grader,
-                latent,
-                setting,
-                prompts(),
-                seed=seed,
-                check_samples=check_samples,
-                resume=not fresh,
-                on_round=on_round,
-            )
+            record = await search.run(resume=not fresh, on_round=on_round)
+            if record is not None:
+                store.save(record)
         state.store.set(RECORD, record.model_dump(mode="json") if record else None)
-        text = (
-            record.as_markdown()
-            if record
-            else f"No strength: {search.empty} rounds stayed unjudged."
-        )
-        state.output = ModelOutput.from_content(str(model), text)
-        state.messages.append(state.output.message)
-        return state
+        return with_answer(state, record)
 
     return solve
+
+
+def with_answer(state: TaskState, record: StrengthRecord | None) -> TaskState:
+    """The sample with what its search found as the model's answer, for the log viewer."""
+    text = (
+        record.as_markdown()
+        if record
+        else f"No strength: {MAX_EMPTY_ROUNDS + 1} rounds stayed unjudged."
+    )
+    state.output = ModelOutput.from_content(str(get_model()), text)
+    state.messages.append(state.output.message)
+    return state
 
 
 def round_plan(
@@ -114,96 +111,118 @@ def round_plan(
     return [(prompt, draw.randrange(SEED_RANGE)) for prompt in order[:samples]]
 
 
-async def search_strength(
-    model: Model,
-    grader: Model,
-    latent: Latent,
-    setting: Setting,
-    asked: Sequence[Prompt],
-    *,
-    seed: int,
-    check_samples: int,
-    resume: bool,
-    on_round: Callable[[Bisection], None],
-) -> tuple[Bisection, StrengthRecord | None]:
-    """Run the rounds that are left, and keep the record.
+@dataclass(frozen=True)
+class StrengthSearch:
+    """The search for the strength of one latent or vector.
 
-    Args:
+    Attributes:
         model: The model under test.
         grader: The judge.
-        latent: Whose strength.
         setting: What the record is kept under.
-        asked: Tasks to draw from.
-        seed: Seed of tasks and samplers.
+        latent: Index and label of the latent, or of the vector in its file.
+        edit: What adds it to the residual stream with a given strength.
         check_samples: Fresh responses at the final strength, to state the score it achieves.
-        resume: Whether to go on from an interrupted search's checkpoint.
-        on_round: Told the state before the first and after every round.
-
-    Returns:
-        The final state, and the record; no record when too many rounds stayed without judgement.
+        seed: Seed of tasks and samplers.
     """
-    key = setting.key(latent.index, latent.label)
-    checkpoint = strengths.find_checkpoint(key, seed) if resume else None
-    search = checkpoint.search if checkpoint else Bisection(prior=setting.prior)
-    on_round(search)
 
-    async def test(number: int, samples: int) -> Round:
-        plan = round_plan(asked, samples, seed, latent.index, number)
-        boost = search.median
-        scores = await collect(
-            *(
-                _first_score(model, grader, latent, boost, setting, prompt, sampler)
-                for prompt, sampler in plan
-            )
+    model: Model
+    grader: Model
+    setting: Setting
+    latent: Latent
+    edit: Callable[[float], Boost | AddVector]
+    check_samples: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        latent: Latent,
+        edit: Callable[[float], Boost | AddVector],
+        prior: CalibrationPrior,
+        temperature: float,
+        check_samples: int,
+        seed: int,
+        vectors: str | None = None,
+    ) -> Self:
+        """The search on this model, by the judge of this run; see `Setting.of`."""
+        grader = grader_model(str(model))
+        setting = Setting.of(
+            runtime_of(model),
+            prior,
+            str(grader),
+            prompts=[prompt.text for prompt in prompts()],
+            temperature=temperature,
+            vectors=vectors,
         )
+        return cls(model, grader, setting, latent, edit, check_samples, seed)
+
+    @property
+    def key(self) -> str:
+        """What its checkpoint and record are kept under."""
+        return self.setting.key(self.latent.index, self.latent.label)
+
+    async def run(
+        self, *, resume: bool, on_round: Callable[[Bisection], None] = lambda bisection: None
+    ) -> StrengthRecord | None:
+        """Run the rounds that are left; the checkpoint stays until the caller drops it.
+
+        Args:
+            resume: Whether to go on from an interrupted search's checkpoint.
+            on_round: Told the state before the first and after every round.
+
+        Returns:
+            The record; None when too many rounds stayed without judgement.
+        """
+        key, prior = self.key, self.setting.prior
+        checkpoint = store.find_checkpoint(key, self.seed) if resume else None
+        bisection = checkpoint.search if checkpoint else Bisection(prior=prior)
+        on_round(bisection)
+        while not (bisection.finished or bisection.failed):
+            number = len(bisection.rounds)
+            tested = await self._test(
+                f"round {number + 1}", bisection.median, number, prior.samples_per_round
+            )
+            bisection = bisection.observe(tested.scores, tested.unscored)
+            store.save_checkpoint(Checkpoint(key=key, seed=self.seed, search=bisection))
+            on_round(bisection)
+        if bisection.failed:
+            # Kept, it would make every later try fail at once.
+            store.drop_checkpoint(key)
+            return None
+        check = None
+        if self.check_samples:
+            check = await self._test("check", bisection.median, -1, self.check_samples)
+        return StrengthRecord.of(
+            self.setting,
+            self.latent.index,
+            self.latent.label,
+            bisection,
+            check=check,
+            seed=self.seed,
+        )
+
+    async def _test(self, name: str, strength: float, number: int, samples: int) -> Round:
+        plan = round_plan(prompts(), samples, self.seed, self.latent.index, number)
+        async with span(f"{name}: strength {strength:.4g}"):
+            scores = await collect(*(self._first_score(strength, *asked) for asked in plan))
         judged = tuple(score for score in scores if score is not None)
-        return Round(boost=boost, scores=judged, unscored=len(scores) - len(judged))
+        return Round(strength=strength, scores=judged, unscored=len(scores) - len(judged))
 
-    while not (search.finished or search.failed):
-        number = len(search.rounds)
-        async with span(f"round {number + 1}: boost {search.median:.4g}"):
-            tested = await test(number, setting.prior.samples_per_round)
-        search = search.observe(tested.scores, tested.unscored)
-        strengths.save_checkpoint(Checkpoint(key=key, seed=seed, search=search))
-        on_round(search)
-    if search.failed:
-        # Kept, it would make every later try fail at once.
-        strengths.drop_checkpoint(key)
-        return search, None
-    check = None
-    if check_samples:
-        async with span(f"check: boost {search.median:.4g}"):
-            check = await test(-1, check_samples)
-    record = StrengthRecord.of(setting, latent.index, latent.label, search, check=check, seed=seed)
-    strengths.save(record)
-    return search, record
-
-
-async def _first_score(
-    model: Model,
-    grader: Model,
-    latent: Latent,
-    boost: float,
-    setting: Setting,
-    prompt: Prompt,
-    sampler: int,
-) -> float | None:
-    """Score of the first attempt; None when it cannot be judged or nothing is attempted."""
-    layer = runtime_of(model).steering_layer
-    if layer is None:
-        raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
-    output = await model.generate(
-        prompt.text,
-        config=steering_config(
-            model,
-            edits=[Boost(latent=latent.index, strength=boost, layer=layer)],
-            seed=sampler,
-            max_tokens=setting.prior.max_tokens,
-            temperature=setting.temperature,
-        ),
-    )
-    if not output.completion.strip():
-        return None
-    verdict = await ask(grader, prompt.text, latent.label, output.completion)
-    scores = scores_of(verdict)
-    return scores[0] if scores else None
+    async def _first_score(self, strength: float, prompt: Prompt, sampler: int) -> float | None:
+        """Score of the first attempt; None when it cannot be judged or nothing is attempted."""
+        output = await self.model.generate(
+            prompt.text,
+            config=steering_config(
+                self.model,
+                edits=[self.edit(strength)],
+                seed=sampler,
+                max_tokens=self.setting.prior.max_tokens,
+                temperature=self.setting.temperature,
+            ),
+        )
+        if not output.completion.strip():
+            return None
+        verdict = await ask(self.grader, prompt.text, self.latent.label, output.completion)
+        scores = scores_of(verdict)
+        return scores[0] if scores else None

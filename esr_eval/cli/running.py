@@ -1,10 +1,11 @@
 """Commands that run models: subjects, calibration, the whole paper."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esr_eval._util.terminal import Terminal
 from esr_eval.cli.options import (
     DryRun,
     Grader,
@@ -19,6 +20,14 @@ from esr_eval.cli.options import (
 )
 from esr_eval.cli.plainly import own_options, pairs, plainly, with_pairs
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
+from esr_eval.errors import EsrError
+from esr_eval.text import one_line
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
+    from rich.table import Table
+
+    from esr_eval.calibration.store import StrengthRecord
 
 app = typer.Typer()
 
@@ -27,7 +36,6 @@ app = typer.Typer()
 @plainly
 def subjects() -> None:
     """List the named subjects, what each needs, and whether this machine can hold it."""
-    from esr_eval._util.terminal import Terminal
     from esr_eval.cli.subjects import subject_table
 
     Terminal().print(subject_table())
@@ -62,13 +70,11 @@ def calibrate(
     ] = None,
     log_dir: LogDir = None,
 ) -> None:
-    """Find each latent's strength: the boost at which first attempts score 30 of 100.
+    """Find each latent's strength: where first attempts score 30 of 100.
 
     Strengths are kept in the cache, where `inspect eval esr_eval/esr` finds them. Interrupted, the
     same command goes on where it stopped.
     """
-    from esr_eval.cli.calibrate import run_calibration
-
     run_calibration(
         subject,
         task_args=with_pairs(
@@ -143,3 +149,101 @@ def paper(
         dry_run=dry_run,
         yes=yes,
     )
+
+
+def run_calibration(
+    subject: str,
+    *,
+    task_args: dict[str, Any],
+    model_args: dict[str, Any],
+    grader: str | None,
+    max_samples: int,
+    export: Path | None,
+    log_dir: str | None,
+) -> "EvalLog":
+    """Calibrate a subject's latents.
+
+    Args:
+        subject: A subject's name, Hugging Face id or path.
+        task_args: Arguments of the task `calibrate`.
+        model_args: Arguments of the provider.
+        grader: Judge; None takes the subject's.
+        max_samples: Latents searched at a time.
+        export: File to write the strengths to.
+        log_dir: Where Inspect keeps the log.
+
+    Raises:
+        EsrError: The run did not end well.
+    """
+    from inspect_ai import eval as inspect_eval
+
+    from esr_eval.calibration.store import export_bundle
+    from esr_eval.tasks.calibrate import calibrate
+
+    (log,) = inspect_eval(
+        calibrate,
+        model=f"esr/{subject.removeprefix('esr/')}",
+        model_args=model_args,
+        model_roles={"grader": grader} if grader else None,
+        task_args={name: value for name, value in task_args.items() if value is not None},
+        max_samples=max_samples,
+        log_dir=log_dir,
+    )
+    console = Terminal()
+    records, cached = _records_of(log)
+    console.print(strength_table(records, cached))
+    if log.status != "success":
+        why = f" ({log.error.message})" if log.error else ""
+        raise EsrError(
+            f"The calibration ended early{why}: {len(records)} strengths are kept; the same "
+            "command goes on from here."
+        )
+    failed = len(log.samples or []) - len(records)
+    if failed:
+        console.print(f"{failed} latents have no strength: the judge gave no usable verdicts.")
+    if export is not None:
+        export_bundle(export, records)
+        console.print(f"{len(records)} strengths written to {export}")
+    return log
+
+
+def _records_of(log: "EvalLog") -> "tuple[list[StrengthRecord], set[str]]":
+    from esr_eval.calibration.search import CACHED, RECORD
+    from esr_eval.calibration.store import StrengthRecord
+
+    records, cached = [], set()
+    for sample in log.samples or []:
+        data = sample.store.get(RECORD)
+        if data is None:
+            continue
+        record = StrengthRecord.model_validate(data)
+        records.append(record)
+        if sample.store.get(CACHED):
+            cached.add(record.key)
+    return records, cached
+
+
+def strength_table(records: "list[StrengthRecord]", cached: set[str]) -> "Table":
+    """Calibrated strengths by latent; those whose key is in `cached` took no search."""
+    from rich.table import Table
+
+    judges = ", ".join(sorted({record.setting.grader for record in records})) or "none"
+    table = Table(title=f"Calibrated strengths (judge: {judges})")
+    for column in ("latent", "label", "strength", "90 % of posterior", "score there"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for column in ("responses", "unscored"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for record in sorted(records, key=lambda record: record.latent):
+        achieved = record.achieved_score
+        table.add_row(
+            str(record.latent),
+            one_line(record.label),
+            f"{record.strength:.4g}",
+            f"{record.interval[0]:.4g} to {record.interval[1]:.4g}",
+            "-" if achieved is None else f"{achieved:.0f}",
+            str(record.generations),
+            str(record.unscored),
+            "cached" if record.key in cached else "",
+        )
+    return table

@@ -11,8 +11,8 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 
 from esr_eval._util.terminal import Terminal
-from esr_eval.calibration.record import Setting
-from esr_eval.calibration.store import calibrated_strengths, responses_per_latent
+from esr_eval.calibration.bisection import responses_per_latent
+from esr_eval.calibration.store import Setting, calibrated_strengths
 from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import Note, reading

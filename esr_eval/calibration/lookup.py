@@ -1,7 +1,8 @@
-"""What a user is told whose latents have no calibrated strength: what differs, what to run.
+"""Which strength each latent gets: calibrated, a multiple of that, or one number for all.
 
-A strength is found again only under exactly the settings that it was calibrated with, so a run
-that finds none most often differs in one of them from a calibration that was made.
+A strength is found again only under exactly the settings that it was calibrated with. So a run
+that finds none most often differs in one of them from a calibration that was made: the user is told
+in which, and what to run.
 """
 
 import json
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from esr_eval._util.cache import cache_root
-from esr_eval.calibration.record import Setting
-from esr_eval.calibration.store import cache_folder
+from esr_eval.calibration.store import Setting, cache_folder, calibrated_strengths
+from esr_eval.data.arguments import shown, strength_of
 from esr_eval.data.labels import write_labels
-from esr_eval.dataset import Latent, load_latents
+from esr_eval.dataset import Latent, load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.spec import Runtime, fingerprint
@@ -33,6 +34,57 @@ WORDS = {
 """Names of settings where the field's own would not be understood."""
 UNREADABLE = {"prompts", "files model", "files sae", "files adapter", "label"}
 """Settings whose values say nothing to a reader (digests), or are data of others."""
+
+
+def resolve_strengths(
+    strength: str | float,
+    runtime: Runtime,
+    subject: Subject,
+    latents: Sequence[Latent],
+    grader: str,
+) -> dict[int, float]:
+    """The strength of every latent, by index.
+
+    Args:
+        strength: `calibrated`, a number, or a multiple of the calibrated strength (`1.5x`).
+        runtime: What the strengths were calibrated on.
+        subject: Its calibration prior and shipped strengths.
+        latents: Which latents.
+        grader: The judge the calibration went by.
+
+    Raises:
+        EsrError: The strength is none of these, or a latent has not been calibrated.
+    """
+    factor, fixed = parse_strength(strength)
+    if fixed is not None:
+        return {latent.index: fixed for latent in latents}
+    if subject.calibration is None:
+        raise EsrError(
+            f"{subject.name} has no calibration prior: pass the strength as -T strength=NUMBER."
+        )
+    setting = Setting.of(
+        runtime,
+        subject.calibration,
+        grader,
+        prompts=[prompt.text for prompt in prompts()],
+        temperature=subject.temperature,
+    )
+    found, missing = calibrated_strengths(setting, latents, subject.strengths)
+    if missing:
+        raise EsrError(missing_message(missing, len(latents), subject, setting))
+    return {index: factor * record.strength for index, record in found.items()}
+
+
+def parse_strength(strength: str | float) -> tuple[float, float | None]:
+    """Read a task's `strength`: the multiple of the calibrated, or else the number for all.
+
+    Raises:
+        EsrError: It is neither, or no strength can have it.
+    """
+    try:
+        return strength_of(strength)
+    except ValueError as error:
+        raise EsrError(f"-T strength={shown(strength)} is refused: {error}.") from None
 
 
 def missing_message(
