@@ -10,22 +10,29 @@ from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
-from esr_eval.finetune.boosting import PUSH_KEY, boosted, make_collator
 from esr_eval.finetune.card import model_card
-from esr_eval.finetune.checks import Checker
-from esr_eval.finetune.data import Example, Journal, Push, Segment, read_examples, write_examples
-from esr_eval.finetune.encoding import IGNORED, encode
-from esr_eval.finetune.material import (
+from esr_eval.finetune.examples import (
+    IGNORED,
+    Example,
+    Push,
+    Segment,
+    encode,
+    mix,
+    read_examples,
+    write_examples,
+)
+from esr_eval.finetune.offline import OfflineSettings, Wanted, allowed_latents, cut, make_examples
+from esr_eval.finetune.presets import PRESETS
+from esr_eval.finetune.train import PUSH_KEY, boosted, make_collator, split, train
+from esr_eval.finetune.writing import (
+    Checker,
+    Journal,
     all_corrections,
     content_words,
     off_topic_subjects,
     overlapping_tasks,
     training_tasks,
 )
-from esr_eval.finetune.mixes import mix
-from esr_eval.finetune.offline import OfflineSettings, Wanted, allowed_latents, cut, make_examples
-from esr_eval.finetune.presets import PRESETS
-from esr_eval.finetune.train import split, train
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.subjects import embedded_path, find_subject
 
@@ -276,7 +283,7 @@ def test_a_hosted_writer_that_fails_can_be_gone_on_with(tmp_path):
 
 def test_the_command_tells_mistakes_in_a_sentence(tmp_path):
     ran = CliRunner().invoke(app, ["train", str(tmp_path / "no.jsonl"), str(tmp_path / "a")])
-    assert ran.exit_code == 1 and "cannot be read" in ran.output
+    assert ran.exit_code == 1 and "there is no such file" in ran.output
     write_examples(tmp_path / "e.jsonl", [correction(), plain()])
     ran = CliRunner().invoke(
         app, ["train", str(tmp_path / "e.jsonl"), str(tmp_path / "a"), "--preset", "none"]

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from esr_eval._util.cache import CACHE_ENV
 from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
-from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.card import AdapterFacts, read_facts
 from esr_eval.paper import run as paper_run
+from esr_eval.paper import sweep as sweeping
 from esr_eval.paper.run import STEP
 from esr_eval.subjects import embedded_path, find_subject, subjects
 

@@ -80,24 +80,19 @@ def data(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from esr_eval.finetune.checks import Checker
-    from esr_eval.finetune.data import write_examples
+    from esr_eval.finetune.examples import write_examples
+    from esr_eval.finetune.writing import Checker
 
     def progress(done: int, of: int) -> None:
         tell(f"{done} of {of} answers", err=True)
 
     if writer == "offline":
-        from esr_eval.finetune.offline import (
-            OfflineSettings,
-            journal_of,
-            make_examples,
-            write_answers,
-        )
+        from esr_eval.finetune.offline import OfflineSettings, make_examples, write_answers
         from esr_eval.subjects import find_subject
 
         settings = OfflineSettings(steered=corrections, seed=seed)
         answers = write_answers(
-            find_subject(subject), settings, journal_of(folder), device=device, progress=progress
+            find_subject(subject), settings, folder, device=device, progress=progress
         )
         examples, rejects = make_examples(answers, Checker(), seed)
     else:
@@ -117,9 +112,9 @@ def data(
             )
         )
     if not examples:
-        raise EsrError(f"Not one example can be used: {rejects.told()}.")
+        raise EsrError(f"Not one example can be used: {rejects.in_words()}.")
     write_examples(folder / "examples.jsonl", examples)
-    tell(f"{folder / 'examples.jsonl'}: {rejects.told()}.")
+    tell(f"{folder / 'examples.jsonl'}: {rejects.in_words()}.")
 
 
 @app.command()
@@ -159,8 +154,7 @@ def train(
     note: Annotated[str, typer.Option(help="A sentence for the card.")] = "",
 ) -> None:
     """Train a LoRA adapter; use it with `-M adapter=FOLDER`."""
-    from esr_eval.finetune.data import read_examples
-    from esr_eval.finetune.mixes import mix
+    from esr_eval.finetune.examples import mix, read_examples
     from esr_eval.finetune.train import train as run
     from esr_eval.subjects import find_subject
 
@@ -245,7 +239,7 @@ def sweep(
     The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
-    from esr_eval.finetune.data import read_examples
+    from esr_eval.finetune.examples import read_examples
     from esr_eval.paper.sweep_command import run
     from esr_eval.paper.sweep_plan import Sizes, plan, read_mixes
     from esr_eval.subjects import find_subject

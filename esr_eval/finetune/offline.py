@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.dataset import SEED_RANGE, Latent, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.finetune.checks import Checker, Rejects
-from esr_eval.finetune.data import Example, Journal, Push, Segment
-from esr_eval.finetune.material import (
+from esr_eval.finetune.examples import Example, Push, Segment
+from esr_eval.finetune.writing import (
     SUBJECT_FRAME,
+    Checker,
+    Journal,
+    Rejects,
     correction,
     off_topic_subjects,
     training_tasks,
@@ -180,22 +182,29 @@ def plan(settings: OfflineSettings, latents: Sequence[Latent]) -> list[Wanted]:
 def write_answers(
     subject: Subject,
     settings: OfflineSettings,
-    journal: Journal,
+    folder: Path,
     *,
     device: str | None,
     progress: Callable[[int, int], None],
 ) -> list[tuple[Wanted, str, bool]]:
     """Let the subject answer; goes on where an earlier run with the same settings stopped.
 
+    Args:
+        subject: Who answers.
+        settings: How many answers, how long, under which boosts.
+        folder: Keeps a journal of answers.
+        device: transformers device map; None picks one.
+        progress: Called with how many are done, of how many.
+
     Returns:
         Every wanted answer with its text and whether it ended by itself.
 
     Raises:
-        EsrError: The journal is of other settings, or the subject cannot be steered.
+        EsrError: The folder is of other settings, or the subject cannot be steered.
     """
     from esr_eval.backends.local import LocalBackend
 
-    runtime = subject.runtime()
+    journal, runtime = Journal(folder / "answers.jsonl"), subject.runtime()
     wanted = plan(settings, allowed_latents(subject, runtime, settings))
     # What was asked, not only with which settings: lists of latents and tasks may change.
     header: dict[str, object] = {
@@ -315,8 +324,3 @@ def _correction(
         boost=one.boost,
         writer=WRITER,
     )
-
-
-def journal_of(folder: Path) -> Journal:
-    """The journal of a folder's answers."""
-    return Journal(folder / "answers.jsonl")

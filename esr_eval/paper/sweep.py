@@ -8,7 +8,7 @@ from pathlib import Path
 from esr_eval._util.terminal import note
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import read_facts
-from esr_eval.finetune.data import read_examples
+from esr_eval.finetune.examples import read_examples
 from esr_eval.finetune.train import SET_FILE, STATE_FILE, planned_steps, train
 from esr_eval.logs.reading import Note
 from esr_eval.paper.run import Paper, finished, run_step

@@ -8,8 +8,8 @@ import typer
 
 from esr_eval._util.terminal import Terminal, note
 from esr_eval.errors import EsrError
-from esr_eval.paper import sweep as sweeping
 from esr_eval.logs.reading import Note
+from esr_eval.paper import sweep as sweeping
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.sweep_plan import Sweep

@@ -8,8 +8,7 @@ from typing import Any
 from esr_eval.dataset import pick_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import CARD_FILE
-from esr_eval.finetune.data import Example
-from esr_eval.finetune.mixes import mix
+from esr_eval.finetune.examples import Example, mix
 from esr_eval.finetune.presets import Preset
 from esr_eval.finetune.train import check_installed
 from esr_eval.paper.run import Paper
