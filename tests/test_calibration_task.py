@@ -23,7 +23,7 @@ from esr_eval.cli import app
 from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper.estimate import estimate
-from esr_eval.paper.steps import Step
+from esr_eval.paper.run import Step
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.subjects import CalibrationPrior, find_subject

@@ -19,6 +19,7 @@ from esr_eval.cli.options import (
     Yes,
 )
 from esr_eval.cli.plainly import own_options, pairs, plainly
+from esr_eval.cli.running import agreed
 from esr_eval.data.arguments import (
     A_FEW,
     AT_LEAST_ONE,
@@ -36,6 +37,7 @@ from esr_eval.errors import EsrError
 
 if TYPE_CHECKING:
     from esr_eval.finetune.presets import Preset
+    from esr_eval.logs.reading import Note
     from esr_eval.subjects import Subject as Found
 
 app = typer.Typer(
@@ -239,9 +241,9 @@ def sweep(
     The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
+    from esr_eval._util.terminal import Terminal
     from esr_eval.finetune.examples import read_examples
-    from esr_eval.paper.sweep_command import run
-    from esr_eval.paper.sweep_plan import Sizes, plan, read_mixes
+    from esr_eval.paper.sweep import Sizes, all_steps, plan, read_mixes, run, training_lines
     from esr_eval.subjects import find_subject
 
     found = find_subject(subject)
@@ -267,7 +269,23 @@ def sweep(
         model_args=pairs(model_args, "-M"),
         grader=grader,
     )
-    run(planned, speed=tokens_per_second, price=judge_price, dry_run=dry_run, yes=yes)
+    base, console = planned.eval_set(), Terminal()
+    if not agreed(
+        base,
+        all_steps(planned),
+        console,
+        title=f"Mixes of {found.name}, judged by {base.judge} (at most; training comes on top)",
+        notes=[f"Training {line}" for line in training_lines(planned)],
+        speed=tokens_per_second,
+        price=judge_price,
+        dry_run=dry_run,
+        yes=yes,
+    ):
+        return
+    run(planned, console.rule)
+    # Calibrations lie there, too, and have no place in the tables.
+    _print_tables([planned.logs], None, lambda text: None)
+    console.print(f"The report: esr-eval report {planned.logs}", soft_wrap=True)
 
 
 @app.command()
@@ -279,9 +297,29 @@ def table(
     csv: Csv = None,
 ) -> None:
     """Print restarts under the boost, and what training costs where nobody steers."""
-    from esr_eval.paper.sweep_command import print_tables
+    _print_tables(logs, csv, note)
 
-    print_tables(logs, csv, note=note)
+
+def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
+    """Tell what tuned subjects do under the boost, and what their training costs."""
+    from esr_eval._util.spreadsheet import write_frame
+    from esr_eval._util.terminal import Terminal
+    from esr_eval.logs.conditions import conditions_of
+    from esr_eval.logs.stored import read_logs
+    from esr_eval.report.finetuning import finetuning_of
+    from esr_eval.report.finetuning_table import finetuning_frame, finetuning_tables
+
+    found = finetuning_of(conditions_of(read_logs(logs, note)))
+    if found is None:
+        raise EsrError(
+            "None of these logs is of a fine-tuned subject: run esr_eval/finetuned with "
+            "-M adapter=PATH, or `esr-eval finetune sweep`."
+        )
+    console = Terminal()
+    for table in finetuning_tables(found):
+        console.print(table)
+    if csv is not None:
+        write_frame(csv, finetuning_frame(found))
 
 
 def _preset(name: str | None, subject: "Found") -> "Preset":
