@@ -15,7 +15,7 @@ from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 from typer.testing import CliRunner
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.calibration.boosts import resolve_strengths
 from esr_eval.calibration.search import bisect, round_plan
 from esr_eval.calibration.store import cache_folder, responses_per_latent

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import cache_root
+from esr_eval._util.paths import cache_root
 from esr_eval.calibration.record import Setting
 from esr_eval.calibration.store import cache_folder
 from esr_eval.data.labels import write_labels

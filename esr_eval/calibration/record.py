@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from esr_eval._util.digests import folder_digest
+from esr_eval._util.files import folder_digest
 from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.calibration.sealed import Sealed
 from esr_eval.scorers.rubric import RUBRIC_VERSION

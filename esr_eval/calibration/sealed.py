@@ -7,8 +7,8 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from esr_eval._util.cache import CACHE_ENV
 from esr_eval._util.files import write_whole
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.errors import EsrError
 from esr_eval.spec import DIGEST, fingerprint
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from esr_eval._util.cache import cache_root
+from esr_eval._util.paths import cache_root
 from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
 from esr_eval.calibration.sealed import checked, read_sealed, reason_of, write_json
 from esr_eval.errors import EsrError

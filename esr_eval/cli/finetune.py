@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esr_eval._util.terminal import note, tell
+from esr_eval.cli.command import command, own_options, pairs
 from esr_eval.cli.options import (
     Csv,
     DryRun,
@@ -18,7 +19,6 @@ from esr_eval.cli.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.cli.plainly import own_options, pairs, plainly
 from esr_eval.cli.running import agreed
 from esr_eval.data.arguments import (
     A_FEW,
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 
 @app.command()
-@plainly
+@command
 def data(
     folder: Annotated[
         Path, typer.Argument(help="Where examples.jsonl and the journal go."), FOLDER_TO_WRITE
@@ -120,7 +120,7 @@ def data(
 
 
 @app.command()
-@plainly
+@command
 def train(
     examples: Annotated[
         Path, typer.Argument(help="Examples, from `esr-eval finetune data`."), FILE_TO_READ
@@ -190,7 +190,7 @@ def train(
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "n_latents", "seed")
 def sweep(
     subject: Subject,
@@ -289,7 +289,7 @@ def sweep(
 
 
 @app.command()
-@plainly
+@command
 def table(
     logs: Annotated[
         list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from esr_eval.cli.command import command, own_options, pairs, with_pairs
 from esr_eval.cli.options import (
     DryRun,
     Grader,
@@ -19,7 +20,6 @@ from esr_eval.cli.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.cli.plainly import own_options, pairs, plainly, with_pairs
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ app = typer.Typer()
 
 
 @app.command()
-@plainly
+@command
 def subjects() -> None:
     """List the named subjects, what each needs, and whether this machine can hold it."""
     from esr_eval._util.terminal import Terminal
@@ -43,7 +43,7 @@ def subjects() -> None:
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "n_latents", "seed", "fresh")
 def calibrate(
     subject: Subject,
@@ -92,7 +92,7 @@ def calibrate(
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "detectors", "vectors", "graders")
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
+from esr_eval.cli.command import command, pairs
 from esr_eval.cli.options import Grader, LogDir, ModelArgs, TaskArgs
-from esr_eval.cli.plainly import pairs, plainly
 from esr_eval.data.arguments import FILE_TO_READ, FILE_TO_WRITE, NOT_NEGATIVE
 
 app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=True)
 
 
 @app.command("extract")
-@plainly
+@command
 def extract_vectors(
     model: Annotated[str, typer.Option(help="Subject, Hugging Face id, or path.")],
     out: Annotated[
@@ -48,7 +48,7 @@ def extract_vectors(
 
 
 @app.command("calibrate")
-@plainly
+@command
 def calibrate_vectors(
     file: Annotated[
         Path, typer.Argument(help="File made by `esr-eval vectors extract`."), FILE_TO_READ

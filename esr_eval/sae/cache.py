@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import CACHE_ENV
-from esr_eval._util.digests import file_sha256, read_sums, write_sums
-from esr_eval._util.files import share
+from esr_eval._util.files import file_sha256, read_sums, share, write_sums
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.errors import EsrError
 from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE, converted_folder, parse_sae_config
 from esr_eval.spec import SAERef

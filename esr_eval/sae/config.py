@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import cache_root
-from esr_eval._util.digests import file_sha256, read_sums
+from esr_eval._util.files import file_sha256, read_sums
+from esr_eval._util.paths import cache_root
 from esr_eval.errors import EsrError
 from esr_eval.model.names import difference, name_of_model
 from esr_eval.sae.files import check_no_pointer, check_weights
