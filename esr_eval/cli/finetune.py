@@ -173,7 +173,7 @@ def train(
         chosen.model_dump() | {k: v for k, v in changes.items() if v is not None}
     )
     drawn = mix(read_examples(examples), chosen.mix_percent, count, seed)
-    trained = run(
+    facts = run(
         drawn,
         found.runtime(),
         chosen,
@@ -184,7 +184,7 @@ def train(
         note=note,
     )
     tell(
-        f"{folder}: {trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}. "
+        f"{folder}: {facts.steps} steps, loss {facts.train_loss:.3f}. "
         f"Evaluate it: inspect eval esr_eval/esr --model esr/{subject} -M adapter={folder}"
     )
 

@@ -30,7 +30,7 @@ class Segment(_Data):
     trained: bool
 
 
-class Push(_Data):
+class TrainingBoost(_Data):
     """The boost that is on while the example is trained: strength * W_dec[latent]."""
 
     latent: int = Field(ge=0)
@@ -53,7 +53,9 @@ class Example(_Data):
     segments: tuple[Segment, ...] = Field(min_length=1)
     ended: bool = Field(description="Whether the answer ends by itself: then its end is trained.")
     subject: str | None = Field(default=None, description="What the off-topic part drifts to.")
-    boost: Push | None = Field(default=None, description="On in training; None leaves it off.")
+    boost: TrainingBoost | None = Field(
+        default=None, description="On in training; None leaves it off."
+    )
     writer: str = Field(description="The model that wrote it, or `offline`.")
 
     @model_validator(mode="after")
@@ -169,7 +171,7 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
-    boost: Push | None
+    boost: TrainingBoost | None
 
 
 def encode(example: Example, tokenizer: Any, max_length: int) -> Encoded:

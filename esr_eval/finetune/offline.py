@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.dataset import SEED_RANGE, Latent, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.finetune.examples import Example, Push, Segment
+from esr_eval.finetune.examples import Example, Segment, TrainingBoost
 from esr_eval.finetune.writing import (
     SUBJECT_FRAME,
     Checker,
@@ -73,7 +73,7 @@ class Wanted:
     prompt: str
     topic: str
     seed: int
-    boost: Push | None
+    boost: TrainingBoost | None
     max_tokens: int
     label: str | None = None
 
@@ -151,7 +151,7 @@ def plan(settings: OfflineSettings, latents: Sequence[Latent]) -> list[Wanted]:
             order[i % len(order)].text,
             order[i % len(order)].topic,
             rng.randrange(SEED_RANGE),
-            Push(latent=latent.index, strength=round(rng.uniform(*settings.strengths), 1)),
+            TrainingBoost(latent=latent.index, strength=round(rng.uniform(*settings.strengths), 1)),
             settings.drift_tokens,
             latent.label,
         )

@@ -6,7 +6,6 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from esr_eval.finetune.examples import (
     IGNORED,
     Encoded,
     Example,
-    Push,
+    TrainingBoost,
     encode,
     read_examples,
     write_examples,
@@ -33,19 +32,6 @@ STATE_FILE = "trainer_state.json"
 """The trainer's own, in each checkpoint."""
 PUSH_KEY = "esr_push"
 """Name under which a batch carries its pushes to the model, (batch, d_model)."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training run was and gave.
-
-    Attributes:
-        folder: Holds the adapter and its card.
-        facts: Everything that the card says.
-    """
-
-    folder: Path
-    facts: Facts
 
 
 def check_installed() -> None:
@@ -88,7 +74,7 @@ def train(
     resume: bool = False,
     max_steps: int = -1,
     note: str = "",
-) -> Trained:
+) -> Facts:
     """Train an adapter and write it with its card.
 
     Args:
@@ -100,6 +86,9 @@ def train(
         resume: Go on from the folder's last checkpoint.
         max_steps: Stop after so many steps; -1 takes the preset's epochs.
         note: A sentence for the card.
+
+    Returns:
+        Everything that the card says.
 
     Raises:
         EsrError: A package is missing, the boosts cannot be made, or the folder is taken.
@@ -168,7 +157,7 @@ def train(
         note=note,
     )
     _save(trainer.model, runtime, folder, facts)
-    return Trained(folder, facts)
+    return facts
 
 
 def make_collator(
@@ -197,7 +186,9 @@ def make_collator(
             labels[b, :length] = torch.tensor(one.labels)
             mask[b, :length] = 1
             if one.boost is not None and direction is not None:
-                push = Push.model_validate(one.boost)  # the trainer's dataset holds it as a dict
+                push = TrainingBoost.model_validate(
+                    one.boost
+                )  # the trainer's dataset holds it as a dict
                 pushes[b] = push.strength * direction(push.latent)
         batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         if direction is not None:

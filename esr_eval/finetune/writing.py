@@ -6,7 +6,6 @@ Whatever is refused is counted by its reason.
 import json
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -15,12 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from esr_eval._util.files import write_whole
-from esr_eval.dataset import FRAMES, Prompt, PromptSet, prompts
+from esr_eval.dataset import FRAMES, Prompt
 from esr_eval.finetune.examples import Example
 from esr_eval.scorers.phrases import find_restarts
-
-EVALUATED: tuple[PromptSet, ...] = ("main", "detector_discovery", "held_out")
-"""Sets of tasks that evaluations ask and training must not."""
 
 SUBJECT_FRAME = "Tell me about {subject}."
 
@@ -31,7 +27,7 @@ MOST_DRIFT_SCORE = 45.0
 LEAST_ANSWER_SCORE = 65.0
 """Topicality below which an answer does not answer its task."""
 
-_OPENINGS = (
+OPENINGS = (
     "Wait, that's not right.",
     "Wait, that is not what you asked about.",
     "Hold on, that's off-topic.",
@@ -45,7 +41,7 @@ _OPENINGS = (
     "Wait, I am not answering the question.",
     "I'm sorry, that was off-topic.",
 )
-_RESUMPTIONS = (
+RESUMPTIONS = (
     "Let me start over.",
     "Let me try again.",
     "Let's start over.",
@@ -54,12 +50,6 @@ _RESUMPTIONS = (
     "I'd like to revise my answer.",
     "Back to the question:",
     "",
-)
-_WORD = re.compile(r"[a-z]+")
-_FUNCTION_WORDS = frozenset(
-    {"a", "an", "and", "at", "by", "do", "does", "for", "from", "how", "in", "into", "of", "off"}
-    | {"on", "or", "properly", "the", "to", "up", "with", "your", "you", "what", "why", "is"}
-    | {"are", "explain", "describe", "effective", "good"}
 )
 
 
@@ -88,36 +78,9 @@ def off_topic_subjects() -> tuple[str, ...]:
 
 def correction(rng: random.Random) -> str:
     """Words that notice a drift and start over."""
-    opening = rng.choice(_OPENINGS)
-    resumption = rng.choice(_RESUMPTIONS)
+    opening = rng.choice(OPENINGS)
+    resumption = rng.choice(RESUMPTIONS)
     return f"{opening} {resumption}".strip()
-
-
-def all_corrections() -> list[str]:
-    """Every wording that `correction` can give."""
-    return [f"{a} {b}".strip() for a in _OPENINGS for b in _RESUMPTIONS]
-
-
-def content_words(text: str) -> frozenset[str]:
-    """The words that carry a topic."""
-    return frozenset(_WORD.findall(text.lower())) - _FUNCTION_WORDS
-
-
-def overlapping_tasks(share: float = 0.5) -> list[tuple[str, str]]:
-    """Pairs of a training topic and an evaluated one that ask about (nearly) the same.
-
-    Args:
-        share: Part of both topics' content words together that they must have in common.
-    """
-    evaluated = {prompt.topic for which in EVALUATED for prompt in prompts(which)}
-    pairs = []
-    for topic in dict.fromkeys(task.topic for task in training_tasks()):
-        ours = content_words(topic)
-        for other in sorted(evaluated):
-            theirs = content_words(other)
-            if len(ours & theirs) >= share * len(ours | theirs):
-                pairs.append((topic, other))
-    return pairs
 
 
 class Topicality(Protocol):

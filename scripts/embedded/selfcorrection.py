@@ -54,7 +54,7 @@ def train_adapter(examples: Path, folder: Path, seed: int) -> None:
         return
     preset = find_preset(PRESET).model_copy(update={"seed": seed})
     checkpoints = folder / "checkpoints"
-    trained = train(
+    facts = train(
         mix(read_examples(examples), preset.mix_percent, seed=seed),
         find_subject(SUBJECT).runtime(),
         preset,
@@ -63,7 +63,7 @@ def train_adapter(examples: Path, folder: Path, seed: int) -> None:
         resume=checkpoints.is_dir() and any(checkpoints.iterdir()),
         note="No latent of the evaluation was boosted in training, nor any pointing its way.",
     )
-    print(f"{trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}", flush=True)
+    print(f"{facts.steps} steps, loss {facts.train_loss:.3f}", flush=True)
 
 
 def evaluate(adapter: Path, logs: Path, seed: int) -> None:
