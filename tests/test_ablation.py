@@ -7,7 +7,7 @@ import pytest
 from detection import DEAD, DETECTORS, MODEL, RATES, install
 from inspect_ai import eval as inspect_eval
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.dataset import prompts
 from esr_eval.detectors.statistics import draw_matched
 from esr_eval.errors import EsrError

@@ -15,7 +15,7 @@ from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 from typer.testing import CliRunner
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.calibration.bisection import responses_per_latent
 from esr_eval.calibration.lookup import resolve_strengths
 from esr_eval.calibration.search import bisect, round_plan
@@ -24,7 +24,7 @@ from esr_eval.cli import app
 from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper.estimate import estimate
-from esr_eval.paper.steps import Step
+from esr_eval.paper.run import Step
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.subjects import CalibrationPrior, find_subject

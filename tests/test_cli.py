@@ -9,7 +9,7 @@ import pytest
 from simulation import LABELS, install
 from typer.testing import CliRunner, Result
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.calibration.store import load_bundle
 from esr_eval.cli import app
 from esr_eval.subjects import subjects

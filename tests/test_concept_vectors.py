@@ -7,7 +7,7 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from typer.testing import CliRunner
 
-from esr_eval._util.digests import file_sha256
+from esr_eval._util.files import file_sha256
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError

@@ -10,7 +10,7 @@ from inspect_ai import eval as inspect_eval
 from scipy.stats import mannwhitneyu
 from typer.testing import CliRunner
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
 from esr_eval.detectors.choice import load_detectors, published_sets

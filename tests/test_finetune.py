@@ -1,5 +1,6 @@
 import json
 import random
+import re
 
 import anyio
 import pytest
@@ -7,25 +8,31 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from typer.testing import CliRunner
 
 from esr_eval.cli.finetune import app
-from esr_eval.dataset import load_latents
+from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
-from esr_eval.finetune.boosting import PUSH_KEY, boosted, make_collator
 from esr_eval.finetune.card import model_card
-from esr_eval.finetune.checks import Checker
-from esr_eval.finetune.data import Example, Journal, Push, Segment, read_examples, write_examples
-from esr_eval.finetune.encoding import IGNORED, encode
-from esr_eval.finetune.material import (
-    all_corrections,
-    content_words,
-    off_topic_subjects,
-    overlapping_tasks,
-    training_tasks,
+from esr_eval.finetune.examples import (
+    IGNORED,
+    Example,
+    Segment,
+    TrainingBoost,
+    encode,
+    mix,
+    read_examples,
+    write_examples,
 )
-from esr_eval.finetune.mixes import mix
 from esr_eval.finetune.offline import OfflineSettings, Wanted, allowed_latents, cut, make_examples
 from esr_eval.finetune.presets import PRESETS
-from esr_eval.finetune.train import split, train
+from esr_eval.finetune.train import PUSH_KEY, boosted, make_collator, split, train
+from esr_eval.finetune.writing import (
+    OPENINGS,
+    RESUMPTIONS,
+    Checker,
+    Journal,
+    off_topic_subjects,
+    training_tasks,
+)
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.subjects import embedded_path, find_subject
 
@@ -35,6 +42,29 @@ ANSWER = (
     "green tea leaves in a cup, pour the water over the leaves, and steep the tea for two minutes."
 )
 PROMPT = "Explain how to brew green tea."
+FUNCTION_WORDS = {
+    *("a", "an", "and", "at", "by", "do", "does", "for", "from", "how", "in", "into", "of", "off"),
+    *("on", "or", "properly", "the", "to", "up", "with", "your", "you", "what", "why", "is", "are"),
+    *("explain", "describe", "effective", "good"),
+}
+
+
+def content_words(text):
+    """The words that carry a topic."""
+    return frozenset(re.findall(r"[a-z]+", text.lower())) - FUNCTION_WORDS
+
+
+def overlapping_tasks(share=0.5):
+    """Pairs of a training topic and an evaluated one of whose content words so many are the same."""
+    sets = ("main", "detector_discovery", "held_out")
+    evaluated = {prompt.topic for which in sets for prompt in prompts(which)}
+    return [
+        (topic, other)
+        for topic in {task.topic for task in training_tasks()}
+        for other in evaluated
+        for ours, theirs in [(content_words(topic), content_words(other))]
+        if len(ours & theirs) >= share * len(ours | theirs)
+    ]
 
 
 def correction(
@@ -88,7 +118,7 @@ def test_an_overlap_would_be_found():
 
 @pytest.mark.parametrize("end", [". ", "... ", "\n\n", " — "])
 def test_every_correction_is_explicit(end):
-    for words in all_corrections():
+    for words in [f"{a} {b}".strip() for a in OPENINGS for b in RESUMPTIONS]:
         text = f"The keeper climbs the tower at dusk and lights the lamp{end}{words} {ANSWER}"
         assert len(find_restarts(text)) == 1, words
 
@@ -188,12 +218,12 @@ def test_offline_examples_come_from_the_subjects_own_words():
     asked = {"prompt": PROMPT, "topic": "brew green tea", "seed": 1, "max_tokens": 40}
     answers = [
         (
-            Wanted("drift", **asked, boost=Push(latent=3, strength=60.0), label="ships"),
+            Wanted("drift", **asked, boost=TrainingBoost(latent=3, strength=60.0), label="ships"),
             DRIFT * 2,
             False,
         ),
         (
-            Wanted("drift", **asked, boost=Push(latent=4, strength=60.0), label="ships"),
+            Wanted("drift", **asked, boost=TrainingBoost(latent=4, strength=60.0), label="ships"),
             ANSWER,
             False,
         ),
@@ -202,7 +232,7 @@ def test_offline_examples_come_from_the_subjects_own_words():
     good, rejects = make_examples(answers, Checker(Topical()), seed=0)
     made = {e.kind: e for e in good}
     assert made["plain"].answer == ANSWER
-    assert made["correction"].boost == Push(latent=3, strength=60.0)
+    assert made["correction"].boost == TrainingBoost(latent=3, strength=60.0)
     assert made["correction"].text_of("on_topic") == ANSWER
     assert (DRIFT * 2).startswith(made["correction"].text_of("off_topic").rstrip(" .—\n"))
     assert rejects.good == 2 and rejects.reasons == {"off-topic part is on topic": 1}
@@ -276,7 +306,7 @@ def test_a_hosted_writer_that_fails_can_be_gone_on_with(tmp_path):
 
 def test_the_command_tells_mistakes_in_a_sentence(tmp_path):
     ran = CliRunner().invoke(app, ["train", str(tmp_path / "no.jsonl"), str(tmp_path / "a")])
-    assert ran.exit_code == 1 and "cannot be read" in ran.output
+    assert ran.exit_code == 1 and "there is no such file" in ran.output
     write_examples(tmp_path / "e.jsonl", [correction(), plain()])
     ran = CliRunner().invoke(
         app, ["train", str(tmp_path / "e.jsonl"), str(tmp_path / "a"), "--preset", "none"]
@@ -305,7 +335,7 @@ def test_the_boost_in_training_is_the_boost_of_an_evaluation(backend):
     from esr_eval.steering.edits import LayerEdits, Term
 
     runtime, model = backend.runtime, backend._model
-    examples = [correction(boost=Push(latent=143, strength=60.0)), plain()]
+    examples = [correction(boost=TrainingBoost(latent=143, strength=60.0)), plain()]
     rows = [encode(e, backend.tokenizer, 128)._asdict() for e in examples]
     batch = make_collator(0, runtime, backend.sae.decoder_row, 576)(rows)
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -340,7 +370,7 @@ def test_training_lowers_the_loss_resumes_and_writes_a_loadable_adapter(tmp_path
     runtime = find_subject("smollm2-135m").runtime()
     small = {"micro_batch": 4, "epochs": 8, "val_fraction": 0.0, "sequence_len": 96, "lora_r": 2}
     preset = PRESETS["embedded"].model_copy(update=small | {"warmup_steps": 0})
-    push = Push(latent=143, strength=60.0)
+    push = TrainingBoost(latent=143, strength=60.0)
     examples = [
         correction(id="a", boost=push),
         correction(id="b", boost=push),
@@ -349,18 +379,18 @@ def test_training_lowers_the_loss_resumes_and_writes_a_loadable_adapter(tmp_path
     ]
     folder = tmp_path / "adapter"
     begun = train(examples, runtime, preset, folder, device="cpu", max_steps=3)
-    assert begun.facts.steps == 3
+    assert begun.steps == 3
     with pytest.raises(EsrError, match="holds an adapter already"):
         train(examples, runtime, preset, folder, device="cpu")
     with pytest.raises(EsrError, match="other examples"):
         train(examples[:3], runtime, preset, folder, device="cpu", resume=True)
     done = train(examples, runtime, preset, folder, device="cpu", resume=True)
-    assert done.facts.steps == 8
-    assert done.facts.boosted_examples == 2 and done.facts.layer == 14
+    assert done.steps == 8
+    assert done.boosted_examples == 2 and done.layer == 14
     state = next(folder.glob("checkpoints/*-8/trainer_state.json")).read_text("utf-8")
     losses = [entry["loss"] for entry in json.loads(state)["log_history"] if "loss" in entry]
     assert len(losses) == 8 and losses[-1] < losses[0] - 0.2
-    assert (folder / "README.md").read_text("utf-8") == model_card(done.facts)
+    assert (folder / "README.md").read_text("utf-8") == model_card(done)
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == runtime.model
     assert min(config["layers_to_transform"]) == 15

@@ -6,7 +6,7 @@ import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from typer.testing import CliRunner
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
 from esr_eval.finetune.card import AdapterFacts, read_facts

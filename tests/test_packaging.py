@@ -1,7 +1,10 @@
 """What pyproject.toml promises: bounds that were tried, a license, a citation."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,32 @@ def test_the_lowest_versions_tried_are_the_bounds():
         if one.name != "torch" and exact(tried[canonicalize_name(one.name)]) != bound
     }
     assert not differs
+
+
+def imported(path):
+    """Names of the packages that a module imports, also inside of functions."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_required():
+    extras = PROJECT["optional-dependencies"]
+    texts = [*PROJECT["dependencies"], *extras["finetune"], *extras["serve"]]
+    required = {canonicalize_name(Requirement(text).name) for text in texts}
+    # What runs on a server is imported in the server's own environment.
+    known = {*sys.stdlib_module_names, "esr_eval", "ndif", "ray", "vllm"}
+    homes = packages_distributions()
+    missing = {
+        (name, str(path.relative_to(ROOT)))
+        for path in SOURCES
+        for name in imported(path)
+        if name not in known
+        and not required & {canonicalize_name(home) for home in homes.get(name, [])}
+    }
+    assert not missing
 
 
 def test_a_range_admits_more_than_its_newest_version():

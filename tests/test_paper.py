@@ -9,13 +9,14 @@ from typer.testing import CliRunner
 
 from esr_eval.cli import app
 from esr_eval.data.experiments import EXPERIMENTS
+from esr_eval.paper import choices
 from esr_eval.paper import run as paper_run
-from esr_eval.paper import scales
+from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.run import STEP
 
 pytestmark = pytest.mark.model
 
-MICRO = scales.Scale(2, 1, (2, 2, 1), 1, 1, 1, 1, 30, 2, 2)
+MICRO = choices.Scale(2, 1, (2, 2, 1), 1, 1, 1, 1, 30, 2, 2)
 VARYING = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[\w-]+_(?P<task>[a-z-]+)_\w+")
 
 
@@ -55,7 +56,7 @@ def report_of(logs):
 
 
 def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, monkeypatch):
-    monkeypatch.setitem(scales.SCALES, "tiny", MICRO)
+    monkeypatch.setitem(choices.SCALES, "tiny", MICRO)
     logs = tmp_path / "whole"
     eval_set, ran = paper_run.eval_set, []
 
@@ -66,13 +67,13 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
         return eval_set(task, **settings)
 
     monkeypatch.setattr(paper_run, "eval_set", interrupted)
-    plan_steps, planned = paper_run.plan_steps, []
+    plan_steps, planned = paper_steps.plan_steps, []
 
-    def plan(choices):
-        planned[:] = plan_steps(choices)
+    def plan(chosen):
+        planned[:] = plan_steps(chosen)
         return planned
 
-    monkeypatch.setattr(paper_run, "plan_steps", plan)
+    monkeypatch.setattr(paper_steps, "plan_steps", plan)
     assert paper(logs).exit_code != 0
     first = done_in(logs)
     assert len(first) == 5 and not (logs / "report").exists()

@@ -9,10 +9,10 @@ from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
+from esr_eval.paper.choices import SCALES, Choices, choose
 from esr_eval.paper.estimate import estimate
-from esr_eval.paper.run import Paper, choose
-from esr_eval.paper.scales import SCALES
-from esr_eval.paper.steps import Choices, Step, left_out, plan_steps
+from esr_eval.paper.run import EvalSet, Step
+from esr_eval.paper.steps import left_out, plan_steps
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 FULL = Choices(SCALES["full"], n_vectors=12, graders=("a/b", "c/d"), tuned=True)
@@ -100,7 +100,7 @@ def test_the_estimate_adds_up():
 
 
 def test_choosing_checks_the_scale_and_the_latents(tmp_path):
-    paper = Paper(find_subject("smollm2-135m"), {}, None, None, tmp_path)
+    paper = EvalSet(find_subject("smollm2-135m"), {}, None, None, tmp_path)
     chosen = choose(
         paper, scale="tiny", seed=0, latents=None, detectors=None, vectors=None, graders=[]
     )
@@ -111,7 +111,7 @@ def test_choosing_checks_the_scale_and_the_latents(tmp_path):
         choose(paper, scale="huge", latents=None, **arguments)
     with pytest.raises(EsrError, match="takes 500 latents"):
         choose(paper, scale="full", latents=None, **arguments)
-    other = Paper(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
+    other = EvalSet(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
     # Under another judge none of the shipped strengths holds.
     left = choose(other, scale="tiny", latents=None, **arguments).uncalibrated["calibrate"]
     prior = find_subject("smollm2-135m").calibration
@@ -119,7 +119,7 @@ def test_choosing_checks_the_scale_and_the_latents(tmp_path):
 
 
 def test_latents_of_both_draws_are_calibrated_once(tmp_path):
-    paper = Paper(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
+    paper = EvalSet(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
     labels = tmp_path / "two.csv"
     labels.write_text("index_in_sae,label\n" + "".join(f"{i},word {i}\n" for i in range(12)))
     chosen = choose(

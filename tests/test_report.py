@@ -21,7 +21,7 @@ from inspect_ai.model import ModelConfig
 from scoring import grader, run, trial, verdict
 from simulation import SimulatedJudge
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import conditions_of

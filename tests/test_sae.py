@@ -27,7 +27,7 @@ from sae_lens import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from esr_eval._util.digests import SUMS_FILE, file_sha256, folder_digest
+from esr_eval._util.files import SUMS_FILE, file_sha256, folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.model.names import difference, name_of_model
 from esr_eval.sae import files as sae_files

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from esr_eval._util.cache import CACHE_ENV, cache_root
 from esr_eval._util.files import scratch_folder, share
+from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
 from esr_eval.calibration.lookup import missing_message
 from esr_eval.calibration.store import (

@@ -10,7 +10,7 @@ from inspect_ai.dataset import Sample
 from simulation import MODEL, SUBJECT, TRUE_STRENGTH, install
 from typer.testing import CliRunner
 
-from esr_eval._util.cache import CACHE_ENV
+from esr_eval._util.paths import CACHE_ENV
 from esr_eval.calibration.store import cache_folder
 from esr_eval.cli import app
 from esr_eval.provider.api import ESRModelAPI

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esr_eval._util.digests import file_sha256
+from esr_eval._util.files import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector
 from esr_eval.steering.plan import load_vector

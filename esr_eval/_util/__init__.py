@@ -1,1 +1,1 @@
-"""Files, paths and text, on the way in and out."""
+"""Files, paths, tables of cells and the terminal: the ways in and out."""

@@ -1,11 +1,16 @@
-"""Paths as the user meant them.
+"""Paths as the user meant them, and where this project keeps what it need not make twice.
 
 Inspect makes and runs a task in the folder of the task's file, so there a relative path that was
 typed on the command line would be looked for in the wrong place.
 """
 
+import os
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
+CACHE_ENV = "ESR_EVAL_CACHE"
+"""Environment variable that names another cache folder than the user's usual one."""
 STARTED_IN = Path.cwd()
 """Where the user stood: this module is loaded with the model, before Inspect goes anywhere."""
 
@@ -23,3 +28,9 @@ def given_path(text: str) -> str:
     if not path.exists() and (STARTED_IN / path).exists():
         path = STARTED_IN / path
     return str(path)
+
+
+def cache_root() -> Path:
+    """Folder of dequantised models, converted SAEs and calibrated strengths."""
+    root = os.environ.get(CACHE_ENV)
+    return Path(root) if root else user_cache_path("esr-eval")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import cache_root
+from esr_eval._util.paths import cache_root
 from esr_eval.calibration.store import Setting, cache_folder, calibrated_strengths
 from esr_eval.data.arguments import shown, strength_of
 from esr_eval.data.labels import write_labels

@@ -15,9 +15,8 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from esr_eval._util.cache import CACHE_ENV, cache_root
-from esr_eval._util.digests import folder_digest
-from esr_eval._util.files import write_whole
+from esr_eval._util.files import folder_digest, write_whole
+from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError

@@ -6,10 +6,10 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 import typer
 
 from esr_eval.cli import deciding, finetune, latents, reading, running, serve, vectors
-from esr_eval.cli.plainly import Plain
+from esr_eval.cli.command import Program
 
 app = typer.Typer(
-    cls=Plain,
+    cls=Program,
     help="Evaluations of endogenous steering resistance: does a language model notice and correct "
     "activation steering? Run them with `inspect eval esr_eval/esr --model esr/NAME`.",
     no_args_is_help=True,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from esr_eval._util.terminal import note, tell
-from esr_eval.cli.plainly import plainly
+from esr_eval.cli.command import command
 from esr_eval.data.arguments import A_FEW, PERCENT, PROBABILITY, SHARE
 from esr_eval.errors import EsrError
 
@@ -16,7 +16,7 @@ MAIN = "multi_attempt"
 
 
 @app.command()
-@plainly
+@command
 def compare(
     base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
     new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
@@ -80,7 +80,7 @@ def compare(
 
 
 @app.command()
-@plainly
+@command
 def power(
     base: Annotated[
         float, typer.Option(help="Rate without the change, in percent."), PERCENT

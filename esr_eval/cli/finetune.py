@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esr_eval._util.terminal import note, tell
+from esr_eval.cli.command import command, own_options, pairs
 from esr_eval.cli.options import (
     Csv,
     DryRun,
@@ -18,7 +19,7 @@ from esr_eval.cli.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.cli.plainly import own_options, pairs, plainly
+from esr_eval.cli.running import agreed
 from esr_eval.data.arguments import (
     A_FEW,
     AT_LEAST_ONE,
@@ -36,6 +37,7 @@ from esr_eval.errors import EsrError
 
 if TYPE_CHECKING:
     from esr_eval.finetune.presets import Preset
+    from esr_eval.logs.reading import Note
     from esr_eval.subjects import Subject as Found
 
 app = typer.Typer(
@@ -45,7 +47,7 @@ app = typer.Typer(
 
 
 @app.command()
-@plainly
+@command
 def data(
     folder: Annotated[
         Path, typer.Argument(help="Where examples.jsonl and the journal go."), FOLDER_TO_WRITE
@@ -80,24 +82,19 @@ def data(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from esr_eval.finetune.checks import Checker
-    from esr_eval.finetune.data import write_examples
+    from esr_eval.finetune.examples import write_examples
+    from esr_eval.finetune.writing import Checker
 
     def progress(done: int, of: int) -> None:
         tell(f"{done} of {of} answers", err=True)
 
     if writer == "offline":
-        from esr_eval.finetune.offline import (
-            OfflineSettings,
-            journal_of,
-            make_examples,
-            write_answers,
-        )
+        from esr_eval.finetune.offline import OfflineSettings, make_examples, write_answers
         from esr_eval.subjects import find_subject
 
         settings = OfflineSettings(steered=corrections, seed=seed)
         answers = write_answers(
-            find_subject(subject), settings, journal_of(folder), device=device, progress=progress
+            find_subject(subject), settings, folder, device=device, progress=progress
         )
         examples, rejects = make_examples(answers, Checker(), seed)
     else:
@@ -117,13 +114,13 @@ def data(
             )
         )
     if not examples:
-        raise EsrError(f"Not one example can be used: {rejects.told()}.")
+        raise EsrError(f"Not one example can be used: {rejects.in_words()}.")
     write_examples(folder / "examples.jsonl", examples)
-    tell(f"{folder / 'examples.jsonl'}: {rejects.told()}.")
+    tell(f"{folder / 'examples.jsonl'}: {rejects.in_words()}.")
 
 
 @app.command()
-@plainly
+@command
 def train(
     examples: Annotated[
         Path, typer.Argument(help="Examples, from `esr-eval finetune data`."), FILE_TO_READ
@@ -159,8 +156,7 @@ def train(
     note: Annotated[str, typer.Option(help="A sentence for the card.")] = "",
 ) -> None:
     """Train a LoRA adapter; use it with `-M adapter=FOLDER`."""
-    from esr_eval.finetune.data import read_examples
-    from esr_eval.finetune.mixes import mix
+    from esr_eval.finetune.examples import mix, read_examples
     from esr_eval.finetune.train import train as run
     from esr_eval.subjects import find_subject
 
@@ -177,7 +173,7 @@ def train(
         chosen.model_dump() | {k: v for k, v in changes.items() if v is not None}
     )
     drawn = mix(read_examples(examples), chosen.mix_percent, count, seed)
-    trained = run(
+    facts = run(
         drawn,
         found.runtime(),
         chosen,
@@ -188,13 +184,13 @@ def train(
         note=note,
     )
     tell(
-        f"{folder}: {trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}. "
+        f"{folder}: {facts.steps} steps, loss {facts.train_loss:.3f}. "
         f"Evaluate it: inspect eval esr_eval/esr --model esr/{subject} -M adapter={folder}"
     )
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "n_latents", "seed")
 def sweep(
     subject: Subject,
@@ -245,9 +241,9 @@ def sweep(
     The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
-    from esr_eval.finetune.data import read_examples
-    from esr_eval.paper.sweep_command import run
-    from esr_eval.paper.sweep_plan import Sizes, plan, read_mixes
+    from esr_eval._util.terminal import Terminal
+    from esr_eval.finetune.examples import read_examples
+    from esr_eval.paper.sweep import Sizes, all_steps, plan, read_mixes, run, training_lines
     from esr_eval.subjects import find_subject
 
     found = find_subject(subject)
@@ -273,11 +269,27 @@ def sweep(
         model_args=pairs(model_args, "-M"),
         grader=grader,
     )
-    run(planned, speed=tokens_per_second, price=judge_price, dry_run=dry_run, yes=yes)
+    base, console = planned.eval_set(), Terminal()
+    if not agreed(
+        base,
+        all_steps(planned),
+        console,
+        title=f"Mixes of {found.name}, judged by {base.judge} (at most; training comes on top)",
+        notes=[f"Training {line}" for line in training_lines(planned)],
+        speed=tokens_per_second,
+        price=judge_price,
+        dry_run=dry_run,
+        yes=yes,
+    ):
+        return
+    run(planned, console.rule)
+    # Calibrations lie there, too, and have no place in the tables.
+    _print_tables([planned.logs], None, lambda text: None)
+    console.print(f"The report: esr-eval report {planned.logs}", soft_wrap=True)
 
 
 @app.command()
-@plainly
+@command
 def table(
     logs: Annotated[
         list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders.")
@@ -285,9 +297,29 @@ def table(
     csv: Csv = None,
 ) -> None:
     """Print restarts under the boost, and what training costs where nobody steers."""
-    from esr_eval.paper.sweep_command import print_tables
+    _print_tables(logs, csv, note)
 
-    print_tables(logs, csv, note=note)
+
+def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
+    """Tell what tuned subjects do under the boost, and what their training costs."""
+    from esr_eval._util.spreadsheet import write_frame
+    from esr_eval._util.terminal import Terminal
+    from esr_eval.logs.conditions import conditions_of
+    from esr_eval.logs.stored import read_logs
+    from esr_eval.report.finetuning import finetuning_of
+    from esr_eval.report.finetuning_table import finetuning_frame, finetuning_tables
+
+    found = finetuning_of(conditions_of(read_logs(logs, note)))
+    if found is None:
+        raise EsrError(
+            "None of these logs is of a fine-tuned subject: run esr_eval/finetuned with "
+            "-M adapter=PATH, or `esr-eval finetune sweep`."
+        )
+    console = Terminal()
+    for table in finetuning_tables(found):
+        console.print(table)
+    if csv is not None:
+        write_frame(csv, finetuning_frame(found))
 
 
 def _preset(name: str | None, subject: "Found") -> "Preset":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.terminal import Terminal, tell
+from esr_eval.cli.command import command, own_options, pairs
 from esr_eval.cli.options import Grader, LogDir, ModelArgs, Subject
-from esr_eval.cli.plainly import own_options, pairs, plainly
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, PERCENT
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
@@ -23,7 +23,7 @@ app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 
 
 @app.command("select")
-@plainly
+@command
 @own_options("latents", "wanted", "factor", "min_concreteness", "rule", "seed")
 def select(
     subject: Subject,
@@ -67,7 +67,7 @@ def select(
 
 
 @app.command("rows")
-@plainly
+@command
 @own_options("latents", "detectors")
 def write_latent_rows(
     subject: Subject,

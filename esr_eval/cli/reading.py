@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 
 from esr_eval._util.terminal import note, tell
+from esr_eval.cli.command import command
 from esr_eval.cli.options import Csv
-from esr_eval.cli.plainly import plainly
 from esr_eval.data.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, SHARE
 
 app = typer.Typer()
 
 
 @app.command()
-@plainly
+@command
 def summary(
     logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
     csv: Csv = None,
@@ -39,7 +39,7 @@ def summary(
 
 
 @app.command()
-@plainly
+@command
 def report(
     logs: Annotated[list[Path], typer.Argument(help="Logs of any task, or folders of logs.")],
     output: Annotated[
@@ -56,7 +56,7 @@ def report(
 
 
 @app.command()
-@plainly
+@command
 def detectors(
     log: Annotated[Path, typer.Argument(help="Log of the task detectors, or its folder.")],
     output: Annotated[
@@ -90,7 +90,7 @@ def detectors(
 
 
 @app.command()
-@plainly
+@command
 def activations(
     log: Annotated[Path, typer.Argument(help="Log of the task activations, or its folder.")],
     csv: Csv = None,
@@ -102,7 +102,7 @@ def activations(
 
 
 @app.command()
-@plainly
+@command
 def agreement(
     logs: Annotated[
         list[Path], typer.Argument(help="Logs of cross_judge, or scored several times; folders.")

@@ -1,11 +1,14 @@
 """Commands that run models: subjects, calibration, the whole paper."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from esr_eval._util.terminal import Terminal
+from esr_eval.cli.command import command, own_options, pairs, with_pairs
 from esr_eval.cli.options import (
     DryRun,
     Grader,
@@ -18,7 +21,6 @@ from esr_eval.cli.options import (
     TokensPerSecond,
     Yes,
 )
-from esr_eval.cli.plainly import own_options, pairs, plainly, with_pairs
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
@@ -29,11 +31,17 @@ if TYPE_CHECKING:
 
     from esr_eval.calibration.store import StrengthRecord
 
+if TYPE_CHECKING:
+    from esr_eval.paper.run import EvalSet, Step
+
+ASK_FROM_HOURS = 1.0
+"""Runs that take longer, or cost money, are begun only after a yes."""
+
 app = typer.Typer()
 
 
 @app.command()
-@plainly
+@command
 def subjects() -> None:
     """List the named subjects, what each needs, and whether this machine can hold it."""
     from esr_eval.cli.subjects import subject_table
@@ -42,7 +50,7 @@ def subjects() -> None:
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "n_latents", "seed", "fresh")
 def calibrate(
     subject: Subject,
@@ -89,7 +97,7 @@ def calibrate(
 
 
 @app.command()
-@plainly
+@command
 @own_options("latents", "detectors", "vectors", "graders")
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
@@ -128,27 +136,102 @@ def paper(
 
     The estimate comes first. Interrupted, the same command goes on where it stopped.
     """
-    from esr_eval.paper import command
+    from dataclasses import replace
 
-    command.run(
-        model,
+    from esr_eval._util.terminal import Terminal
+    from esr_eval.paper.choices import OFFLINE_SECOND_JUDGE, choose, identity
+    from esr_eval.paper.run import EvalSet, finished, run_steps
+    from esr_eval.paper.steps import left_out, plan_steps
+    from esr_eval.subjects import find_subject
+
+    run = EvalSet(find_subject(model), pairs(model_args, "-M"), adapter, grader, logs, max_tokens)
+    further = tuple(graders or ())
+    if not further and run.judge.startswith("esr-judge/"):
+        further = (OFFLINE_SECOND_JUDGE,)
+    choices = choose(
+        run,
         scale=scale,
-        logs=logs,
-        output=output,
         seed=seed,
-        grader=grader,
-        graders=graders or [],
-        adapter=adapter,
         latents=latents,
         detectors=detectors,
         vectors=vectors,
-        model_args=pairs(model_args, "-M"),
+        graders=further,
+    )
+    run = replace(run, identity=identity(run, choices))
+    steps, console = plan_steps(choices), Terminal()
+    if not agreed(
+        run,
+        steps,
+        console,
+        title=f"The paper on {run.subject.name}, judged by {run.judge} (at most)",
+        notes=[f"Left out: experiment {reason}" for reason in left_out(choices)],
         speed=tokens_per_second,
         price=judge_price,
-        max_tokens=max_tokens,
         dry_run=dry_run,
         yes=yes,
-    )
+    ):
+        return
+    titles = {step.key: f"{n} of {len(steps)}: {step.key}" for n, step in enumerate(steps, 1)}
+    made = finished(logs, run.identity, console.print, aside=True)
+    run_steps(run, steps, made, lambda key: console.rule(titles[key]))
+
+    from esr_eval.report import write_report
+
+    page = write_report([Path(made[step.key]) for step in steps], output or logs / "report")
+    console.print(f"The report: {page}")
+    console.print(f"Every trial: inspect view --log-dir {logs}")
+
+
+def agreed(
+    run: "EvalSet",
+    steps: Sequence["Step"],
+    console: "Terminal",
+    *,
+    title: str,
+    notes: Sequence[str],
+    speed: float | None,
+    price: tuple[float, float] | None,
+    dry_run: bool,
+    yes: bool,
+) -> bool:
+    """Tell what is still to do and what it takes, and ask where that is much.
+
+    Args:
+        run: The run.
+        steps: All its steps.
+        console: Where it is told.
+        title: Of the estimate.
+        notes: Lines below it.
+        speed: Tokens per second that the subject generates, where it is not known.
+        price: Dollars per million tokens that the judge reads and writes, likewise.
+        dry_run: Tell, and no more.
+        yes: Do not ask.
+
+    Returns:
+        Whether the run is to begin.
+
+    Raises:
+        EsrError: The folder holds another run.
+    """
+    from esr_eval._util.terminal import note
+    from esr_eval.paper.estimate import estimate, estimate_table
+    from esr_eval.paper.run import finished
+
+    subject = run.subject
+    if run.max_tokens is not None:
+        subject = subject.model_copy(update={"max_tokens": run.max_tokens})
+    done = finished(run.folder, run.identity, note)
+    console.print(estimate_table(title, steps, list(done), subject, run.judge, speed, price))
+    for line in notes:
+        console.print(line, highlight=False)
+    if dry_run:
+        return False
+    rest = [step for step in steps if step.key not in done]
+    cost = estimate(rest, subject, run.judge, speed=speed, price=price)
+    large = cost.hours is None or cost.hours > ASK_FROM_HOURS or cost.dollars != 0
+    if rest and large and not yes and sys.stdin.isatty():
+        typer.confirm("Begin?", abort=True)
+    return True
 
 
 def run_calibration(

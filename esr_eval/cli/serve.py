@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from esr_eval._util.terminal import tell
-from esr_eval.cli.plainly import plainly
+from esr_eval.cli.command import command
 from esr_eval.data.arguments import AT_LEAST_ONE, DTYPE, PORT
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ SUBJECT = "smollm2-135m"
 
 
 @ndif.command("install")
-@plainly
+@command
 def ndif_install() -> None:
     """Install the server into an environment of its own (2 GB; seconds when it is there)."""
     from esr_eval.servers.ndif import install
@@ -35,7 +35,7 @@ def ndif_install() -> None:
 
 
 @ndif.command("start")
-@plainly
+@command
 def ndif_start(
     subject: Served = SUBJECT,
     port: Port = None,
@@ -52,7 +52,7 @@ def ndif_start(
 
 
 @ndif.command("check")
-@plainly
+@command
 def ndif_check() -> None:
     """Say whether the server answers, and what it has deployed."""
     from esr_eval.servers.ndif import NDIFServer
@@ -61,7 +61,7 @@ def ndif_check() -> None:
 
 
 @ndif.command("stop")
-@plainly
+@command
 def ndif_stop() -> None:
     """Stop the server."""
     from esr_eval.servers.ndif import NDIFServer
@@ -70,7 +70,7 @@ def ndif_stop() -> None:
 
 
 @vllm.command("install")
-@plainly
+@command
 def vllm_install() -> None:
     """Install the server into an environment of its own."""
     from esr_eval.servers.vllm import install
@@ -79,7 +79,7 @@ def vllm_install() -> None:
 
 
 @vllm.command("start")
-@plainly
+@command
 def vllm_start(
     subject: Served = SUBJECT,
     port: Port = None,
@@ -118,7 +118,7 @@ def vllm_start(
 
 
 @vllm.command("check")
-@plainly
+@command
 def vllm_check() -> None:
     """Say whether the server answers, and what it serves."""
     from esr_eval.servers.vllm import VLLMServer
@@ -127,7 +127,7 @@ def vllm_check() -> None:
 
 
 @vllm.command("stop")
-@plainly
+@command
 def vllm_stop() -> None:
     """Stop the server."""
     from esr_eval.servers.vllm import VLLMServer

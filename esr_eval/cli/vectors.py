@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.terminal import Terminal
+from esr_eval.cli.command import command, pairs
 from esr_eval.cli.options import Grader, LogDir, ModelArgs, TaskArgs
-from esr_eval.cli.plainly import pairs, plainly
 from esr_eval.data.arguments import FILE_TO_READ, FILE_TO_WRITE, NOT_NEGATIVE
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
@@ -28,7 +28,7 @@ WEAK = 1.0
 
 
 @app.command("extract")
-@plainly
+@command
 def extract(
     model: Annotated[str, typer.Option(help="Subject, Hugging Face id, or path.")],
     out: Annotated[
@@ -61,7 +61,7 @@ def extract(
 
 
 @app.command("calibrate")
-@plainly
+@command
 def calibrate(
     file: Annotated[
         Path, typer.Argument(help="File made by `esr-eval vectors extract`."), FILE_TO_READ

@@ -1,6 +1,6 @@
 """Arguments mean what they say or are refused: their types, and the one check of all of them.
 
-Tasks and commands declare what they take in their annotations; `checked` and `plainly` hold every
+Tasks and commands declare what they take in their annotations; `checked` and `command` hold every
 value against them, before anything is read or loaded.
 """
 

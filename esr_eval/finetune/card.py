@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from esr_eval.finetune.data import Example
+from esr_eval.finetune.examples import Example
 from esr_eval.finetune.presets import PRESETS, Preset
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import embedded_path

@@ -19,9 +19,15 @@ from inspect_ai.util import JSONSchema
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esr_eval.errors import EsrError
-from esr_eval.finetune.checks import Checker, Rejects
-from esr_eval.finetune.data import Example, Journal, Kind, Part, Segment
-from esr_eval.finetune.material import SUBJECT_FRAME, off_topic_subjects, training_tasks
+from esr_eval.finetune.examples import Example, Kind, Part, Segment
+from esr_eval.finetune.writing import (
+    SUBJECT_FRAME,
+    Checker,
+    Journal,
+    Rejects,
+    off_topic_subjects,
+    training_tasks,
+)
 
 MAX_TOKENS = 900
 FAILURES_IN_A_ROW = 8

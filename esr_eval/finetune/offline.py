@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.dataset import SEED_RANGE, Latent, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.finetune.checks import Checker, Rejects
-from esr_eval.finetune.data import Example, Journal, Push, Segment
-from esr_eval.finetune.material import (
+from esr_eval.finetune.examples import Example, Segment, TrainingBoost
+from esr_eval.finetune.writing import (
     SUBJECT_FRAME,
+    Checker,
+    Journal,
+    Rejects,
     correction,
     off_topic_subjects,
     training_tasks,
@@ -71,7 +73,7 @@ class Wanted:
     prompt: str
     topic: str
     seed: int
-    boost: Push | None
+    boost: TrainingBoost | None
     max_tokens: int
     label: str | None = None
 
@@ -150,7 +152,7 @@ def plan(settings: OfflineSettings, latents: Sequence[Latent]) -> list[Wanted]:
             order[i % len(order)].text,
             order[i % len(order)].topic,
             rng.randrange(SEED_RANGE),
-            Push(latent=latent.index, strength=round(rng.uniform(*settings.strengths), 1)),
+            TrainingBoost(latent=latent.index, strength=round(rng.uniform(*settings.strengths), 1)),
             settings.drift_tokens,
             latent.label,
         )
@@ -181,22 +183,29 @@ def plan(settings: OfflineSettings, latents: Sequence[Latent]) -> list[Wanted]:
 def write_answers(
     subject: Subject,
     settings: OfflineSettings,
-    journal: Journal,
+    folder: Path,
     *,
     device: str | None,
     progress: Callable[[int, int], None],
 ) -> list[tuple[Wanted, str, bool]]:
     """Let the subject answer; goes on where an earlier run with the same settings stopped.
 
+    Args:
+        subject: Who answers.
+        settings: How many answers, how long, under which boosts.
+        folder: Keeps a journal of answers.
+        device: transformers device map; None picks one.
+        progress: Called with how many are done, of how many.
+
     Returns:
         Every wanted answer with its text and whether it ended by itself.
 
     Raises:
-        EsrError: The journal is of other settings, or the subject cannot be steered.
+        EsrError: The folder is of other settings, or the subject cannot be steered.
     """
     from esr_eval.backends.local import LocalBackend
 
-    runtime = subject.runtime()
+    journal, runtime = Journal(folder / "answers.jsonl"), subject.runtime()
     wanted = plan(settings, allowed_latents(subject, runtime, settings))
     # What was asked, not only with which settings: lists of latents and tasks may change.
     header: dict[str, object] = {
@@ -316,8 +325,3 @@ def _correction(
         boost=one.boost,
         writer=WRITER,
     )
-
-
-def journal_of(folder: Path) -> Journal:
-    """The journal of a folder's answers."""
-    return Journal(folder / "answers.jsonl")

@@ -4,18 +4,24 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
-from esr_eval.finetune.boosting import boosted, make_collator
 from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
-from esr_eval.finetune.data import Example, read_examples, write_examples
-from esr_eval.finetune.encoding import IGNORED, Encoded, encode
+from esr_eval.finetune.examples import (
+    IGNORED,
+    Encoded,
+    Example,
+    TrainingBoost,
+    encode,
+    read_examples,
+    write_examples,
+)
 from esr_eval.finetune.presets import MODULES, Preset
 from esr_eval.spec import Runtime
 
@@ -24,19 +30,8 @@ PACKAGES = ("peft", "trl", "torch", "transformers")
 SET_FILE = "examples.jsonl"
 STATE_FILE = "trainer_state.json"
 """The trainer's own, in each checkpoint."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training run was and gave.
-
-    Attributes:
-        folder: Holds the adapter and its card.
-        facts: Everything that the card says.
-    """
-
-    folder: Path
-    facts: Facts
+PUSH_KEY = "esr_push"
+"""Name under which a batch carries its pushes to the model, (batch, d_model)."""
 
 
 def check_installed() -> None:
@@ -79,11 +74,11 @@ def train(
     resume: bool = False,
     max_steps: int = -1,
     note: str = "",
-) -> Trained:
+) -> Facts:
     """Train an adapter and write it with its card.
 
     Args:
-        examples: The training set; see `mixes.mix`.
+        examples: The training set; see `examples.mix`.
         runtime: The model to adapt and, where examples are boosted, its SAE and layer.
         preset: Settings.
         folder: Where adapter, card, training set and checkpoints go.
@@ -91,6 +86,9 @@ def train(
         resume: Go on from the folder's last checkpoint.
         max_steps: Stop after so many steps; -1 takes the preset's epochs.
         note: A sentence for the card.
+
+    Returns:
+        Everything that the card says.
 
     Raises:
         EsrError: A package is missing, the boosts cannot be made, or the folder is taken.
@@ -159,7 +157,81 @@ def train(
         note=note,
     )
     _save(trainer.model, runtime, folder, facts)
-    return Trained(folder, facts)
+    return facts
+
+
+def make_collator(
+    pad: int, runtime: Runtime, direction: Callable[[int], Any] | None, d_model: int
+) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
+    """A collator that pads on the right and adds each example's push.
+
+    Args:
+        pad: Token id of the padding.
+        runtime: Of the model that is trained.
+        direction: A latent's decoder row, (d_model,); None when nothing is boosted.
+        d_model: Width of the residual stream.
+    """
+    import torch
+
+    def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        encoded = [Encoded(**row) for row in rows]
+        width = max(len(one.input_ids) for one in encoded)
+        ids = torch.full((len(rows), width), pad)
+        labels = torch.full((len(rows), width), IGNORED)
+        mask = torch.zeros((len(rows), width), dtype=torch.int64)
+        pushes = torch.zeros(len(rows), d_model)
+        for b, one in enumerate(encoded):
+            length = len(one.input_ids)
+            ids[b, :length] = torch.tensor(one.input_ids)
+            labels[b, :length] = torch.tensor(one.labels)
+            mask[b, :length] = 1
+            if one.boost is not None and direction is not None:
+                push = TrainingBoost.model_validate(
+                    one.boost
+                )  # the trainer's dataset holds it as a dict
+                pushes[b] = push.strength * direction(push.latent)
+        batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        if direction is not None:
+            batch[PUSH_KEY] = pushes
+        return batch
+
+    return collate
+
+
+@contextmanager
+def boosted(model: Any, layer: Any, skip_first: int) -> Iterator[None]:
+    """Let a model take pushes with its inputs and add them to a layer's output.
+
+    Args:
+        model: The model that the trainer calls; `esr_push` is taken out of its arguments.
+        layer: The decoder layer whose output is edited.
+        skip_first: Leading positions left alone (rows are padded on the right).
+    """
+    current: dict[str, Any] = {}
+
+    def take(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        current["push"] = kwargs.pop(PUSH_KEY, None)
+        return args, kwargs
+
+    def add(_module: Any, _args: Any, output: Any) -> Any:
+        push = current.get("push")
+        if push is None:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        change = push.to(hidden.device).unsqueeze(1).expand(-1, hidden.shape[1], -1).clone()
+        change[:, :skip_first] = 0
+        edited = (hidden.float() + change).to(hidden.dtype)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    hooks = [
+        model.register_forward_pre_hook(take, with_kwargs=True),
+        layer.register_forward_hook(add),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _lora(preset: Preset, runtime: Runtime, n_layers: int) -> Any:
@@ -285,8 +357,7 @@ def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
     config.lora_alpha = facts.preset.saved_alpha or facts.preset.lora_alpha
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(folder)
-    (folder / FACTS_FILE).write_text(
-        json.dumps(facts.model_dump(mode="json"), indent=1) + "\n", "utf-8"
-    )
+    text = json.dumps(facts.model_dump(mode="json"), indent=1) + "\n"
+    write_whole(folder / FACTS_FILE, text.encode())
     # Last: a folder with a card holds all the rest.
-    (folder / CARD_FILE).write_text(model_card(facts), "utf-8")
+    write_whole(folder / CARD_FILE, model_card(facts).encode())

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from esr_eval._util.cache import cache_root
 from esr_eval._util.files import write_whole
+from esr_eval._util.paths import cache_root
 from esr_eval.errors import EsrError
 
 STORE_KEY = "activations"

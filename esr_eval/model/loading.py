@@ -17,9 +17,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from esr_eval._util.cache import cache_root
 from esr_eval._util.files import scratch_folder, share
-from esr_eval._util.paths import given_path
+from esr_eval._util.paths import cache_root, given_path
 from esr_eval.errors import EsrError
 from esr_eval.model.adapters import load_adapter
 from esr_eval.model.weights import PACKAGE_PREFIX, package_file

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS
-from esr_eval.paper.steps import Step
+from esr_eval.paper.run import Step
 from esr_eval.subjects import PAPER_GRADER, Subject
 
 PRICES = {PAPER_GRADER: (1.0, 5.0)}
@@ -93,6 +93,7 @@ def _longest(step: Step, subject: Subject) -> int:
 
 
 def estimate_table(
+    title: str,
     steps: Sequence[Step],
     done: Sequence[str],
     subject: Subject,
@@ -103,6 +104,7 @@ def estimate_table(
     """One row for each step and the sum of those that are still to do.
 
     Args:
+        title: What the run is.
         steps: All steps.
         done: Keys of those that have ended.
         subject: Who answers.
@@ -111,7 +113,7 @@ def estimate_table(
         price: See `estimate`.
     """
     table = Table(
-        title=f"The paper on {subject.name}, judged by {judge} (at most)",
+        title=title,
         caption="A calibration round in which nothing can be judged is repeated, at most "
         f"{MAX_EMPTY_ROUNDS} times a latent, and a judge is asked again after a reply that cannot "
         "be used: both come on top.",

@@ -1,8 +1,8 @@
-"""Run the steps as one Inspect eval set, one after another, and make the report."""
+"""Run steps as one Inspect eval set, one after another; what has ended well is kept."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,53 @@ from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 
-from esr_eval._util.terminal import Terminal
 from esr_eval.calibration.bisection import responses_per_latent
 from esr_eval.calibration.store import Setting, calibrated_strengths
-from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
+from esr_eval.dataset import Latent, pick_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import Note, reading
-from esr_eval.paper.scales import SCALES
-from esr_eval.paper.steps import Choices, Step, plan_steps
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.subjects import Subject, find_subject
-from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
 """Key of a log's metadata that names the step it belongs to."""
 RUN = "paper_run"
 """Key of a log's metadata that tells this run from others, in another scale, say."""
+Logs = Mapping[str, str]
+"""Steps that have ended, and where their logs lie."""
+Args = dict[str, Any]
+ArgsOf = Callable[[Logs], Args]
 
 
 @dataclass(frozen=True)
-class Paper:
-    """A whole-paper run as the user asked for it.
+class Step:
+    """One task of the run.
+
+    Attributes:
+        key: Name of the step.
+        task: Its Inspect task.
+        args: The task's arguments, given the logs of the steps it needs.
+        needs: Steps that must have ended before.
+        tuned: Whether the fine-tuned subject runs it.
+        generations: Responses that the subject writes.
+        readings: Forward passes over finished answers.
+        verdicts: Questions to a judge.
+    """
+
+    key: str
+    task: str
+    args: ArgsOf
+    needs: tuple[str, ...] = ()
+    tuned: bool = False
+    generations: int = 0
+    readings: int = 0
+    verdicts: int = 0
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Who answers and judges the steps of a run, and where their logs lie.
 
     Attributes:
         subject: Who answers.
@@ -40,6 +65,7 @@ class Paper:
         grader: Judge; None takes the subject's.
         folder: Where logs lie.
         max_tokens: Longest response; None leaves it to the subject.
+        identity: What must be the same for a run to go on from another's logs.
     """
 
     subject: Subject
@@ -48,6 +74,7 @@ class Paper:
     grader: str | None
     folder: Path
     max_tokens: int | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def judge(self) -> str:
@@ -69,103 +96,14 @@ class Paper:
         return self.adapter is not None or self.subject.tuned is not None
 
 
-def choose(
-    paper: Paper,
-    *,
-    scale: str,
-    seed: int,
-    latents: str | None,
-    detectors: str | None,
-    vectors: str | None,
-    graders: Sequence[str],
-) -> Choices:
-    """Check what the user asked for and find what each step will take; loads nothing.
-
-    Raises:
-        EsrError: The scale is unknown, or there are no latents, or too few.
-    """
-    if scale not in SCALES:
-        raise EsrError(f"There is no scale '{scale}'; there are {', '.join(SCALES)}.")
-    sizes = SCALES[scale]
-    runtime = ModelArgs.parse(paper.model_args).runtime(paper.subject)
-    available = load_latents(paper.subject, latents, runtime)
-    if sizes.latents > len(available):
-        raise EsrError(
-            f"The scale {scale} takes {sizes.latents} latents, but {paper.subject.name} has "
-            f"{len(available)} with a label: pass more of them (--latents FILE) or a smaller scale."
-        )
-    main = uncalibrated_latents(paper, False, latents, sizes.latents, seed)
-    sweep = uncalibrated_latents(paper, False, latents, sizes.sweep[1], seed)
-    each = responses_per_latent(paper.subject)
-    uncalibrated = {
-        "calibrate": each * len(main),
-        # Latents that both draws share are calibrated once.
-        "calibrate_sweep": each * len(set(sweep) - set(main)),
-    }
-    if paper.has_tuned:
-        uncalibrated["calibrate_tuned"] = responses_to_calibrate(
-            paper, True, latents, sizes.latents, seed
-        )
-    return Choices(
-        scale=sizes,
-        seed=seed,
-        latents=latents,
-        detectors=detectors,
-        vectors=vectors,
-        n_vectors=_count_vectors(paper.subject, vectors),
-        graders=tuple(graders),
-        tuned=paper.has_tuned,
-        uncalibrated=uncalibrated,
-    )
-
-
-def run_paper(paper: Paper, choices: Choices, console: Terminal) -> list[str]:
-    """Run all steps that have not ended; the logs of those that have are kept.
-
-    Args:
-        paper: The subject and where logs lie.
-        choices: The sizes.
-        console: Told of every step.
-
-    Returns:
-        The logs, in order.
-
-    Raises:
-        EsrError: A step did not end well; the same command goes on from there.
-    """
-    steps = plan_steps(choices)
-    about = identity(paper, choices)
-    logs = finished(paper.folder, about, console.print, aside=True)
-    for number, step in enumerate(steps, 1):
-        if step.key in logs:
-            continue
-        console.rule(f"{number} of {len(steps)}: {step.key}")
-        logs[step.key] = run_step(paper, step, logs, about)
-    return [logs[step.key] for step in steps]
-
-
-def identity(paper: Paper, choices: Choices) -> dict[str, Any]:
-    """What must be the same for a run to go on from another's logs."""
-    chosen = asdict(choices)
-    del chosen["uncalibrated"]  # falls to nothing as the run goes on
-    return {
-        "model": paper.subject.name,
-        "judge": paper.judge,
-        "model_args": paper.model_args,
-        "adapter": paper.adapter,
-        "max_tokens": paper.max_tokens,
-        **chosen,
-    }
-
-
 def finished(
-    folder: Path, about: dict[str, Any], note: Note = lambda text: None, *, aside: bool = False
+    folder: Path, identity: dict[str, Any], note: Note = lambda text: None, *, aside: bool = False
 ) -> dict[str, str]:
     """Logs of the steps that have ended well, by step.
 
     Args:
         folder: Where logs lie.
-        about: The run's `identity`.
+        identity: See `EvalSet`.
         note: Told of files that are no logs.
         aside: Whether these are renamed: Inspect runs no eval set in a folder with such a file.
 
@@ -175,7 +113,7 @@ def finished(
     if not folder.is_dir():
         return {}
     found = {}
-    wanted = json.loads(json.dumps(about))
+    wanted = json.loads(json.dumps(identity))  # as it is read from a log
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
         path = folder / Path(info.name).name
         try:
@@ -203,68 +141,63 @@ def finished(
     return found
 
 
-def run_step(paper: Paper, step: Step, logs: dict[str, str], about: dict[str, Any]) -> str:
-    """Run one step, or go on with it where it was interrupted.
+def run_steps(
+    run: EvalSet, steps: Sequence[Step], logs: dict[str, str], tell: Callable[[str], None]
+) -> None:
+    """Run the steps that have not ended, each going on where it was interrupted.
 
     Args:
-        paper: The subject and where logs lie.
-        step: What to run.
-        logs: Logs of the steps that have ended.
-        about: What must be the same for a run to go on from this one's logs.
-
-    Returns:
-        The step's log.
+        run: Who answers and judges, and where logs lie.
+        steps: What to run, each after those that it needs.
+        logs: Logs of the steps that have ended, by step; those of the others are added.
+        tell: Told of every step that begins.
 
     Raises:
-        EsrError: It did not end well; what is done is kept.
+        EsrError: A step did not end well; the same command goes on from there.
     """
-    model, model_args = paper.model(step.tuned)
+    for step in steps:
+        if step.key not in logs:
+            tell(step.key)
+            logs[step.key] = _run_step(run, step, logs)
+
+
+def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
+    model, model_args = run.model(step.tuned)
+    limits: GenerateConfigArgs = {}
+    # Inspect counts a limit that is None as one, too, when it compares tasks with logs.
+    if run.max_tokens is not None:
+        limits["max_tokens"] = run.max_tokens
     success, made = eval_set(
         f"esr_eval/{step.task}",
         task_args=step.args(logs),
         model=model,
         model_args=model_args,
-        model_roles={GRADER_ROLE: paper.grader} if paper.grader else None,
-        metadata={STEP: step.key, RUN: about},
-        log_dir=str(paper.folder),
+        model_roles={GRADER_ROLE: run.grader} if run.grader else None,
+        metadata={STEP: step.key, RUN: run.identity},
+        log_dir=str(run.folder),
         # Earlier steps of the same set lie there, too.
         log_dir_allow_dirty=True,
         retry_attempts=0,
         retry_immediate=False,
-        **_limits(paper),
+        **limits,
     )
     log: EvalLog = made[0]
     if not success or log.status != "success":
         why = f" ({log.error.message})" if log.error else ""
         raise EsrError(
-            f"The step {step.key} ended early{why}: what is done is kept in {paper.folder}, and "
+            f"The step {step.key} ended early{why}: what is done is kept in {run.folder}, and "
             "the same command goes on from there."
         )
-    return str(paper.folder / Path(log.location).name)
-
-
-def _limits(paper: Paper) -> GenerateConfigArgs:
-    # Inspect counts a limit that is None as one, too, when it compares tasks with logs.
-    return {} if paper.max_tokens is None else {"max_tokens": paper.max_tokens}
-
-
-def _count_vectors(subject: Subject, vectors: str | None) -> int:
-    """How many vectors the run adds; 0 where the user names none and none are shipped."""
-    if vectors is None:
-        try:
-            vectors = default_vectors(subject)
-        except EsrError:
-            return 0
-    return len(read_vectors(vectors).info.concepts)
+    return str(run.folder / Path(log.location).name)
 
 
 def uncalibrated_latents(
-    paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
+    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int
 ) -> list[Latent]:
     """The latents of a run that have no strength yet.
 
     Args:
-        paper: The subjects.
+        run: The subjects.
         tuned: Whether it is the fine-tuned one.
         latents: File of labelled latents; None takes the subject's.
         count: How many of them.
@@ -273,7 +206,7 @@ def uncalibrated_latents(
     Raises:
         EsrError: The subject has no calibration prior.
     """
-    name, args = paper.model(tuned)
+    name, args = run.model(tuned)
     subject = find_subject(name)
     runtime = ModelArgs.parse(args).runtime(subject)
     if subject.calibration is None:
@@ -284,7 +217,7 @@ def uncalibrated_latents(
     setting = Setting.of(
         runtime,
         subject.calibration,
-        paper.judge,
+        run.judge,
         prompts=[prompt.text for prompt in prompts()],
         temperature=subject.temperature,
     )
@@ -293,8 +226,8 @@ def uncalibrated_latents(
 
 
 def responses_to_calibrate(
-    paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
+    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int
 ) -> int:
     """Responses that calibrating a run's latents still takes; see `uncalibrated_latents`."""
-    missing = uncalibrated_latents(paper, tuned, latents, count, seed)
-    return responses_per_latent(find_subject(paper.model(tuned)[0])) * len(missing)
+    missing = uncalibrated_latents(run, tuned, latents, count, seed)
+    return responses_per_latent(find_subject(run.model(tuned)[0])) * len(missing)

@@ -1,70 +1,13 @@
 """The steps of a whole-paper run: which task, with which arguments, after which others."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from esr_eval.dataset import meta_prompts, prompts
 from esr_eval.errors import EsrError
-from esr_eval.paper.scales import Scale
-
-Logs = Mapping[str, str]
-"""Steps that have ended, and where their logs lie."""
-Args = dict[str, Any]
-ArgsOf = Callable[[Logs], Args]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One task of the run.
-
-    Attributes:
-        key: Name of the step.
-        task: Its Inspect task.
-        args: The task's arguments, given the logs of the steps it needs.
-        needs: Steps that must have ended before.
-        tuned: Whether the fine-tuned subject runs it.
-        generations: Responses that the subject writes.
-        readings: Forward passes over finished answers.
-        verdicts: Questions to a judge.
-    """
-
-    key: str
-    task: str
-    args: ArgsOf
-    needs: tuple[str, ...] = ()
-    tuned: bool = False
-    generations: int = 0
-    readings: int = 0
-    verdicts: int = 0
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What decides the run beside the subject.
-
-    Attributes:
-        scale: Sizes.
-        seed: Of all draws.
-        latents: File of labelled latents; None takes the subject's.
-        detectors: Detector set to ablate; None takes the run's own discovery.
-        vectors: File of concept vectors; None takes the subject's.
-        n_vectors: How many vectors there are; 0 leaves the experiment out.
-        graders: Further judges for the cross-judge experiment; none leaves it out.
-        tuned: Whether there is a fine-tuned subject; without one its experiment is left out.
-        uncalibrated: Responses that the calibration still takes, by step.
-    """
-
-    scale: Scale
-    seed: int = 0
-    latents: str | None = None
-    detectors: str | None = None
-    vectors: str | None = None
-    n_vectors: int = 0
-    graders: tuple[str, ...] = ()
-    tuned: bool = False
-    uncalibrated: Mapping[str, int] | None = None
+from esr_eval.paper.choices import Choices
+from esr_eval.paper.run import Args, ArgsOf, Logs, Step
 
 
 def plan_steps(choices: Choices) -> list[Step]:

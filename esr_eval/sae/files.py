@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.cache import CACHE_ENV, cache_root
-from esr_eval._util.digests import file_sha256, read_sums, write_sums
-from esr_eval._util.files import share
+from esr_eval._util.files import file_sha256, read_sums, share, write_sums
+from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.errors import EsrError
 from esr_eval.sae.config import (
     ARCHITECTURES,

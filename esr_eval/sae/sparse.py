@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esr_eval._util.digests import folder_digest
+from esr_eval._util.files import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae.config import WEIGHTS_FILE, SAEConfig
 from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread

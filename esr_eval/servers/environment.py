@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from esr_eval._util.cache import cache_root
+from esr_eval._util.paths import cache_root
 from esr_eval.errors import EsrError
 
 PYTHONS = ("3.12", "3.13")

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esr_eval._util.digests import file_sha256
+from esr_eval._util.files import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.sae.encoder import EncodeFn
 from esr_eval.sae.sparse import SparseSAE

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from esr_eval._util.digests import file_sha256
-from esr_eval._util.files import write_whole
+from esr_eval._util.files import file_sha256, write_whole
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime

@@ -24,20 +24,20 @@ N_LATENTS, TRIALS_PER_LATENT = 24, 4
 
 def write_data(work: Path, seed: int) -> Path:
     """Let the subject answer, put examples together, check them, and keep the good ones."""
-    from esr_eval.finetune.checks import Checker
-    from esr_eval.finetune.data import write_examples
-    from esr_eval.finetune.offline import OfflineSettings, journal_of, make_examples, write_answers
+    from esr_eval.finetune.examples import write_examples
+    from esr_eval.finetune.offline import OfflineSettings, make_examples, write_answers
+    from esr_eval.finetune.writing import Checker
     from esr_eval.subjects import find_subject
 
     answers = write_answers(
         find_subject(SUBJECT),
         OfflineSettings(seed=seed),
-        journal_of(work),
+        work,
         device="cpu",
         progress=lambda done, of: print(f"{done} of {of} answers", flush=True),
     )
     examples, rejects = make_examples(answers, Checker(), seed)
-    print(rejects.told(), flush=True)
+    print(rejects.in_words(), flush=True)
     file = work / "examples.jsonl"
     write_examples(file, examples)
     return file
@@ -45,8 +45,7 @@ def write_data(work: Path, seed: int) -> Path:
 
 def train_adapter(examples: Path, folder: Path, seed: int) -> None:
     """Train on the preset's mix; goes on from a checkpoint, and does nothing when it is done."""
-    from esr_eval.finetune.data import read_examples
-    from esr_eval.finetune.mixes import mix
+    from esr_eval.finetune.examples import mix, read_examples
     from esr_eval.finetune.presets import find_preset
     from esr_eval.finetune.train import train
     from esr_eval.subjects import find_subject
@@ -55,7 +54,7 @@ def train_adapter(examples: Path, folder: Path, seed: int) -> None:
         return
     preset = find_preset(PRESET).model_copy(update={"seed": seed})
     checkpoints = folder / "checkpoints"
-    trained = train(
+    facts = train(
         mix(read_examples(examples), preset.mix_percent, seed=seed),
         find_subject(SUBJECT).runtime(),
         preset,
@@ -64,7 +63,7 @@ def train_adapter(examples: Path, folder: Path, seed: int) -> None:
         resume=checkpoints.is_dir() and any(checkpoints.iterdir()),
         note="No latent of the evaluation was boosted in training, nor any pointing its way.",
     )
-    print(f"{trained.facts.steps} steps, loss {trained.facts.train_loss:.3f}", flush=True)
+    print(f"{facts.steps} steps, loss {facts.train_loss:.3f}", flush=True)
 
 
 def evaluate(adapter: Path, logs: Path, seed: int) -> None:

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Plain(TyperGroup):
+class Program(TyperGroup):
     """A program that takes no empty arguments: to `pathlib`, an empty path is the folder here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -31,15 +31,15 @@ class Plain(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def plainly(command: Callable[P, R]) -> Callable[P, R]:
+def command(function: Callable[P, R]) -> Callable[P, R]:
     """Check a command's arguments against its annotations, and tell errors in one sentence."""
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = inspect.signature(command).bind(*args, **kwargs).arguments
-            values = check(command, given, lambda name: f"{_said(command, name)} ")
-            return command(**values)  # type: ignore[call-arg]
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            values = check(function, given, lambda name: f"{_said(function, name)} ")
+            return function(**values)  # type: ignore[call-arg]
         except EsrError as error:
             tell(f"Error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
@@ -72,9 +72,9 @@ def own_options(*names: str) -> Iterator[None]:
         raise EsrError(given.sub(option, said)) from error
 
 
-def _said(command: Callable[..., Any], name: str) -> str:
+def _said(function: Callable[..., Any], name: str) -> str:
     """What the user types for an argument: `--power`, or `LOG` for one without a dash."""
-    for mark in get_args(get_type_hints(command, include_extras=True)[name]):
+    for mark in get_args(get_type_hints(function, include_extras=True)[name]):
         if isinstance(mark, ArgumentInfo):
             return name.upper()
         if isinstance(mark, OptionInfo) and mark.param_decls:
