@@ -12,7 +12,7 @@ from esr_eval.episodes.region_tokens import Region, measured, read_regions, toke
 from esr_eval.episodes.regions import UNSTEERED, region_statistics, region_values, within
 from esr_eval.episodes.traces import Trace
 from esr_eval.errors import EsrError
-from esr_eval.stats.differences import difference_of_means, mean_difference
+from esr_eval.stats.means import difference_of_means, mean_difference
 
 pytestmark = pytest.mark.filterwarnings(
     "error",

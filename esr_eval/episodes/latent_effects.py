@@ -8,8 +8,8 @@ import numpy as np
 
 from esr_eval.episodes.regions import UNSTEERED, region_values
 from esr_eval.episodes.traces import Trace
-from esr_eval.stats.contrasts import independent_contrast, paired_contrast
-from esr_eval.stats.tests import holm
+from esr_eval.stats.comparisons import holm
+from esr_eval.stats.means import independent_contrast, paired_contrast
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from esr_eval.logs.conditions import Condition
+from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC
-from esr_eval.logs.runs import shared_trials
-from esr_eval.stats.comparisons import PairedComparison, compare_pairs
-from esr_eval.stats.differences import Difference, mean_difference
-from esr_eval.stats.tests import holm
+from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
+from esr_eval.stats.means import Difference, mean_difference
 
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")
