@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from clustered import propensities
 from evals import embedded
@@ -13,18 +14,16 @@ from inspect_ai.log import (
     EvalConfig,
     EvalDataset,
     EvalLog,
-    EvalSampleSummary,
     EvalSpec,
     read_eval_log,
     write_eval_log,
 )
-from inspect_ai.scorer import Score
 from scipy.stats import ttest_1samp
 from scoring import grader, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.logs.conditions import conditions_of, read_condition
+from esr_eval.logs.conditions import Condition, read_condition
 from esr_eval.logs.stored import StoredLog
 from esr_eval.report.changes import METRICS
 from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
@@ -38,34 +37,21 @@ EITHER, _ = read_metrics(["all=either"], [])
 
 def measured(values, latents, trials, first_latent=0, name="one", strength=1.0, **header):
     """A log with these values of its metrics, (latents, trials) arrays; NaN is undefined."""
-    samples = [
-        EvalSampleSummary(
-            id=f"{latent}-{n}",
-            epoch=1,
-            input="task",
-            target="",
-            completed=True,
-            metadata={
-                "condition": "steered",
-                "latent": first_latent + latent,
-                "label": "x",
-                "strength": strength,
-                "topic": f"topic {n}",
-                "seed": n,
-                "level": 0.0,
-            },
-            scores={
-                "attempts": Score(
-                    value={metric: float(array[latent, n]) for metric, array in values.items()}
-                )
-            },
-        )
-        for latent in range(latents)
-        for n in range(trials)
-    ]
-    log = StoredLog("log.eval", header_of(len(samples), **header), samples, None, "")
-    [found] = conditions_of([log])
-    return replace(found, name=name)
+    rows = latents * trials
+    about = {
+        "latent": np.repeat(np.arange(first_latent, first_latent + latents), trials),
+        "topic": [f"topic {n}" for _ in range(latents) for n in range(trials)],
+        "seed": np.tile(np.arange(trials), latents),
+        "epoch": 1,
+        "level": 0.0,
+        "vector": None,
+        "strength": strength,
+        "error": False,
+        "errored": 0.0,
+    }
+    frame = pd.DataFrame(about | {metric: array.ravel() for metric, array in values.items()})
+    log = StoredLog("log.eval", header_of(rows, **header), [], None, "")
+    return Condition(log, "attempts", log.judge, name, frame, None)
 
 
 def header_of(planned, status="success", **about):

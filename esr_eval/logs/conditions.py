@@ -134,13 +134,11 @@ class Condition:
         """Every rate and mean that is defined for at least one trial."""
         return measure(self.trials)
 
-    def by_trial(self, key: str) -> dict[TrialKey, float]:
-        """A value of every trial that has it, by what pairs trials across logs."""
-        if key not in self.trials:
-            return {}
-        known = self.trials[self.trials[key].notna()]
-        table = known[[*TrialKey._fields, key]]
-        return {
+    @cached_property
+    def keys(self) -> list[TrialKey]:
+        """What pairs each trial with those of other logs."""
+        table = self.trials[[*TrialKey._fields]]
+        return [
             TrialKey(
                 int(latent),
                 str(topic),
@@ -148,10 +146,21 @@ class Condition:
                 int(epoch),
                 -math.inf if math.isnan(level) else float(level),
                 vector if isinstance(vector, str) else "",
-            ): float(value)
-            for latent, topic, seed, epoch, level, vector, value in table.itertuples(
+            )
+            for latent, topic, seed, epoch, level, vector in table.itertuples(
                 index=False, name=None
             )
+        ]
+
+    def by_trial(self, key: str) -> dict[TrialKey, float]:
+        """A value of every trial that has it, by what pairs trials across logs."""
+        if key not in self.trials:
+            return {}
+        values = self.trials[key].to_numpy(float)
+        return {
+            name: float(value)
+            for name, value in zip(self.keys, values, strict=True)
+            if not math.isnan(value)
         }
 
 
@@ -238,7 +247,7 @@ def read_condition(path: str | Path) -> Condition:
     name = ", ".join(part for part in (log.subject, experiment, told) if part)
     with reading(path):
         found = replace(_condition(log, next(iter(scorers_of(log)), "")), name=name)
-        if len(found.by_trial("error")) < len(found.trials):
+        if len(set(found.keys)) < len(found.keys):
             raise EsrError(f"{path} has several trials of one latent, task, seed and epoch.")
     return found
 

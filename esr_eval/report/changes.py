@@ -123,8 +123,7 @@ def values_of(condition: Condition, name: str) -> dict[TrialKey, float]:
     """A metric of each trial that has it."""
     if name == "errored":
         # A trial that failed in a run without score_on_error has no score that would tell.
-        failed = condition.trials.assign(errored=condition.failed)
-        return replace(condition, trials=failed).by_trial(name)
+        return dict(zip(condition.keys, condition.failed.astype(float), strict=True))
     return condition.by_trial(_COLUMNS.get(name, name))
 
 

@@ -27,8 +27,8 @@ def differences(base: Condition, new: Condition) -> list[str]:
 
 def other_trials(base: Condition, new: Condition) -> list[str]:
     """That the new log has trials of its own: other latents, tasks or seeds were drawn."""
-    strange = len(new.by_trial("error").keys() - base.by_trial("error").keys())
-    return [f"{strange} of {len(new.trials)} trials are not the base's"] if strange else []
+    strange = len(set(new.keys) - set(base.keys))
+    return [f"{strange} of {len(new.keys)} trials are not the base's"] if strange else []
 
 
 def remarks(base: Condition, new: Condition) -> list[str]:

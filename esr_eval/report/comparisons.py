@@ -69,12 +69,12 @@ def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition
     """The main run that was replayed, or else the one with the most trials in common."""
     replayed = condition.log.metadata.get("replay")
     source = replayed.get("eval_id") if isinstance(replayed, dict) else None
-    own = set(condition.by_trial("error"))
+    own = set(condition.keys)
     best, most = None, (False, 0)
     for main in conditions:
         if not _is_main(main) or (main.subject, main.judge) != (condition.subject, condition.judge):
             continue
-        shared = len(own & set(main.by_trial("error")))
+        shared = len(own & set(main.keys))
         standing = (main.log.header.eval.eval_id == source, shared)
         if shared and standing > most:
             best, most = main, standing

@@ -136,12 +136,12 @@ def _restarts(first: Condition | None, second: Condition) -> PairedComparison | 
 
 def _partner(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
     """The candidate with the same model and judge that has the most trials in common."""
-    own = set(one.by_trial("error"))
+    own = set(one.keys)
     best, most = None, 0
     for other in candidates:
         if other.judge != one.judge or _model(other) != _model(one):
             continue
-        shared = len(own & set(other.by_trial("error")))
+        shared = len(own & set(other.keys))
         if shared > most:
             best, most = other, shared
     return best
