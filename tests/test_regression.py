@@ -33,6 +33,7 @@ from esr_eval.stats.means import clustered_mean
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"
 PLAIN = "Find a common denominator, then add the numerators."
 EITHER, _ = read_metrics(["all=either"], [])
+SCORES = {"first_score": METRICS["first_score"]}
 
 
 def measured(values, latents, trials, first_latent=0, name="one", strength=1.0, **header):
@@ -170,7 +171,7 @@ def test_scores_are_tested_by_the_clustered_t_test():
     before, after = rng.normal(50, 10, (2, 30, 4))
     after += rng.normal(2, 8, (30, 1))
     new, base = measured({"first_score": after}, 30, 4), measured({"first_score": before}, 30, 4)
-    [change] = compared(base, new, level=0.9).changes
+    [change] = compared(base, new, metrics=SCORES, level=0.9).changes
     latents = [int(latent) for latent in np.repeat(np.arange(30), 4)]
     mean, low, high = clustered_mean((after - before).ravel().tolist(), latents, 0.9)
     assert change.difference.value == pytest.approx(mean)
@@ -183,7 +184,9 @@ def test_scores_are_tested_by_the_clustered_t_test():
 def test_a_shift_of_every_score_alike_is_seen():
     scores = np.tile([20.0, 40.0, 60.0], (10, 1))
     found = compared(
-        measured({"first_score": scores}, 10, 3), measured({"first_score": scores - 5}, 10, 3)
+        measured({"first_score": scores}, 10, 3),
+        measured({"first_score": scores - 5}, 10, 3),
+        metrics=SCORES,
     )
     assert verdicts(found) == {"first_score": "REGRESSION"}
     assert found.changes[0].p_value == 2**-9
@@ -193,12 +196,15 @@ def test_small_changes_are_no_regression_and_one_latent_tells_nothing():
     scores = np.random.default_rng(64).normal(50, 5, (50, 4))
     base = measured({"first_score": scores}, 50, 4)
     less = measured({"first_score": scores - 1 - 0.1 * scores[:, :1] / 50}, 50, 4)
-    assert verdicts(compared(base, less)) == {"first_score": "changed, below margin"}
+    assert verdicts(compared(base, less, metrics=SCORES)) == {
+        "first_score": "changed, below margin"
+    }
     metrics, _ = read_metrics([], ["first_score=0.5"])
-    assert verdicts(compared(base, less, metrics=metrics)) == {"first_score": "REGRESSION"}
+    smaller = {name: metrics[name] for name in SCORES}
+    assert verdicts(compared(base, less, metrics=smaller)) == {"first_score": "REGRESSION"}
     one = measured({"first_score": scores[:1]}, 1, 4)
     lower = measured({"first_score": scores[:1] - 30}, 1, 4)
-    assert verdicts(compared(one, lower)) == {"first_score": "cannot be told"}
+    assert verdicts(compared(one, lower, metrics=SCORES)) == {"first_score": "cannot be told"}
 
 
 def test_metrics_that_are_gone_are_worse():
@@ -217,7 +223,7 @@ def test_p_values_are_corrected_over_all_logs_together():
         logs[name] = measured({"first_score": scores}, 40, 3, name=name)
         moved = scores + rng.normal(0, 10, (40, 3)) - (6 if name == "a" else 0)
         others[name] = measured({"first_score": moved}, 40, 3, name=name)
-    found = compare_logs(logs, others)
+    found = compare_logs(logs, others, metrics=SCORES)
     assert found.changes[0].corrected == pytest.approx(4 * found.changes[0].p_value)
     assert [change.verdict == "REGRESSION" for change in found.changes] == [True] + [False] * 3
     del others["d"]
