@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
-from inspect_ai.scorer import Metric, SampleScore, Value, ci, mean, metric
+from inspect_ai.scorer import Metric, SampleScore, Value, mean, metric
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +66,19 @@ def rate_interval(cluster: str = "latent") -> Metric:
 
 @metric
 def mean_interval(cluster: str = "latent") -> Metric:
-    """95 % t interval of a mean, with clustered standard errors.
+    """95 % t interval of a mean, with clustered standard errors: that of every table.
 
     Args:
         cluster: Key of the sample metadata that names the cluster.
     """
 
     def bounds(scores: list[SampleScore], clusters: list[int]) -> Bounds:
-        interval = ci(cluster=cluster if len(set(clusters)) > 1 else None)
-        return cast(Bounds, cast(Callable[[list[SampleScore]], Value], interval)(scores))
+        from esr_eval.stats.means import clustered_mean
+
+        values = [score.score.as_float() for score in scores]
+        units = clusters if len(set(clusters)) > 1 else range(len(values))
+        mean, low, high = clustered_mean(values, units)
+        return {"lower": mean if low is None else low, "upper": mean if high is None else high}
 
     return cast(Metric, _clustered(bounds, cluster))
 

@@ -11,8 +11,7 @@ from esr_eval._util.paths import CACHE_ENV
 from esr_eval.dataset import prompts
 from esr_eval.detectors.statistics import draw_matched
 from esr_eval.errors import EsrError
-from esr_eval.logs.runs import shared_trials
-from esr_eval.logs.values import read_values
+from esr_eval.logs.conditions import read_values, shared_trials
 from esr_eval.spec import Boost, Clamp, Steering
 from esr_eval.stats.comparisons import compare_pairs
 

@@ -17,14 +17,17 @@ from typer.testing import CliRunner
 from esr_eval.cli import app
 from esr_eval.detectors.discovery import read_discovery
 from esr_eval.errors import EsrError
-from esr_eval.logs.conditions import conditions_of
+from esr_eval.logs.conditions import (
+    conditions_of,
+    read_all_scored,
+    read_condition,
+    read_scored,
+    read_values,
+)
 from esr_eval.logs.judged import read_judged
-from esr_eval.logs.measured import read_measured
 from esr_eval.logs.reading import planned_of, read_each, reading
 from esr_eval.logs.replay import read_responses, replay_log
-from esr_eval.logs.runs import read_log, read_runs
 from esr_eval.logs.stored import read_logs, read_stored
-from esr_eval.logs.values import read_values
 from esr_eval.paper.run import finished
 from esr_eval.report import write_report
 from esr_eval.report.agreement import agreement_of
@@ -32,8 +35,8 @@ from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
 
 READERS = [
-    agreement_of, read_discovery, read_measured, read_stored, read_log, read_values, read_judged,
-    read_responses, replay_log,
+    agreement_of, read_discovery, read_condition, read_stored, read_scored, read_values,
+    read_judged, read_responses, replay_log,
 ]  # fmt: skip
 
 
@@ -148,7 +151,7 @@ def interrupted(tmp_path_factory):
 def each_way(*paths):
     """Trials that each reader of several logs counts, and what it says it left out."""
     told = []
-    runs = read_runs([Path(path) for path in paths], told.append)
+    runs = read_all_scored([Path(path) for path in paths], told.append)
     yield sum(run.completed for run in runs), told
     told = []
     stored = read_logs([Path(path) for path in paths], told.append)
@@ -178,13 +181,13 @@ def test_of_two_whole_tries_the_later_counts_and_a_poorer_later_one_does_not(int
     _, whole = interrupted
     again = {"eval_id": "again", "created": "2040-01-01T00:00:00+00:00"}
     later = changed(whole, tmp_path / "later.eval", **again)
-    [run] = read_runs([whole, later], lambda text: None)
-    assert run.path == str(later)
+    [run] = read_all_scored([whole, later], lambda text: None)
+    assert run.log.path == str(later)
     poorer = read_eval_log(str(later))
     poorer.samples[0].error = EvalError(message="x", traceback="", traceback_ansi="")
     write_eval_log(poorer, str(later))
-    [run] = read_runs([later, whole], lambda text: None)
-    assert run.path == str(whole)
+    [run] = read_all_scored([later, whole], lambda text: None)
+    assert run.log.path == str(whole)
 
 
 def test_a_later_try_without_scores_does_not_hide_the_one_that_has_them(interrupted, tmp_path):
@@ -194,8 +197,8 @@ def test_a_later_try_without_scores_does_not_hide_the_one_that_has_them(interrup
     log.results.scores = []
     write_eval_log(log, str(tmp_path / "unscored.eval"))
     told = []
-    [run] = read_runs([whole, tmp_path / "unscored.eval"], told.append)
-    assert run.path == str(whole) and "no scores of esr_eval/attempts" in told[0]
+    [run] = read_all_scored([whole, tmp_path / "unscored.eval"], told.append)
+    assert run.log.path == str(whole) and "no scores of esr_eval/attempts" in told[0]
 
 
 def test_a_copy_counts_once_in_whatever_folder_and_format(interrupted, tmp_path):
@@ -215,7 +218,7 @@ def test_a_log_that_another_judge_scored_again_is_no_copy(interrupted, tmp_path)
     for one in log.results.scores:
         one.metrics = {name: m.model_copy(update={"value": 0.5}) for name, m in one.metrics.items()}
     write_eval_log(log, str(tmp_path / "rescored.eval"))
-    assert len(read_runs([whole, tmp_path / "rescored.eval"], lambda text: None)) == 2
+    assert len(read_all_scored([whole, tmp_path / "rescored.eval"], lambda text: None)) == 2
 
 
 def test_two_honest_runs_of_one_task_both_count(tmp_path):
@@ -311,7 +314,7 @@ def test_reasons_of_unscored_trials_are_told_with_counts(tmp_path):
     log = run(samples, grader(judge), tmp_path)
     lost = sum(s.scores["attempts"].value["unscored"] for s in log.samples)
     assert lost == 2
-    [found] = read_runs([tmp_path], lambda text: None)
+    [found] = read_all_scored([tmp_path], lambda text: None)
     assert found.unscored == {"invalid_json": 2}
     result = CliRunner().invoke(app, ["summary", str(tmp_path), "--csv", str(tmp_path / "a.csv")])
     assert "unscored because" in result.output and "2 invalid_json" in result.output

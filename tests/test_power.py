@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from esr_eval.cli import app
 from esr_eval.errors import EsrError
-from esr_eval.logs.runs import TrialKey
+from esr_eval.logs.conditions import TrialKey
 from esr_eval.report.clustering import observed_clustering, observed_pair_clustering
+from esr_eval.stats.comparisons import pooled_t_test, sign_flip_test
 from esr_eval.stats.power import Design, design_effect, latents_needed, power
-from esr_eval.stats.tests import pooled_t_test, sign_flip_test
 
 pytestmark = pytest.mark.filterwarnings(
     "error",
@@ -184,6 +184,11 @@ def test_command_takes_the_clustering_from_logs(invoke, tmp_path):
     assert "no trial with a value of esr" in result.stderr
 
 
+def about_trial(latent, topic, seed):
+    about = {"condition": "steered", "label": "x", "strength": 1.0}
+    return about | {"latent": latent, "topic": topic, "seed": seed}
+
+
 def log_of(values, path):
     """A small log with these multi-attempt values; one trial more has none."""
     samples = [
@@ -192,12 +197,13 @@ def log_of(values, path):
             "epoch": key.epoch,
             "input": "task",
             "target": "",
-            "metadata": {"latent": key.latent, "topic": key.topic, "seed": key.seed},
+            "metadata": about_trial(key.latent, key.topic, key.seed),
             "scores": {"attempts": {"value": {"multi_attempt": value}}},
         }
         for key, value in values.items()
     ]
-    samples.append({"id": "failed", "epoch": 1, "input": "task", "target": ""})
+    failed = about_trial(0, "t", len(values))
+    samples.append({"id": "failed", "epoch": 1, "input": "task", "target": "", "metadata": failed})
     about = {
         "created": "2026-01-01T00:00:00+00:00",
         "task": "esr",

@@ -17,7 +17,7 @@ from esr_eval.episodes.regions import (
 )
 from esr_eval.episodes.traces import Region, Trace, measured, read_regions, token_kinds
 from esr_eval.errors import EsrError
-from esr_eval.stats.differences import difference_of_means, mean_difference
+from esr_eval.stats.means import difference_of_means, mean_difference
 
 pytestmark = pytest.mark.filterwarnings(
     "error",

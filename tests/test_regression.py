@@ -6,49 +6,69 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from clustered import propensities
 from evals import embedded
-from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.log import (
+    EvalConfig,
+    EvalDataset,
+    EvalLog,
+    EvalSpec,
+    read_eval_log,
+    write_eval_log,
+)
 from scipy.stats import ttest_1samp
 from scoring import grader, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
-from esr_eval.logs.measured import Measured, TrialId, read_measured
+from esr_eval.logs.conditions import Condition, read_condition
+from esr_eval.logs.stored import StoredLog
 from esr_eval.report.changes import METRICS
 from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
 from esr_eval.report.regression_table import read_metrics
-from esr_eval.stats.differences import clustered_mean
+from esr_eval.stats.means import clustered_mean
 
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"
 PLAIN = "Find a common denominator, then add the numerators."
 EITHER, _ = read_metrics(["all=either"], [])
+SCORES = {"first_score": METRICS["first_score"]}
 
 
-def measured(values, latents, trials, first_latent=0, **more):
+def measured(values, latents, trials, first_latent=0, name="one", strength=1.0, **header):
     """A log with these values of its metrics, (latents, trials) arrays; NaN is undefined."""
-    keys = [
-        TrialId(first_latent + latent, f"topic {n}", n, 1, 0.0, "")
-        for latent in range(latents)
-        for n in range(trials)
-    ]
-    settings = {"path": "log.eval", "name": "one", "status": "success", "planned": len(keys)}
-    return Measured(
-        **settings
-        | {"settings": {}, "versions": {}, "boosts": dict.fromkeys(keys, 1.0)}
-        | {
-            "values": {
-                metric: {
-                    key: float(value)
-                    for key, value in zip(keys, array.ravel(), strict=True)
-                    if not np.isnan(value)
-                }
-                for metric, array in values.items()
-            }
-        }
-        | more
+    rows = latents * trials
+    about = {
+        "latent": np.repeat(np.arange(first_latent, first_latent + latents), trials),
+        "topic": [f"topic {n}" for _ in range(latents) for n in range(trials)],
+        "seed": np.tile(np.arange(trials), latents),
+        "epoch": 1,
+        "level": 0.0,
+        "vector": None,
+        "strength": strength,
+        "error": False,
+        "errored": 0.0,
+    }
+    frame = pd.DataFrame(about | {metric: array.ravel() for metric, array in values.items()})
+    log = StoredLog("log.eval", header_of(rows, **header), [], None, "")
+    return Condition(log, "attempts", log.judge, name, frame, None)
+
+
+def header_of(planned, status="success", **about):
+    spec = EvalSpec(
+        created="2026-01-01T00:00:00+00:00",
+        task="esr",
+        dataset=EvalDataset(samples=planned),
+        model="none/none",
+        config=EvalConfig(),
+        metadata=about,
     )
+    return EvalLog(status=status, eval=spec)
+
+
+def with_header(condition, planned=8, **header):
+    return replace(condition, log=replace(condition.log, header=header_of(planned, **header)))
 
 
 def simulated(rng, latents, trials, truth, rates, drop=0.0):
@@ -151,7 +171,7 @@ def test_scores_are_tested_by_the_clustered_t_test():
     before, after = rng.normal(50, 10, (2, 30, 4))
     after += rng.normal(2, 8, (30, 1))
     new, base = measured({"first_score": after}, 30, 4), measured({"first_score": before}, 30, 4)
-    [change] = compared(base, new, level=0.9).changes
+    [change] = compared(base, new, metrics=SCORES, level=0.9).changes
     latents = [int(latent) for latent in np.repeat(np.arange(30), 4)]
     mean, low, high = clustered_mean((after - before).ravel().tolist(), latents, 0.9)
     assert change.difference.value == pytest.approx(mean)
@@ -164,7 +184,9 @@ def test_scores_are_tested_by_the_clustered_t_test():
 def test_a_shift_of_every_score_alike_is_seen():
     scores = np.tile([20.0, 40.0, 60.0], (10, 1))
     found = compared(
-        measured({"first_score": scores}, 10, 3), measured({"first_score": scores - 5}, 10, 3)
+        measured({"first_score": scores}, 10, 3),
+        measured({"first_score": scores - 5}, 10, 3),
+        metrics=SCORES,
     )
     assert verdicts(found) == {"first_score": "REGRESSION"}
     assert found.changes[0].p_value == 2**-9
@@ -174,12 +196,15 @@ def test_small_changes_are_no_regression_and_one_latent_tells_nothing():
     scores = np.random.default_rng(64).normal(50, 5, (50, 4))
     base = measured({"first_score": scores}, 50, 4)
     less = measured({"first_score": scores - 1 - 0.1 * scores[:, :1] / 50}, 50, 4)
-    assert verdicts(compared(base, less)) == {"first_score": "changed, below margin"}
+    assert verdicts(compared(base, less, metrics=SCORES)) == {
+        "first_score": "changed, below margin"
+    }
     metrics, _ = read_metrics([], ["first_score=0.5"])
-    assert verdicts(compared(base, less, metrics=metrics)) == {"first_score": "REGRESSION"}
+    smaller = {name: metrics[name] for name in SCORES}
+    assert verdicts(compared(base, less, metrics=smaller)) == {"first_score": "REGRESSION"}
     one = measured({"first_score": scores[:1]}, 1, 4)
     lower = measured({"first_score": scores[:1] - 30}, 1, 4)
-    assert verdicts(compared(one, lower)) == {"first_score": "cannot be told"}
+    assert verdicts(compared(one, lower, metrics=SCORES)) == {"first_score": "cannot be told"}
 
 
 def test_metrics_that_are_gone_are_worse():
@@ -198,7 +223,7 @@ def test_p_values_are_corrected_over_all_logs_together():
         logs[name] = measured({"first_score": scores}, 40, 3, name=name)
         moved = scores + rng.normal(0, 10, (40, 3)) - (6 if name == "a" else 0)
         others[name] = measured({"first_score": moved}, 40, 3, name=name)
-    found = compare_logs(logs, others)
+    found = compare_logs(logs, others, metrics=SCORES)
     assert found.changes[0].corrected == pytest.approx(4 * found.changes[0].p_value)
     assert [change.verdict == "REGRESSION" for change in found.changes] == [True] + [False] * 3
     del others["d"]
@@ -211,23 +236,24 @@ def test_p_values_are_corrected_over_all_logs_together():
 
 def test_other_settings_give_no_verdict():
     scores = {"first_score": np.full((4, 2), 50.0)}
-    base = measured(scores, 4, 2, settings={"judge": "a", "runtime": {"layer": 1}})
-    other = replace(base, settings={"judge": "b", "runtime": {"layer": 1}})
+    settings = {"judge": "a", "runtime": {"layer": 1}}
+    base = measured(scores, 4, 2, **settings)
+    other = measured(scores, 4, 2, **settings | {"judge": "b"})
     with pytest.raises(NotComparableError, match="judge a and b"):
         compared(base, other)
     found = compared(base, other, allow_differences=True)
     assert found.notes == ["one: judge a and b"] and not found.regressed
-    stronger = replace(base, boosts=dict.fromkeys(base.boosts, 2.0))
+    stronger = measured(scores, 4, 2, strength=2.0, **settings)
     with pytest.raises(NotComparableError, match="other boosts in 8 of 8 trials"):
         compared(base, stronger)
     with pytest.raises(NotComparableError, match="8 and 6 trials"):
-        compared(base, replace(base, planned=6))
+        compared(base, with_header(base, planned=6, **settings))
     with pytest.raises(NotComparableError, match="its run has the status error"):
-        compared(replace(base, status="error"), base, allow_differences=True)
-    assert compared(base, replace(base, status="cancelled")).problems
+        compared(with_header(base, status="error", **settings), base, allow_differences=True)
+    assert compared(base, with_header(base, status="cancelled", **settings)).problems
     with pytest.raises(NotComparableError, match="No log measures"):
         compare_logs({"a": base, "b": base}, {"c": base})
-    elsewhere = measured(scores, 4, 2, first_latent=2, settings=base.settings)
+    elsewhere = measured(scores, 4, 2, first_latent=2, **settings)
     assert compared(base, elsewhere).notes == ["one: 4 of 8 trials are not the base's"]
     with pytest.raises(NotComparableError, match="4 of 8 trials are not the base's"):
         compared(base, elsewhere, same_trials=True)
@@ -279,7 +305,7 @@ def test_the_baseline_equals_itself_and_its_halves_differ():
     assert {log.completed for log in logs.values()} == {24}
     status, said = command(BASELINE, BASELINE, "--worse", "all=either")
     assert status == 0 and "REGRESSION" not in said
-    steered, unsteered = (logs[name].path for name in sorted(logs))
+    steered, unsteered = (logs[name].log.path for name in sorted(logs))
     status, said = command(unsteered, steered)
     assert status == 2 and "does not measure what" in said
     status, said = command(unsteered, steered, "--allow-differences")
@@ -344,6 +370,6 @@ def test_a_boost_that_reaches_the_model_by_half_is_found(tmp_path, monkeypatch):
     whole = embedded("esr", tmp_path / "base", **args)
     monkeypatch.setattr(SparseSAE, "decoder_row", lambda sae, latent: whole_row(sae, latent) / 2)
     half = embedded("esr", tmp_path / "new", **args)
-    base, new = (read_measured(log.location) for log in (whole, half))
-    assert base.settings == new.settings and base.boosts == new.boosts
+    base, new = (read_condition(log.location) for log in (whole, half))
+    assert base.settings == new.settings and base.by_trial("strength") == new.by_trial("strength")
     assert verdicts(compared(base, new, metrics=EITHER))["first_score"] == "REGRESSION"

@@ -24,11 +24,9 @@ from simulation import SimulatedJudge
 from esr_eval._util.paths import CACHE_ENV
 from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.errors import EsrError
-from esr_eval.logs.conditions import conditions_of
+from esr_eval.logs.conditions import conditions_of, read_values, shared_trials
 from esr_eval.logs.measures import Measured
-from esr_eval.logs.runs import shared_trials
 from esr_eval.logs.stored import read_logs
-from esr_eval.logs.values import read_values
 from esr_eval.report import gallery, write_report
 from esr_eval.report.comparisons import compare_with_main
 from esr_eval.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts

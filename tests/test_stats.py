@@ -6,12 +6,18 @@ from clustered import alike_propensities, propensities
 from inspect_ai.scorer import SampleScore, Score, ci_wilson
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.runs import TrialKey, shared_trials
+from esr_eval.logs.conditions import TrialKey, shared_trials
 from esr_eval.stats.bootstrap import bootstrap_intervals
-from esr_eval.stats.comparisons import compare_pairs, compare_unpaired
-from esr_eval.stats.contrasts import cliffs_delta, cohens_d, independent_contrast, paired_contrast
+from esr_eval.stats.comparisons import (
+    compare_pairs,
+    compare_unpaired,
+    holm,
+    mcnemar_tests,
+    pooled_t_test,
+    sign_flip_test,
+)
+from esr_eval.stats.means import cliffs_delta, cohens_d, independent_contrast, paired_contrast
 from esr_eval.stats.rates import clustered_wilson, intraclass_correlation, rate
-from esr_eval.stats.tests import holm, mcnemar_tests, pooled_t_test, sign_flip_test
 
 pytestmark = pytest.mark.filterwarnings(
     "error",

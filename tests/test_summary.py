@@ -16,11 +16,11 @@ from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.runs import Run, read_log, read_runs
+from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
 from esr_eval.report.pairs import paired_difference
 from esr_eval.report.summary import ROWS, metric_table, pair_table, short_names, write_csv
 from esr_eval.scorers.attempts import MEANS, RATES, attempts
-from esr_eval.stats.differences import clustered_mean
+from esr_eval.stats.means import clustered_mean
 from esr_eval.tasks.esr import esr
 
 
@@ -48,8 +48,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(logs: list[Path]) -> list[Run]:
-    return [run for log in logs for run in read_log(log)]
+def runs(logs: list[Path]) -> list[Condition]:
+    return [run for log in logs for run in read_scored(log)]
 
 
 def printed(table: Any) -> str:
@@ -59,21 +59,23 @@ def printed(table: Any) -> str:
     return captured.get()
 
 
-def test_a_log_tells_what_ran_and_who_judged(runs: list[Run]) -> None:
+def test_a_log_tells_what_ran_and_who_judged(runs: list[Condition]) -> None:
     steered, unsteered = runs
-    assert (steered.subject, steered.condition) == (SUBJECT, "steered")
-    assert unsteered.condition == "unsteered"
+    assert (steered.subject, steered.steering) == (SUBJECT, "steered")
+    assert unsteered.steering == "unsteered"
     assert {run.judge for run in runs} == {"sim-judge/noisy"}
-    assert {(run.backend, run.total, run.completed, run.status) for run in runs} == {
-        ("local", 12, 12, "success")
+    results = [run.log.header.results for run in runs]
+    assert {(r.total_samples, r.completed_samples) for r in results if r} == {(12, 12)}
+    assert {(run.log.backend, run.completed, run.log.status) for run in runs} == {
+        ("local", 12, "success")
     }
 
 
-def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Run]) -> None:
+def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Condition]) -> None:
     log = read_eval_log(str(logs[0]))
     assert log.results is not None and log.samples is not None
     inspect = {score.name: score.metrics for score in log.results.scores}
-    found = runs[0].estimates["multi_attempt"]
+    found = runs[0].recorded["multi_attempt"]
     assert found.value == inspect["multi_attempt"]["mean"].value
     assert found.low is not None and found.high is not None
     assert found.low <= found.value <= found.high
@@ -83,14 +85,14 @@ def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Run]) -> No
     assert 0 < found.value < 1
 
 
-def test_what_no_trial_defines_is_a_dash_and_not_zero(runs: list[Run]) -> None:
-    assert "improved" in runs[0].estimates
-    assert "improved" not in runs[1].estimates
+def test_what_no_trial_defines_is_a_dash_and_not_zero(runs: list[Condition]) -> None:
+    assert "improved" in runs[0].recorded
+    assert "improved" not in runs[1].recorded
     line = next(row for row in printed(metric_table(runs)).splitlines() if "improvement" in row)
     assert line.replace("│", " ").split()[-1] == "-"
 
 
-def test_table_has_a_column_for_each_log_and_names_the_judge(runs: list[Run]) -> None:
+def test_table_has_a_column_for_each_log_and_names_the_judge(runs: list[Condition]) -> None:
     text = printed(metric_table(runs))
     assert "llama-8b steered" in text and "llama-8b unsteered" in text
     assert "sim-judge/noisy" in text
@@ -103,7 +105,7 @@ def test_every_row_is_a_metric_of_the_scorer() -> None:
         assert row.key in (RATES if row.is_rate else MEANS)
 
 
-def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[Run]) -> None:
+def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[Condition]) -> None:
     pair = paired_difference(runs[1], runs[0])
     assert pair is not None
     assert (pair.trials, pair.clusters) == (12, 2)
@@ -125,8 +127,8 @@ def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[
     assert table is not None and "steered minus llama-8b unsteered" in printed(table)
 
 
-def test_runs_without_shared_trials_do_not_pair(tmp_path: Path, runs: list[Run]) -> None:
-    (other,) = read_log(evaluate(tmp_path, seed=1))
+def test_runs_without_shared_trials_do_not_pair(tmp_path: Path, runs: list[Condition]) -> None:
+    (other,) = read_scored(evaluate(tmp_path, seed=1))
     assert paired_difference(runs[0], other) is None
     assert pair_table([runs[0], other]) is None
     assert short_names([runs[0], other]) == ["llama-8b steered (1)", "llama-8b steered (2)"]
@@ -139,11 +141,11 @@ def test_log_scored_by_a_second_judge_is_two_runs(logs: list[Path], tmp_path: Pa
         install(patch)
         again = score(log, attempts(), action="append", display="none")
     write_eval_log(again, str(tmp_path / "twice.eval"))
-    first, second = read_log(tmp_path / "twice.eval")
+    first, second = read_scored(tmp_path / "twice.eval")
     assert (first.judge, second.judge) == ("sim-judge/noisy", "sim-judge/mute")
-    assert first.estimates["unscored"].value == 0 and second.estimates["unscored"].value == 1
-    assert len(first.first_scores) == 12 and not second.first_scores
-    assert "first_score" not in second.estimates
+    assert first.recorded["unscored"].value == 0 and second.recorded["unscored"].value == 1
+    assert len(first.by_trial("first_score")) == 12 and not second.by_trial("first_score")
+    assert "first_score" not in second.recorded
 
 
 def test_interval_is_the_clustered_one_of_inspect() -> None:
@@ -165,13 +167,13 @@ def test_one_latent_has_no_interval() -> None:
     assert clustered_mean([1.0, 3.0], [7, 7]) == (2.0, None, None)
 
 
-def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Run]) -> None:
+def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Condition]) -> None:
     write_csv(tmp_path / "numbers.csv", runs)
     with (tmp_path / "numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(ROWS) + 1
     first = next(row for row in rows if row["metric"] == "first_score")
-    assert float(first["value"]) == runs[0].estimates["first_score"].value
+    assert float(first["value"]) == runs[0].recorded["first_score"].value
     assert first["judge"] == "sim-judge/noisy"
     assert rows[-1]["metric"] == "first_score_difference"
     assert math.isfinite(float(rows[-1]["value"])) and rows[-1]["total"] == "12"
@@ -191,16 +193,16 @@ def test_folder_is_read_in_order_and_other_logs_are_left_out(
         other, str(folder / "2026-01-01T00-00-00-00-00_other_AAAAAAAAAAAAAAAAAAAAAA.eval")
     )
     notes: list[str] = []
-    found = read_runs([folder], notes.append)
-    assert [Path(run.path).name for run in found] == [log.name for log in logs]
+    found = read_all_scored([folder], notes.append)
+    assert [Path(run.log.path).name for run in found] == [log.name for log in logs]
     assert len(notes) == 1 and "no scores of esr_eval/attempts" in notes[0]
 
 
 def test_what_is_no_log_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(EsrError, match="no log"):
-        read_log(tmp_path / "none.eval")
+        read_scored(tmp_path / "none.eval")
     (tmp_path / "broken.eval").write_text("not a log")
     with pytest.raises(EsrError, match="cannot be read"):
-        read_log(tmp_path / "broken.eval")
+        read_scored(tmp_path / "broken.eval")
     with pytest.raises(EsrError, match="no log with scores"):
-        read_runs([tmp_path / "."], lambda note: None)
+        read_all_scored([tmp_path / "."], lambda note: None)

@@ -21,18 +21,18 @@ def summary(
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from esr_eval._util.terminal import Terminal
-    from esr_eval.logs.runs import read_runs
+    from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.summary import metric_table, pair_table, short_names, write_csv
     from esr_eval.scorers.metrics import scale_doubt
 
-    runs = read_runs(logs, note)
+    runs = read_all_scored(logs, note)
     console = Terminal()
     console.print(metric_table(runs))
     pairs = pair_table(runs)
     if pairs is not None:
         console.print(pairs)
     for name, run in zip(short_names(runs), runs, strict=True):
-        if doubt := scale_doubt(run.first_scores.values()):
+        if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
     if csv is not None:
         write_csv(csv, runs)

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval.episodes.traces import REGIONS, SETS, Trace
-from esr_eval.stats.contrasts import Contrast, independent_contrast, paired_contrast
-from esr_eval.stats.differences import (
+from esr_eval.stats.comparisons import holm
+from esr_eval.stats.means import (
+    Contrast,
     Difference,
     clustered_mean,
     difference_of_means,
+    independent_contrast,
     mean_difference,
+    paired_contrast,
 )
-from esr_eval.stats.tests import holm
 
 UNSTEERED = "unsteered"
 """All tokens of an unsteered answer, as a region of its own."""
@@ -167,8 +169,7 @@ def _region_mean(traces: Sequence[Trace], name: str, region: str) -> RegionMean:
     values = region_values(own, name, region).mean(1)
     known = ~np.isnan(values)
     clusters = [label for label, use in zip(_clusters(own, region), known, strict=True) if use]
-    places = {label: index for index, label in enumerate(dict.fromkeys(clusters))}
-    mean, low, high = clustered_mean(values[known].tolist(), [places[label] for label in clusters])
+    mean, low, high = clustered_mean(values[known], clusters)
     count = int(known.sum())
     return RegionMean(name, region, mean, low, high, count, len(own) - count, tokens)
 

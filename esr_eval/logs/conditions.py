@@ -1,15 +1,21 @@
 """Conditions: a log as one judge scored it, with one row per trial and its measured numbers."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
-from inspect_ai.log import EvalSampleSummary
+from inspect_ai.log import EvalSampleSummary, EvalScore
+from inspect_ai.scorer import Score
+from numpy.typing import NDArray
 
-from esr_eval.data.experiments import Experiment
+from esr_eval.data.experiments import Experiment, current_id
+from esr_eval.errors import EsrError
 from esr_eval.logs.measures import (
     HOLISTIC,
     HOLISTIC_MEANS,
@@ -17,12 +23,27 @@ from esr_eval.logs.measures import (
     Measured,
     measure,
 )
-from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT
-from esr_eval.logs.runs import TrialKey, judge_of, reasons
-from esr_eval.logs.stored import StoredLog
+from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, reading
+from esr_eval.logs.stored import StoredLog, read_stored
 from esr_eval.scorers.attempts import MEANS, RATES
+from esr_eval.stats.rates import Estimate, Floats
+from esr_eval.text import one_line
 
 _ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
+
+
+class TrialKey(NamedTuple):
+    """What makes two trials of different logs the same but for what the logs vary.
+
+    NaN equals nothing, itself included: so a trial without a level has a number, too.
+    """
+
+    latent: int
+    topic: str
+    seed: int
+    epoch: int
+    level: float = -math.inf
+    vector: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,9 +52,9 @@ class Condition:
 
     Attributes:
         log: The log.
-        scorer: Name of the scores in it.
+        scorer: Name of the scores in it; empty where nobody has scored it.
         judge: Who gave them.
-        name: Tells this condition from all others of the report.
+        name: Tells this condition from all others that it is read with.
         trials: A row per sample: id, epoch, error, trial, and every value (NaN: not defined).
         second_judge: Who judged the responses as a whole, where the log has that view.
     """
@@ -62,6 +83,20 @@ class Condition:
         return found if isinstance(found, dict) else {}
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its numbers: the log's settings, and judge and rubric of its scores."""
+        known = self.log.settings | {"judge": self.judge}
+        if rubrics := _details(self.log.samples, self.scorer, "rubric"):
+            known["rubric"] = "/".join(rubrics)
+        return known | {"sae_digest": self.log.output.get("sae_digest")}
+
+    @property
+    def steering(self) -> str:
+        """Whether the boost is on: steered, unsteered, or both."""
+        found = {str(sample.metadata.get("condition", "?")) for sample in self.log.samples}
+        return "/".join(sorted(found)) or "?"
+
+    @property
     def direction(self) -> str:
         """What was boosted, as a noun: an SAE's latent, or a plain vector."""
         return "vector" if self.trials["vector"].notna().any() else "latent"
@@ -72,22 +107,77 @@ class Condition:
         return self.trials["error"] | (self.trials["errored"] == 1)
 
     @property
+    def completed(self) -> int:
+        """Trials that came to an end without an error."""
+        return int((~self.failed).sum())
+
+    @cached_property
     def unscored(self) -> dict[str, int]:
-        """Why verdicts could not be used, with counts."""
-        return reasons(self.log.samples, self.scorer)
+        """Why verdicts could not be used, with counts, the most frequent first."""
+        found: Counter[str] = Counter()
+        for score in _scores(self.log.samples, self.scorer):
+            if isinstance(score.value, dict) and score.value.get("unscored") == 1:
+                why = (score.metadata or {}).get("unscored_because")
+                found[one_line(str(why), 40) if why else "no reason given"] += 1
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    @cached_property
+    def recorded(self) -> dict[str, Estimate]:
+        """The metrics that the log itself holds, as Inspect recorded them after the run."""
+        results = self.log.header.results
+        scores = results.scores if results else []
+        own = [score for score in scores if _tail(score.scorer) == _tail(self.scorer)]
+        return {score.name: found for score in own if (found := _estimate(score))}
 
     @cached_property
     def measures(self) -> dict[str, Measured]:
         """Every rate and mean that is defined for at least one trial."""
         return measure(self.trials)
 
+    @cached_property
+    def keys(self) -> list[TrialKey]:
+        """What pairs each trial with those of other logs."""
+        table = self.trials[[*TrialKey._fields]]
+        return [
+            TrialKey(
+                int(latent),
+                str(topic),
+                int(seed),
+                int(epoch),
+                -math.inf if math.isnan(level) else float(level),
+                vector if isinstance(vector, str) else "",
+            )
+            for latent, topic, seed, epoch, level, vector in table.itertuples(
+                index=False, name=None
+            )
+        ]
+
     def by_trial(self, key: str) -> dict[TrialKey, float]:
-        """A value of every trial, by what pairs trials across logs."""
-        table = self.trials[["latent", "topic", "seed", "epoch", key]]
+        """A value of every trial that has it, by what pairs trials across logs."""
+        if key not in self.trials:
+            return {}
+        values = self.trials[key].to_numpy(float)
         return {
-            TrialKey(int(latent), str(topic), int(seed), int(epoch)): float(value)
-            for latent, topic, seed, epoch, value in table.itertuples(index=False, name=None)
+            name: float(value)
+            for name, value in zip(self.keys, values, strict=True)
+            if not math.isnan(value)
         }
+
+
+def shared_trials(
+    first: Mapping[TrialKey, float], second: Mapping[TrialKey, float]
+) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Values of the trials that both conditions have, in one order, and their latents.
+
+    Those with NaN in either condition drop out.
+    """
+    keys = [key for key in first if key in second and not np.isnan((first[key], second[key])).any()]
+    keys.sort()
+    return (
+        np.array([first[key] for key in keys], dtype=float),
+        np.array([second[key] for key in keys], dtype=float),
+        np.array([key.latent for key in keys], dtype=np.int64),
+    )
 
 
 def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
@@ -97,25 +187,155 @@ def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
     for log in logs:
         if not log.samples or any("latent" not in sample.metadata for sample in log.samples):
             continue
-        names = dict.fromkeys(name for sample in log.samples for name in sample.scores or {})
-        second = next((name for name in names if IMPROVEMENT.fullmatch(name)), None)
-        for scorer in (name for name in names if ATTEMPTS.fullmatch(name)):
-            judge = judge_of(log.header, log.samples, scorer)
-            identity = (log.header.eval.eval_id, scorer, judge)
-            if identity in seen:
-                continue
-            seen.add(identity)
-            found.append(
-                Condition(
-                    log=log,
-                    scorer=scorer,
-                    judge=judge,
-                    name="",
-                    trials=_trials(log.samples, scorer, second),
-                    second_judge=judge_of(log.header, log.samples, second) if second else None,
-                )
-            )
+        for scorer in scorers_of(log):
+            one = _condition(log, scorer)
+            identity = (log.header.eval.eval_id, scorer, one.judge)
+            if identity not in seen:
+                seen.add(identity)
+                found.append(one)
     return _named(found)
+
+
+def read_scored(path: str | Path) -> list[Condition]:
+    """Read a log whose results are there: a condition for each judge that scored it.
+
+    Raises:
+        EsrError: The file is no Inspect log of ours, or has no scores of `esr_eval/attempts`.
+    """
+    log = _read_trials(path)
+    scores = log.header.results.scores if log.header.results else []
+    scorers = dict.fromkeys(_tail(s.scorer) for s in scores if ATTEMPTS.fullmatch(s.scorer))
+    if not scorers:
+        raise EsrError(
+            f"{path} has no scores of esr_eval/attempts (status: {log.status}): finish it with "
+            "`inspect eval-retry`, or score it with `inspect score --scorer esr_eval/attempts`."
+        )
+    return [_condition(log, scorer) for scorer in scorers]
+
+
+def read_all_scored(paths: Sequence[Path], note: Callable[[str], None]) -> list[Condition]:
+    """Read logs and whole folders of logs, a folder's in the order in which they were made.
+
+    Args:
+        paths: Logs and folders.
+        note: Told of the logs that are left out, such as those of other tasks in a folder.
+
+    Raises:
+        EsrError: A log that is named cannot be used, or there is none that can.
+    """
+    conditions = [one for found in read_each(paths, read_scored, note) for one in found]
+    if not conditions:
+        where = ", ".join(map(str, paths))
+        raise EsrError(f"There is no log with scores of esr_eval/attempts in {where}.")
+    return conditions
+
+
+def read_condition(path: str | Path) -> Condition:
+    """Read a log, scored or not, as its first judge scored it; named by what ran.
+
+    The name holds subject, experiment and condition: what logs of two folders are matched by.
+
+    Raises:
+        EsrError: The file is no Inspect log of ours, holds no trials, or one of them twice.
+    """
+    log = _read_trials(path, with_output=True)
+    experiment = current_id(str(log.metadata.get("experiment_id", "")))
+    condition = str(log.metadata.get("condition", ""))
+    # Of most experiments the one condition is called like them: "no steering" of no_steering.
+    told = condition if condition.replace(" ", "_") != experiment else ""
+    # The main experiment goes by its condition.
+    shown = "" if experiment == "esr" and condition.startswith("main") else experiment
+    name = ", ".join(part for part in (log.subject, shown, told) if part)
+    with reading(path):
+        found = replace(_condition(log, next(iter(scorers_of(log)), "")), name=name)
+        if len(set(found.keys)) < len(found.keys):
+            raise EsrError(f"{path} has several trials of one latent, task, seed and epoch.")
+    return found
+
+
+def read_values(path: str | Path, metric: str = "multi_attempt") -> dict[TrialKey, float]:
+    """Read a metric's value of each trial that has one, as the first judge of the log scored it.
+
+    Args:
+        path: A log of the task esr.
+        metric: A key of the score, see `esr_eval.scorers.attempts`.
+
+    Raises:
+        EsrError: The file is no Inspect log of ours, or has no trial with that value.
+    """
+    log = read_stored(path)
+    with reading(path):
+        values = next((one.by_trial(metric) for one in conditions_of([log])), None)
+    if not values:
+        raise EsrError(f"{path} has no trial with a value of {metric}.")
+    return values
+
+
+def scorers_of(log: StoredLog) -> list[str]:
+    """Names of the scores of attempts that the log's samples have; one for each judge."""
+    names = dict.fromkeys(name for sample in log.samples for name in sample.scores or {})
+    return [name for name in names if ATTEMPTS.fullmatch(name)]
+
+
+def told_reasons(found: Mapping[str, int]) -> str:
+    """Reasons with their counts as a phrase: `3 invalid_json, 1 truncated`."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in found.items())
+
+
+def _read_trials(path: str | Path, *, with_output: bool = False) -> StoredLog:
+    log = read_stored(path, with_output=with_output)
+    for sample in log.samples:
+        read_trial(path, sample)
+    return log
+
+
+def _condition(log: StoredLog, scorer: str) -> Condition:
+    names = dict.fromkeys(name for sample in log.samples for name in sample.scores or {})
+    second = next((name for name in names if IMPROVEMENT.fullmatch(name)), None)
+    return Condition(
+        log=log,
+        scorer=scorer,
+        judge=_judge(log, scorer),
+        name=log.condition,
+        trials=_trials(log.samples, scorer, second),
+        second_judge=_judge(log, second) if second else None,
+    )
+
+
+def _judge(log: StoredLog, scorer: str) -> str:
+    """The judge that scored: what the scores say, for a log may have been scored again."""
+    return ", ".join(_details(log.samples, scorer, "judge")) or log.judge
+
+
+def _scores(samples: Iterable[EvalSampleSummary], scorer: str) -> Iterator[Score]:
+    return (scores[scorer] for sample in samples if scorer in (scores := sample.scores or {}))
+
+
+def _details(samples: Iterable[EvalSampleSummary], scorer: str, name: str) -> list[str]:
+    """What the scores say of themselves under a name: each once, in order."""
+    details = (score.metadata or {} for score in _scores(samples, scorer))
+    return sorted({str(detail[name]) for detail in details if name in detail})
+
+
+def _tail(scorer: str) -> str:
+    return scorer.rpartition("/")[2]
+
+
+def _estimate(score: EvalScore) -> Estimate | None:
+    """The point estimate and, where there is one, the interval among a score's metrics."""
+    low = high = point = None
+    for name, found in score.metrics.items():
+        leaf, value = _tail(name), float(found.value)
+        if leaf.endswith("lower"):
+            low = value
+        elif leaf.endswith("upper"):
+            high = value
+        elif leaf == "mean":
+            point = value
+    # Inspect's mean of nothing is 0; the interval of nothing is NaN, and tells them apart.
+    if point is None or any(bound is not None and math.isnan(bound) for bound in (point, low)):
+        return None
+    return Estimate(point, low, high)
 
 
 def _named(found: list[Condition]) -> list[Condition]:
@@ -147,7 +367,9 @@ def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -
             values = _numbers(sample, second, keys)
             row |= {HOLISTIC + key: values[key] for key in keys}
         rows.append(row)
-    frame = pd.DataFrame(rows)
+    columns = ("id", "epoch", "error", *_ABOUT, *RATES, *MEANS)
+    frame = pd.DataFrame(rows, columns=None if rows else columns)
+    frame["error"] = frame["error"].astype(bool)
     for name in ("strength", "level"):
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame

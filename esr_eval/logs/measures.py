@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from esr_eval.scorers.attempts import MEANS, RATES
-from esr_eval.stats.differences import clustered_mean
+from esr_eval.stats.means import clustered_mean
 from esr_eval.stats.rates import Rate, rate
 
 HOLISTIC = "holistic_"
@@ -69,7 +69,7 @@ def measure(trials: pd.DataFrame) -> dict[str, Measured]:
         values, latents = known[key].to_numpy(float), known["latent"].to_numpy()
         clusters = int(known["latent"].nunique())
         if key in SCORES:
-            mean, low, high = clustered_mean(values.tolist(), latents.tolist())
+            mean, low, high = clustered_mean(values, latents.tolist())
             found[key] = Measured(mean, low, high, len(values), clusters)
         elif (share := rate(values, latents)) is not None:
             found[key] = Measured.of(share)

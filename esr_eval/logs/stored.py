@@ -1,7 +1,7 @@
-"""Stored logs as the report needs them: header and sample summaries, each file read once."""
+"""Stored logs: header and sample summaries, each file read once."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from inspect_ai.log import (
     EvalSampleSummary,
     read_eval_log,
     read_eval_log_sample_summaries,
+    read_eval_log_samples,
 )
 
 from esr_eval.data.experiments import EXPERIMENTS, Experiment, current_id
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import planned_of, read_each, read_trial, reading, subject_of
+from esr_eval.scorers.grader import GRADER_ROLE
 
 WITHOUT_TRIALS = ("detectors",)
 """Experiments whose samples are no trials."""
@@ -30,6 +32,8 @@ class StoredLog:
         samples: Summaries: values of the scores, trial, errors; no responses.
         experiment: Which experiment it belongs to; None when it is none of the catalogue's.
         condition: What tells it from the experiment's other logs.
+        output: What the first sample's output says of the machine (digest of the SAE, device,
+            versions); read only where it is asked for.
     """
 
     path: str
@@ -37,6 +41,7 @@ class StoredLog:
     samples: list[EvalSampleSummary]
     experiment: Experiment | None
     condition: str
+    output: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -57,6 +62,53 @@ class StoredLog:
     def file(self) -> str:
         """The log's file name, without the folder that it happens to lie in."""
         return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def status(self) -> str:
+        """Inspect's status of the run."""
+        return self.header.status
+
+    @property
+    def backend(self) -> str:
+        """What ran the subject."""
+        return str(self.header.eval.model_args.get("backend", "local"))
+
+    @property
+    def judge(self) -> str:
+        """The judge that the run itself was given; it may have been scored again by another."""
+        role = (self.header.eval.model_roles or {}).get(GRADER_ROLE)
+        if role is not None and not isinstance(role, list):
+            return role.model
+        return str(self.metadata.get("judge", "?"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers: logs that agree in it measure the same thing."""
+        about, spec = self.metadata, self.header.eval
+        sampling = spec.model_generate_config.merge(self.header.plan.config)
+        return {
+            "task": spec.task.rpartition("/")[2],
+            "task_version": spec.task_version,
+            "experiment": current_id(str(about.get("experiment_id", ""))),
+            "condition": about.get("condition"),
+            "subject": self.subject,
+            # Logs of before the runtime was kept say it by the model and its arguments.
+            "runtime": about.get("runtime") or {"model": spec.model, **spec.model_args},
+            # Parameters at their empty defaults are left out: new ones change nothing.
+            "solvers": [
+                [step.solver, {name: value for name, value in step.params.items() if value}]
+                for step in self.header.plan.steps
+            ],
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "judge": self.judge,
+        }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Libraries and device: what may move single tokens and is no setting."""
+        versions = dict(self.output.get("versions") or {})
+        return {"device": str(self.output.get("device"))} | versions
 
 
 def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[StoredLog]:
@@ -86,15 +138,23 @@ def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Stored
     return sorted(logs, key=_order)
 
 
-def read_stored(path: str) -> StoredLog:
-    """Read one log.
+def read_stored(path: str | Path, *, with_output: bool = False) -> StoredLog:
+    """Read one log, of its samples the summaries alone, so that long logs stay quick.
+
+    Args:
+        path: The log.
+        with_output: Read one sample in full, for `StoredLog.output`.
 
     Raises:
         EsrError: There is no such log, it is not one of Inspect's, or none of this project's.
     """
+    path, output = str(path), {}
     with reading(path):
         header = read_eval_log(path, header_only=True)
         samples = read_eval_log_sample_summaries(path)
+        if with_output:
+            first = next(read_eval_log_samples(path, all_samples_required=False), None)
+            output = dict((first.output.metadata or {}) if first else {})
         samples.sort(key=lambda sample: (str(sample.id), sample.epoch))
         experiment = _experiment(header, samples)
         about = header.eval.metadata or {}
@@ -106,7 +166,7 @@ def read_stored(path: str) -> StoredLog:
         if experiment is not None and experiment.id not in WITHOUT_TRIALS:
             for sample in samples:
                 read_trial(path, sample)
-    return StoredLog(path, header, samples, experiment, str(label))
+    return StoredLog(path, header, samples, experiment, str(label), output)
 
 
 def _has_trials(samples: list[EvalSampleSummary]) -> bool:

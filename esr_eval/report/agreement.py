@@ -17,7 +17,7 @@ from esr_eval._util import spreadsheet
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import Note, read_each, reading
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
-from esr_eval.stats.kappa import clustered_kappa
+from esr_eval.stats.bootstrap import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate
 
 NAN = math.nan

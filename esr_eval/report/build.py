@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from esr_eval.logs.conditions import conditions_of
-from esr_eval.logs.runs import told_reasons
+from esr_eval.logs.conditions import conditions_of, told_reasons
 from esr_eval.logs.stored import read_logs
 from esr_eval.report import experiments, gallery, page
 from esr_eval.report.comparisons import compare_with_main

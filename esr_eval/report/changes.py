@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from statsmodels.api import OLS
 
-from esr_eval.logs.measured import Measured
-from esr_eval.stats.comparisons import Comparison, compare_pairs, compare_unpaired
+from esr_eval.logs.conditions import Condition, TrialKey, shared_trials
+from esr_eval.logs.measures import HOLISTIC
+from esr_eval.stats.comparisons import Comparison, compare_pairs, compare_unpaired, holm
+from esr_eval.stats.means import difference_of_sides, mean_difference
 from esr_eval.stats.rates import Estimate, Floats
-from esr_eval.stats.tests import holm
 
 Worse = Literal["up", "down", "either", "neither"]
 DIRECTIONS: tuple[Worse, ...] = ("up", "down", "either", "neither")
@@ -44,6 +44,13 @@ METRICS = {
     "unscored": Metric(True, "up", 0.01),
     "errored": Metric(True, "up", 0.01),
 }
+
+
+_COLUMNS = {
+    "improvement": f"{HOLISTIC}improvement",
+    "improvement_unscored": f"{HOLISTIC}unscored",
+}
+"""What the second view's metrics are called among a trial's values."""
 
 
 class _Sides(NamedTuple):
@@ -85,18 +92,18 @@ class Change:
 
 
 def change_of(
-    base: Measured, new: Measured, name: str, metric: Metric, level: float, resamples: int
+    base: Condition, new: Condition, name: str, metric: Metric, level: float, resamples: int
 ) -> Change | None:
     """One metric of two logs; None where one of them has no trial with it."""
-    old, young = base.values.get(name, {}), new.values.get(name, {})
+    old, young = values_of(base, name), values_of(new, name)
     if not old or not young:
         return None
-    shared = sorted(old.keys() & young.keys())
-    paired = 2 * len(shared) >= min(len(old), len(young))
-    keys = (shared, shared) if paired else (sorted(old), sorted(young))
-    first = np.array([old[key] for key in keys[0]])
-    second = np.array([young[key] for key in keys[1]])
-    sides = _Sides(first, second, [[key.latent for key in side] for side in keys], paired)
+    first, second, latents = shared_trials(old, young)
+    sides = _Sides(first, second, [latents.tolist()] * 2, paired=True)
+    if 2 * len(first) < min(len(old), len(young)):
+        first, second = (np.array([side[key] for key in sorted(side)]) for side in (old, young))
+        latents_of_each = [[key.latent for key in sorted(side)] for side in (old, young)]
+        sides = _Sides(first, second, latents_of_each, paired=False)
     difference, p_value = (
         _rates(sides, level, resamples) if metric.is_rate else _means(sides, level)
     )
@@ -107,9 +114,17 @@ def change_of(
         new=float(second.mean()),
         difference=difference,
         p_value=p_value,
-        paired=paired,
+        paired=sides.paired,
         trials=(len(first), len(second)),
     )
+
+
+def values_of(condition: Condition, name: str) -> dict[TrialKey, float]:
+    """A metric of each trial that has it."""
+    if name == "errored":
+        # A trial that failed in a run without score_on_error has no score that would tell.
+        return dict(zip(condition.keys, condition.failed.astype(float), strict=True))
+    return condition.by_trial(_COLUMNS.get(name, name))
 
 
 def judge(changes: Sequence[Change], metrics: Mapping[str, Metric], level: float) -> list[Change]:
@@ -135,24 +150,18 @@ def _rates(sides: _Sides, level: float, resamples: int) -> tuple[Estimate, float
 
 
 def _means(sides: _Sides, level: float) -> tuple[Estimate, float | None]:
-    """Difference of means by least squares with clustered errors, t of clusters - 1 df.
-
-    Source: Miller 2024, "Adding Error Bars to Evals", arXiv 2411.00640.
-    """
     first, second, latents, paired = sides
-    values = second - first if paired else np.concatenate([first, second])
-    is_new = np.repeat([0.0, 1.0], [len(first), len(second)])
-    factors = np.ones_like(values)[:, None] if paired else np.column_stack([is_new, is_new**0])
-    mean, count = float(second.mean() - first.mean()), min(len(set(side)) for side in latents)
-    if count < 2 or (paired and not values.any()):
-        return Estimate(mean), None
-    groups = np.unique(latents[0] if paired else [*latents[0], *latents[1]], return_inverse=True)[1]
-    fit = OLS(values, factors).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    if not fit.bse[0] > 1e-9 * abs(mean):
+    if paired:
+        found = mean_difference(second - first, latents[0], level)
+    else:
+        found = difference_of_sides(first, latents[0], second, latents[1], level)
+    p_value = found.p_value
+    if paired and not (first != second).any():
+        p_value = None
+    elif p_value is None and found.clusters > 1:
         # No spread at all: what is left is that every latent moved the same way by chance.
-        return Estimate(mean), 2.0 ** (1 - count) if mean else 1.0
-    low, high = fit.conf_int(1 - level)[0]
-    return Estimate(mean, float(low), float(high)), float(fit.pvalues[0])
+        p_value = 2.0 ** (1 - found.clusters)
+    return Estimate(found.value, found.low, found.high), p_value
 
 
 def _verdict(

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from esr_eval.errors import EsrError
+from esr_eval.logs.conditions import TrialKey, read_values, shared_trials
 from esr_eval.logs.reading import Note, read_each
-from esr_eval.logs.runs import TrialKey, shared_trials
-from esr_eval.logs.values import read_values
 from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
 
 Values = Mapping[TrialKey, float]

@@ -4,12 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from esr_eval.logs.conditions import Condition
+from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC
-from esr_eval.logs.runs import shared_trials
-from esr_eval.stats.comparisons import PairedComparison, compare_pairs
-from esr_eval.stats.differences import Difference, mean_difference
-from esr_eval.stats.tests import holm
+from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
+from esr_eval.stats.means import Difference, mean_difference
 
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")
@@ -71,12 +69,12 @@ def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition
     """The main run that was replayed, or else the one with the most trials in common."""
     replayed = condition.log.metadata.get("replay")
     source = replayed.get("eval_id") if isinstance(replayed, dict) else None
-    own = set(condition.by_trial("error"))
+    own = set(condition.keys)
     best, most = None, (False, 0)
     for main in conditions:
         if not _is_main(main) or (main.subject, main.judge) != (condition.subject, condition.judge):
             continue
-        shared = len(own & set(main.by_trial("error")))
+        shared = len(own & set(main.keys))
         standing = (main.log.header.eval.eval_id == source, shared)
         if shared and standing > most:
             best, most = main, standing

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from esr_eval.logs.conditions import Condition
-from esr_eval.logs.runs import shared_trials
+from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.stats.comparisons import PairedComparison, compare_pairs
-from esr_eval.stats.differences import Difference, mean_difference
+from esr_eval.stats.means import Difference, mean_difference
 
 RESTARTS = "multi_attempt"
 _COMPARED = ("esr", "no_steering", "finetuned")
@@ -137,12 +136,12 @@ def _restarts(first: Condition | None, second: Condition) -> PairedComparison | 
 
 def _partner(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
     """The candidate with the same model and judge that has the most trials in common."""
-    own = set(one.by_trial("error"))
+    own = set(one.keys)
     best, most = None, 0
     for other in candidates:
         if other.judge != one.judge or _model(other) != _model(one):
             continue
-        shared = len(own & set(other.by_trial("error")))
+        shared = len(own & set(other.keys))
         if shared > most:
             best, most = other, shared
     return best
@@ -160,7 +159,7 @@ def _same_side(base: Condition, one: Condition) -> bool:
 
 
 def _is_unsteered(one: Condition) -> bool:
-    return all(sample.metadata.get("condition") == "unsteered" for sample in one.log.samples)
+    return one.steering == "unsteered"
 
 
 def _is_tuned(one: Condition) -> bool:

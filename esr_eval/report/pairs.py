@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from esr_eval.logs.runs import Run, shared_trials
-from esr_eval.stats.differences import clustered_mean
+from esr_eval.logs.conditions import Condition, shared_trials
+from esr_eval.stats.means import clustered_mean
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,14 @@ class PairedDifference:
     clusters: int
 
 
-def paired_difference(first: Run, second: Run) -> PairedDifference | None:
+def paired_difference(first: Condition, second: Condition) -> PairedDifference | None:
     """How far the second run's first-attempt scores lie from the first's, on the same trials.
 
     Trials pair by latent, topic, seed and epoch; those without a score in either run drop out.
     """
-    before, after, latents = shared_trials(first.first_scores, second.first_scores)
+    scores = (one.by_trial("first_score") for one in (first, second))
+    before, after, latents = shared_trials(*scores)
     if not len(latents):
         return None
-    mean, low, high = clustered_mean((after - before).tolist(), latents.tolist())
+    mean, low, high = clustered_mean(after - before, latents.tolist())
     return PairedDifference(mean, low, high, len(latents), len(set(latents.tolist())))

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.measured import Measured, read_all
-from esr_eval.logs.reading import Note
+from esr_eval.logs.conditions import Condition, read_condition
+from esr_eval.logs.reading import Note, read_each
 from esr_eval.report.changes import METRICS, Change, Metric, change_of, judge
 from esr_eval.report.comparable import differences, failures, other_trials, remarks
 from esr_eval.stats.bootstrap import RESAMPLES
@@ -35,21 +35,36 @@ class Comparison:
         return bool(self.problems) or any(one.verdict == "REGRESSION" for one in self.changes)
 
 
-def read_logs(path: str | Path, note: Note = lambda text: None) -> dict[str, Measured]:
-    """As `measured.read_all`, an unusable log being no verdict.
+def read_logs(path: str | Path, note: Note = lambda text: None) -> dict[str, Condition]:
+    """A log, or all logs of a folder and its folders, by their names.
+
+    Args:
+        path: The log or folder.
+        note: Told of what is left out of a folder, see `esr_eval.logs.reading.read_each`.
 
     Raises:
-        NotComparableError: See `measured.read_all`.
+        NotComparableError: There is none, one that is named cannot be read, or two logs have one
+            name.
     """
+    logs: dict[str, Condition] = {}
     try:
-        return read_all(path, note)
+        conditions = read_each([path], read_condition, note, recursive=True)
     except EsrError as error:
         raise NotComparableError(error.message) from None
+    for one in conditions:
+        if one.name in logs:
+            raise NotComparableError(
+                f"{path} has several logs of {one.name}: name the one to compare."
+            )
+        logs[one.name] = one
+    if not logs:
+        raise NotComparableError(f"There is no log in {path}.")
+    return logs
 
 
 def compare_logs(
-    base: Mapping[str, Measured],
-    new: Mapping[str, Measured],
+    base: Mapping[str, Condition],
+    new: Mapping[str, Condition],
     *,
     metrics: Mapping[str, Metric] = METRICS,
     level: float = 0.95,
@@ -97,19 +112,21 @@ def compare_logs(
     return replace(found, changes=judge(found.changes, metrics, level))
 
 
-def _check(base: Measured, new: Measured, unlike: list[str]) -> None:
-    if base.status != "success":
-        raise NotComparableError(f"{base.path} is no base: its run has the status {base.status}.")
+def _check(base: Condition, new: Condition, unlike: list[str]) -> None:
+    if base.log.status != "success":
+        raise NotComparableError(
+            f"{base.log.path} is no base: its run has the status {base.log.status}."
+        )
     if unlike:
         raise NotComparableError(
-            f"{new.path} does not measure what {base.path} does: {'; '.join(unlike)}. Run it with "
-            "the same settings, or say --allow-differences."
+            f"{new.log.path} does not measure what {base.log.path} does: {'; '.join(unlike)}. "
+            "Run it with the same settings, or say --allow-differences."
         )
 
 
 def _matched(
-    base: Mapping[str, Measured], new: Mapping[str, Measured]
-) -> list[tuple[Measured, Measured]]:
+    base: Mapping[str, Condition], new: Mapping[str, Condition]
+) -> list[tuple[Condition, Condition]]:
     found = [(base[name], new[name]) for name in base if name in new]
     if not found:
         raise NotComparableError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from esr_eval._util import spreadsheet
-from esr_eval.logs.runs import Run, told_reasons
+from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.report.intervals import with_interval
 from esr_eval.report.pairs import PairedDifference, paired_difference
 from esr_eval.stats.rates import Estimate
@@ -41,7 +41,7 @@ ROWS = (
 )
 
 
-def metric_table(runs: Sequence[Run]) -> Table:
+def metric_table(runs: Sequence[Condition]) -> Table:
     """One column for each log, one row for each metric, intervals in brackets."""
     table = Table(title="Endogenous steering resistance, 95 % intervals clustered by latent")
     table.add_column("")
@@ -51,11 +51,11 @@ def metric_table(runs: Sequence[Run]) -> Table:
         table.add_row(title, *values)
     table.add_section()
     for row in ROWS:
-        table.add_row(row.title, *(_shown(run.estimates.get(row.key), row) for run in runs))
+        table.add_row(row.title, *(_shown(run.recorded.get(row.key), row) for run in runs))
     return table
 
 
-def pair_table(runs: Sequence[Run]) -> Table | None:
+def pair_table(runs: Sequence[Condition]) -> Table | None:
     """Paired differences of all pairs of logs that share trials; None when no pair does."""
     pairs = list(_pairs(runs))
     if not pairs:
@@ -73,15 +73,15 @@ def pair_table(runs: Sequence[Run]) -> Table | None:
     return table
 
 
-def write_csv(path: Path, runs: Sequence[Run]) -> None:
+def write_csv(path: Path, runs: Sequence[Condition]) -> None:
     """One line for each log and metric, and for each pair of logs that share trials."""
     about = ("log", "subject", "condition", "backend", "judge", "status", "total", "completed")
     rows: list[tuple[object, ...]] = [(*about, "metric", "value", "low", "high")]
     for run in runs:
-        who = (run.path, run.subject, run.condition, run.backend, run.judge)
-        counts = (run.status, run.total, run.completed)
+        who = (run.log.path, run.subject, run.steering, run.log.backend, run.judge)
+        counts = (run.log.status, *_samples(run))
         for row in ROWS:
-            found = run.estimates.get(row.key)
+            found = run.recorded.get(row.key)
             values = (found.value, found.low, found.high) if found else ("", "", "")
             rows.append((*who, *counts, row.key, *values))
         for reason, count in run.unscored.items():
@@ -94,16 +94,16 @@ def write_csv(path: Path, runs: Sequence[Run]) -> None:
     spreadsheet.write_csv(path, rows)
 
 
-def short_names(runs: Sequence[Run]) -> list[str]:
+def short_names(runs: Sequence[Condition]) -> list[str]:
     """Names for the columns: subject and condition, numbered where they repeat."""
-    names = [one_line(f"{run.subject} {run.condition}") for run in runs]
+    names = [one_line(f"{run.subject} {run.steering}") for run in runs]
     return [
         f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
         for index, name in enumerate(names)
     ]
 
 
-def _pairs(runs: Sequence[Run]) -> Iterator[tuple[str, PairedDifference]]:
+def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, PairedDifference]]:
     names = short_names(runs)
     for (name, run), (other_name, other) in combinations(zip(names, runs, strict=True), 2):
         found = paired_difference(other, run)
@@ -111,18 +111,25 @@ def _pairs(runs: Sequence[Run]) -> Iterator[tuple[str, PairedDifference]]:
             yield f"{name} minus {other_name}", found
 
 
-def _header(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    yield "log", [Path(run.path).stem[-8:] for run in runs]
-    yield "backend", [one_line(run.backend) for run in runs]
+def _header(runs: Sequence[Condition]) -> Iterator[tuple[str, list[str]]]:
+    yield "log", [Path(run.log.path).stem[-8:] for run in runs]
+    yield "backend", [one_line(run.log.backend) for run in runs]
     yield "judge", [one_line(run.judge) for run in runs]
     yield "trials", [_count(run) for run in runs]
     if any(run.unscored for run in runs):
         yield "unscored because", [told_reasons(run.unscored) or "-" for run in runs]
 
 
-def _count(run: Run) -> str:
-    done = f"{run.completed}" if run.completed == run.total else f"{run.completed}/{run.total}"
-    return done if run.status == "success" else f"{done} ({run.status})"
+def _samples(run: Condition) -> tuple[int, int]:
+    """How many there were to be, and how many came to an end, as the log's results count them."""
+    results = run.log.header.results
+    return (results.total_samples, results.completed_samples) if results else (0, 0)
+
+
+def _count(run: Condition) -> str:
+    total, completed = _samples(run)
+    done = f"{completed}" if completed == total else f"{completed}/{total}"
+    return done if run.log.status == "success" else f"{done} ({run.log.status})"
 
 
 def _shown(found: Estimate | None, row: Row) -> str:

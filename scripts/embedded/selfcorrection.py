@@ -71,7 +71,7 @@ def evaluate(adapter: Path, logs: Path, seed: int) -> None:
     from inspect_ai import eval as inspect_eval
     from rich.console import Console
 
-    from esr_eval.logs.runs import read_runs
+    from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.summary import metric_table, pair_table
 
     drawn = {"n_latents": N_LATENTS, "trials_per_latent": TRIALS_PER_LATENT, "seed": seed}
@@ -91,7 +91,7 @@ def evaluate(adapter: Path, logs: Path, seed: int) -> None:
             )[0]
             made.append(Path(log.location.removeprefix("file://")))
             source = source or str(made[-1])
-    runs = read_runs(made, note=print)
+    runs = read_all_scored(made, note=print)
     console = Console(width=160)
     console.print(metric_table(runs))
     pairs = pair_table(runs)

@@ -5,9 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from esr_eval.logs.conditions import Condition
+from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.logs.measures import SCORES, SHARES
-from esr_eval.logs.runs import told_reasons
 from esr_eval.report.section import Evidence, Part, Section, Table
 from esr_eval.report.text import NONE, count, mean, percent
 from esr_eval.scorers.metrics import scale_doubt
