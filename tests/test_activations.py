@@ -19,7 +19,7 @@ from esr_eval.episodes.region_tokens import Region
 from esr_eval.episodes.regions import region_statistics
 from esr_eval.episodes.traces import Trace
 from esr_eval.errors import EsrError
-from esr_eval.report.trace_plot import trace_figure
+from esr_eval.report.plots import trace_figure
 from esr_eval.spec import Steering
 from esr_eval.subjects import find_subject
 

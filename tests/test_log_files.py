@@ -26,8 +26,8 @@ from esr_eval.logs.runs import read_log, read_runs
 from esr_eval.logs.stored import read_logs, read_stored
 from esr_eval.logs.values import read_values
 from esr_eval.paper.run import finished
-from esr_eval.report import write_report
 from esr_eval.report.agreement import agreement_of
+from esr_eval.report.page import write_report
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
 

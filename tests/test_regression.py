@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from esr_eval.cli import app
 from esr_eval.logs.measured import Measured, TrialId, read_measured
 from esr_eval.report.changes import METRICS
-from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
-from esr_eval.report.regression_table import read_metrics
+from esr_eval.report.regression import NotComparableError, compare_logs, read_logs, read_metrics
 from esr_eval.stats.differences import clustered_mean
 
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"

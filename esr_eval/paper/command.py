@@ -69,7 +69,7 @@ def run(
     if rest and large and not yes and sys.stdin.isatty():
         typer.confirm("Begin?", abort=True)
     made = run_paper(paper, choices, console)
-    from esr_eval.report import write_report
+    from esr_eval.report.page import write_report
 
     page = write_report([Path(log) for log in made], output or logs / "report")
     console.print(f"The report: {page}")

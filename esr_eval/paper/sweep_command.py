@@ -8,8 +8,8 @@ import typer
 
 from esr_eval._util.terminal import Terminal, note
 from esr_eval.errors import EsrError
-from esr_eval.paper import sweep as sweeping
 from esr_eval.logs.reading import Note
+from esr_eval.paper import sweep as sweeping
 from esr_eval.paper.command import ASK_FROM_HOURS
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.sweep_plan import Sweep
@@ -69,8 +69,8 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Note) -> None:
     from esr_eval._util.spreadsheet import write_frame
     from esr_eval.logs.conditions import conditions_of
     from esr_eval.logs.stored import read_logs
-    from esr_eval.report.finetuning import finetuning_of
-    from esr_eval.report.finetuning_table import finetuning_frame, finetuning_tables
+    from esr_eval.report.adapters import finetuning_of
+    from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_frame
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:
@@ -79,7 +79,7 @@ def print_tables(logs: Sequence[Path], csv: Path | None, note: Note) -> None:
             "-M adapter=PATH, or `esr-eval finetune sweep`."
         )
     console = Terminal()
-    for table in finetuning_tables(found):
-        console.print(table)
+    console.print(boosted_table(found))
+    console.print(cost_table(found))
     if csv is not None:
         write_frame(csv, finetuning_frame(found))

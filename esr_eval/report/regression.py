@@ -1,15 +1,17 @@
 """Has a new log become worse than a stored one, beyond what noise explains?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esr_eval.errors import EsrError
 from esr_eval.logs.measured import Measured, read_all
 from esr_eval.logs.reading import Note
-from esr_eval.report.changes import METRICS, Change, Metric, change_of, judge
-from esr_eval.report.comparable import differences, failures, other_trials, remarks
+from esr_eval.report.changes import DIRECTIONS, METRICS, Change, Metric, change_of, judge
+from esr_eval.report.table import RULE, Alarm, Cell, Column, Table
+from esr_eval.report.text import with_interval
 from esr_eval.stats.bootstrap import RESAMPLES
+from esr_eval.text import one_line
 
 COMPLETED_MARGIN = 0.02
 """Share of the base's trials that may be missing in the new log without being a regression."""
@@ -116,3 +118,142 @@ def _matched(
             f"No log measures what another does: base {', '.join(base)}; new {', '.join(new)}."
         )
     return found
+
+
+FROM_ANSWERS = ("sae_digest", "rubric")
+"""Settings that only trials with an answer tell of."""
+
+
+def differences(base: Measured, new: Measured) -> list[str]:
+    """What decides the numbers and is not the same in both logs."""
+    found = [
+        f"{name} {base.settings.get(name)} and {new.settings.get(name)}"
+        for name in dict.fromkeys((*base.settings, *new.settings))
+        if base.settings.get(name) != new.settings.get(name)
+        and not (name in FROM_ANSWERS and None in (base.settings.get(name), new.settings.get(name)))
+    ]
+    if base.planned != new.planned:
+        found.append(f"{base.planned} and {new.planned} trials")
+    shared = base.boosts.keys() & new.boosts.keys()
+    if other := sum(base.boosts[key] != new.boosts[key] for key in shared):
+        found.append(f"other boosts in {other} of {len(shared)} trials")
+    return found
+
+
+def other_trials(base: Measured, new: Measured) -> list[str]:
+    """That the new log has trials of its own: other latents, tasks or seeds were drawn."""
+    strange = len(new.boosts.keys() - base.boosts.keys())
+    return [f"{strange} of {len(new.boosts)} trials are not the base's"] if strange else []
+
+
+def remarks(base: Measured, new: Measured) -> list[str]:
+    """What is worth knowing of the two logs and keeps nobody from comparing them."""
+    moved = [
+        f"{name} {base.versions[name]} and {new.versions[name]}"
+        for name in base.versions.keys() & new.versions.keys()
+        if base.versions[name] != new.versions[name]
+    ]
+    found = [f"other versions: {', '.join(sorted(moved))}"] if moved else []
+    if ("improvement" in base.values) != ("improvement" in new.values):
+        found.append("only one of the logs has the scorer esr_eval/improvement")
+    return [*found, *base.notes, *new.notes]
+
+
+def failures(base: Measured, new: Measured, margin: float) -> list[str]:
+    """Regressions that need no statistics.
+
+    Args:
+        base: The stored log.
+        new: The new one.
+        margin: Share of the trials due that may be missing.
+    """
+    found = [] if new.status == "success" else [f"the run's status is {new.status}"]
+    # A smaller plan is another setting and no failure; what was planned has to be there.
+    due = min(base.completed, new.planned)
+    if new.completed < due * (1 - margin):
+        found.append(f"{new.completed} trials came to an end; {due} were due")
+    for metric in METRICS:
+        rescored = metric == "improvement" and "improvement_unscored" not in new.values
+        if base.values.get(metric) and not new.values.get(metric) and not rescored:
+            found.append(f"no trial has a value of {metric} any more")
+    return found
+
+
+ALL = "all"
+COMPLETED = "completed"
+
+
+def read_metrics(worse: Sequence[str], margins: Sequence[str]) -> tuple[dict[str, Metric], float]:
+    """Directions and margins, `METRIC=WHAT` each, over the defaults.
+
+    Returns:
+        The metrics, and the margin of completed trials.
+
+    Raises:
+        NotComparableError: A metric or direction that there is not, or a margin that is no number.
+    """
+    metrics, completed = dict(METRICS), COMPLETED_MARGIN
+    for name, direction in _pairs("--worse", worse, (*METRICS, ALL)):
+        if direction not in DIRECTIONS:
+            raise NotComparableError(f"--worse takes {', '.join(DIRECTIONS)}, not {direction!r}.")
+        for metric in METRICS if name == ALL else (name,):
+            metrics[metric] = metrics[metric]._replace(worse=direction)
+    for name, text in _pairs("--margin", margins, (*METRICS, COMPLETED)):
+        try:
+            size = float(text)
+        except ValueError:
+            size = -1.0
+        if not 0 <= size < float("inf"):
+            raise NotComparableError(f"--margin {name}={text}: a margin is a number, 0 or more.")
+        if name == COMPLETED:
+            completed = size
+        else:
+            metrics[name] = metrics[name]._replace(margin=size)
+    return metrics, completed
+
+
+def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float) -> Table:
+    """One line for each metric of each pair of logs."""
+    names = list(dict.fromkeys(change.log for change in found.changes))
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        if len(names) > 1:
+            rows += [RULE, (one_line(name), *[""] * 6)]
+        rows += [
+            _row(change, metrics[change.metric].is_rate)
+            for change in found.changes
+            if change.log == name
+        ]
+    return Table(
+        f"New against base: {one_line(names[0])}" if len(names) == 1 else "New against base",
+        ("", "base", "new", "difference", "p", "trials", Column("verdict", "left")),
+        rows,
+        f"Intervals: {100 * level:g} %, clustered by latent. p: by Holm over all tests ("
+        f"{sum(change.p_value is not None for change in found.changes)}); - where all trials are "
+        "alike, or there is one latent only.",
+    )
+
+
+def _row(change: Change, is_rate: bool) -> tuple[Cell, ...]:
+    scale, unit = (100.0, " %") if is_rate else (1.0, "")
+    difference = change.difference
+    base, new = change.trials
+    return (
+        change.metric,
+        f"{scale * change.base:.1f}{unit}",
+        f"{scale * change.new:.1f}{unit}",
+        with_interval(difference.value, difference.low, difference.high, "+.1f", scale=scale),
+        None if change.corrected is None else f"{change.corrected:.2g}",
+        f"{base} pairs" if change.paired else f"{base}, {new}",
+        Alarm(change.verdict) if change.verdict == "REGRESSION" else change.verdict,
+    )
+
+
+def _pairs(option: str, given: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise NotComparableError(
+                f"{option} {text} is not of the form METRIC=VALUE with one of {', '.join(names)}."
+            )
+        yield name, value
