@@ -115,7 +115,8 @@ def summary_frame(runs: Sequence[Run]) -> pd.DataFrame:
             found = run.estimates.get(row.key)
             rows.append({**about, "metric": row.key, **(asdict(found) if found else {})})
         for reason, count in run.unscored.items():
-            rows.append({**about, "metric": f"unscored: {reason}", "value": count})
+            # As text: among shares, pandas would write a count of 2 as 2.0.
+            rows.append({**about, "metric": f"unscored: {reason}", "value": str(count)})
     for name, pair in _pairs(runs):
         # A pair is no one log: only its name, its trials and the difference are there.
         rows.append(
