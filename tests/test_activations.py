@@ -18,7 +18,7 @@ from esr_eval.episodes.reading import read_episodes
 from esr_eval.episodes.regions import region_statistics
 from esr_eval.episodes.traces import Region, Trace, read_traces
 from esr_eval.errors import EsrError
-from esr_eval.report.trace_plot import trace_figure
+from esr_eval.report.plots import trace_figure
 from esr_eval.spec import Steering
 from esr_eval.subjects import find_subject
 

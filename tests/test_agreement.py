@@ -12,12 +12,12 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import score
 from scoring import DATA, TASK, examples, grader, run, trial, verdict
 
+from esr_eval._util.spreadsheet import write_frame
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.logs.judged import Judged, Verdict, choose_judged, read_judged
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.report.agreement import agreement_of, write_csv
-from esr_eval.report.agreement_table import judge_table, pair_table
+from esr_eval.report.agreement import agreement_frame, agreement_of, judge_table, pair_table
 from esr_eval.scorers.agreement import agreement
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
@@ -134,7 +134,7 @@ def test_the_report_equals_counts_by_hand(crossed, tmp_path):
     # yes-yes 2, yes-no 1, no-no 2: observed 0.8, expected 0.6 * 0.4 + 0.4 * 0.6
     assert pair.kappa.value == pytest.approx((0.8 - 0.48) / (1 - 0.48))
     assert (pair.direction.hits, pair.direction.trials) == (1, 2)
-    write_csv(tmp_path / "a.csv", [report])
+    write_frame(tmp_path / "a.csv", agreement_frame([report]))
     [row] = csv.DictReader((tmp_path / "a.csv").read_text("utf-8").splitlines())
     assert float(row["agreement"]) == 0.8 and row["second_unscored"] == "1"
 
@@ -223,7 +223,7 @@ def test_hostile_responses_and_verdicts(tmp_path):
         assert not [mark for mark in ("<", "`", "$", "](") if mark in found.explanation]
     report = agreement_of(log.location)
     assert report.pairs[0].multi_attempt is None and report.pairs[0].kappa is None
-    assert judge_table(report).row_count == 2 and pair_table(report).row_count == 1
+    assert len(judge_table(report).rows) == 2 and len(pair_table(report).rows) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from esr_eval.cli.finetune import app
 from esr_eval.finetune.card import adapter_facts
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.stored import read_logs
-from esr_eval.report.finetuning import finetuning_of
-from esr_eval.report.finetuning_table import boosted_cells, cost_cells
-from esr_eval.report.section import Evidence
-from esr_eval.report.sections import finetuning
+from esr_eval.report.adapters import finetuning_of
+from esr_eval.report.evidence import Evidence
+from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_section
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "self-correction"
 BASE, TUNED = "smollm2-135m", "smollm2-135m-esr"
@@ -112,7 +111,7 @@ def test_a_subject_made_worse_has_a_cost_below_zero(conditions):
         worse.append(replace(one, trials=trials))
     [_, cost] = finetuning_of(worse).unboosted
     assert cost.first_score.value == pytest.approx(1.59375 - 20) and cost.first_score.high < 0
-    assert cost_cells(finetuning_of(worse)).rows[1][5].startswith("-18.4 (")
+    assert cost_table(finetuning_of(worse)).rows[1][5].startswith("-18.4 (")
 
 
 def test_only_trials_that_both_have_are_compared(conditions):
@@ -132,11 +131,11 @@ def test_only_trials_that_both_have_are_compared(conditions):
 def test_without_a_tuned_subject_there_is_no_section(conditions):
     base = [one for one in conditions if not _tuned(one)]
     assert finetuning_of(base) is None
-    assert finetuning.section(Evidence([], base, [])) is None
+    assert finetuning_section(Evidence([], base, [])) is None
 
 
 def test_one_adapter_has_tables_and_several_mixes_have_curves(conditions):
-    section = finetuning.section(Evidence([], conditions, []))
+    section = finetuning_section(Evidence([], conditions, []))
     assert [part.kind for part in section.parts] == ["table", "table"]
     text = " ".join(section.answers)
     assert "26.0 % (14.3 to 42.7) restart" in text and "+1.6 (+0.2 to +3.0)" in text
@@ -148,13 +147,13 @@ def test_one_adapter_has_tables_and_several_mixes_have_curves(conditions):
         for one in (one for one in conditions if _tuned(one)):
             trials = one.trials.sample(frac=0.5 + mix / 100, random_state=rng.randrange(100))
             swept.append(_as_mix(replace(one, trials=trials), mix))
-    section = finetuning.section(Evidence([], swept, []))
+    section = finetuning_section(Evidence([], swept, []))
     [pictures] = [part for part in section.parts if part.kind == "pictures"]
     rates, cost = pictures.pictures
     for said in ("boost on: ", "boost off: ", "boost off after 40 tokens: ", "at +10 (n = 58)"):
         assert said in rates.alt
     assert "first score, less the base's: " in cost.alt and "at +50" in cost.alt
-    names = [row[0] for row in boosted_cells(finetuning_of(swept)).rows]
+    names = [row[0] for row in boosted_table(finetuning_of(swept)).rows]
     mixes = [f"{TUNED}, {mix} %" for mix in (10, 30, 50) for _ in range(2)]
     assert names == [BASE, BASE, *mixes]
 

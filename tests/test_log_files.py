@@ -29,8 +29,8 @@ from esr_eval.logs.reading import planned_of, read_each, reading
 from esr_eval.logs.replay import read_responses, replay_log
 from esr_eval.logs.stored import read_logs, read_stored
 from esr_eval.paper.run import finished
-from esr_eval.report import write_report
 from esr_eval.report.agreement import agreement_of
+from esr_eval.report.page import write_report
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
 

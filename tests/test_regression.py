@@ -26,8 +26,7 @@ from esr_eval.cli import app
 from esr_eval.logs.conditions import Condition, read_condition
 from esr_eval.logs.stored import StoredLog
 from esr_eval.report.changes import METRICS
-from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
-from esr_eval.report.regression_table import read_metrics
+from esr_eval.report.regression import NotComparableError, compare_logs, read_logs, read_metrics
 from esr_eval.stats.means import clustered_mean
 
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"

@@ -27,8 +27,9 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import conditions_of, read_values, shared_trials
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.stored import read_logs
-from esr_eval.report import gallery, write_report
-from esr_eval.report.comparisons import compare_with_main
+from esr_eval.report import episodes
+from esr_eval.report.evidence import compare_with_main
+from esr_eval.report.page import write_report
 from esr_eval.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.improvement import improvement
@@ -429,11 +430,11 @@ def test_published_figures_name_what_exists():
 
 
 def test_episodes_with_several_attempts_come_first_and_are_marked_where_they_are(evidence, report):
-    picks = gallery.choose(evidence[1])
-    assert len(picks) == gallery.EPISODES
+    picks = episodes.choose(evidence[1])
+    assert len(picks) == episodes.EPISODES
     whys = [pick.why for pick in picks]
     drifts = whys.count("a typical drift")
-    assert drifts == gallery.LEAST_DRIFTS
+    assert drifts == episodes.LEAST_DRIFTS
     assert whys == ["several attempts"] * (len(whys) - drifts) + ["a typical drift"] * drifts
     assert len({(pick.condition.name, pick.id) for pick in picks}) == len(picks)
     marked = page_of(report).marked
@@ -518,7 +519,7 @@ def test_five_thousand_samples_take_under_a_minute_and_2_gb(logs, tmp_path):
     del log
     script = (
         "import sys, time; start = time.process_time()\n"
-        "from pathlib import Path\nfrom esr_eval.report import write_report\n"
+        "from pathlib import Path\nfrom esr_eval.report.page import write_report\n"
         "write_report([Path(sys.argv[1])], Path(sys.argv[2]))\n"
         # Not getrusage: its peak is inherited from the process that started this one.
         "[used] = [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')]\n"

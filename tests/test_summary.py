@@ -15,10 +15,17 @@ from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
+from esr_eval._util.spreadsheet import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
-from esr_eval.report.pairs import paired_difference
-from esr_eval.report.summary import ROWS, metric_table, pair_table, short_names, write_csv
+from esr_eval.report.summary import (
+    ROWS,
+    metric_table,
+    pair_table,
+    paired_difference,
+    short_names,
+    summary_frame,
+)
 from esr_eval.scorers.attempts import MEANS, RATES, attempts
 from esr_eval.stats.means import clustered_mean
 from esr_eval.tasks.esr import esr
@@ -168,7 +175,7 @@ def test_one_latent_has_no_interval() -> None:
 
 
 def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Condition]) -> None:
-    write_csv(tmp_path / "numbers.csv", runs)
+    write_frame(tmp_path / "numbers.csv", summary_frame(runs))
     with (tmp_path / "numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * len(ROWS) + 1

@@ -19,6 +19,10 @@ from esr_eval.cli.running import strength_table
 from esr_eval.data.labels import write_labels
 from esr_eval.dataset import Latent, load_latents
 from esr_eval.errors import EsrError
+from esr_eval.report.page import render
+from esr_eval.report.section import Section
+from esr_eval.report.table import RULE, Alarm, Column
+from esr_eval.report.table import Table as OneTable
 from esr_eval.subjects import find_subject
 from esr_eval.text import harmless, one_line
 
@@ -67,6 +71,29 @@ def test_calibration_shows_a_label_that_looks_like_markup():
     record = next(iter(shipped.values())).model_copy(update={"label": MARKUP + CODES})
     shown = printed(strength_table([record], set()))
     assert "[/INST] [bold]x[/]" in shown and not OBEYED.search(shown)
+
+
+def test_one_table_is_printed_without_cutting_names_and_put_on_the_page():
+    names = [f"smollm2-135m-with-a-long-name-{end}" for end in ("first", "second")]
+    table = OneTable(
+        "What came out",
+        ("", *names, Column("verdict", "left")),
+        [("trials", 1234, 5, ""), RULE, ("rate", None, "7.4 %", Alarm("REGRESSION"))],
+        "How to read it.",
+    )
+    console = Terminal(file=io.StringIO(), width=40, color_system=None)
+    console.print(table)
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= 40
+    heads = [line.split("┃")[1:-1] for line in shown.splitlines() if line.startswith("┃")]
+    assert ["".join(part.strip() for part in one) for one in zip(*heads, strict=True)][1:3] == names
+    cells = [line.split("│")[1:-1] for line in shown.splitlines() if line.startswith("│")]
+    assert [cell.strip() for cell in cells[0]] == ["trials", "1234", "5", ""]
+    assert [cell.strip() for cell in cells[1]][1] == "-" and shown.count("├") == 1
+    page = render([Section(id="x", title="x", parts=[table])], "", [])
+    for text in (*names, "<bdi>1,234</bdi>", "<bdi>–</bdi>", "<bdi>REGRESSION</bdi>"):
+        assert text in page
+    assert page.count("<tr>") == 3
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,7 @@ def compare(
     two do not measure the same thing.
     """
     from esr_eval._util.terminal import Terminal
-    from esr_eval.report.regression import compare_logs, read_logs
-    from esr_eval.report.regression_table import change_table, read_metrics
+    from esr_eval.report.regression import change_table, compare_logs, read_logs, read_metrics
 
     metrics, completed = read_metrics(worse or [], margin or [])
     found = compare_logs(
@@ -116,12 +115,11 @@ def power(
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
     from esr_eval._util.terminal import Terminal
-    from esr_eval.report.clustering import clustering_of_logs
+    from esr_eval.report.planning import clustering_of_logs, power_table
     from esr_eval.stats.power import (
         ASSUMED_ICC,
         ASSUMED_LATENT_CORRELATION,
         Design,
-        power_table,
     )
 
     if reduced > base:

@@ -306,8 +306,8 @@ def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
     from esr_eval._util.terminal import Terminal
     from esr_eval.logs.conditions import conditions_of
     from esr_eval.logs.stored import read_logs
-    from esr_eval.report.finetuning import finetuning_of
-    from esr_eval.report.finetuning_table import finetuning_frame, finetuning_tables
+    from esr_eval.report.adapters import finetuning_of
+    from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_frame
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:
@@ -316,8 +316,8 @@ def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
             "-M adapter=PATH, or `esr-eval finetune sweep`."
         )
     console = Terminal()
-    for table in finetuning_tables(found):
-        console.print(table)
+    console.print(boosted_table(found))
+    console.print(cost_table(found))
     if csv is not None:
         write_frame(csv, finetuning_frame(found))
 

@@ -20,9 +20,10 @@ def summary(
     csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
+    from esr_eval._util.spreadsheet import write_frame
     from esr_eval._util.terminal import Terminal
     from esr_eval.logs.conditions import read_all_scored
-    from esr_eval.report.summary import metric_table, pair_table, short_names, write_csv
+    from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
     from esr_eval.scorers.metrics import scale_doubt
 
     runs = read_all_scored(logs, note)
@@ -35,7 +36,7 @@ def summary(
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
     if csv is not None:
-        write_csv(csv, runs)
+        write_frame(csv, summary_frame(runs))
 
 
 @app.command()
@@ -49,7 +50,7 @@ def report(
     ] = Path("report"),
 ) -> None:
     """Make one HTML page and CSV tables of logs: what was asked, and what came out."""
-    from esr_eval.report import write_report
+    from esr_eval.report.page import write_report
 
     page = write_report(logs, output, note=note)
     tell(f"The report: {page}")
@@ -79,7 +80,7 @@ def detectors(
     from esr_eval._util.terminal import Terminal
     from esr_eval.detectors.discovery import find_detectors
     from esr_eval.detectors.report import check_rule, write_detector_file
-    from esr_eval.report.detector_table import detector_table
+    from esr_eval.report.detectors import detector_table
 
     wanted = check_rule(rule)
     report = find_detectors(log, min_mismatched, max_matched, top, note)
@@ -96,9 +97,32 @@ def activations(
     csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
-    from esr_eval.report.region_tables import report_activations
+    from esr_eval._util.spreadsheet import write_frame
+    from esr_eval._util.terminal import Terminal
+    from esr_eval.episodes.regions import latent_effects, region_statistics
+    from esr_eval.episodes.traces import read_traces
+    from esr_eval.logs.reading import read_only
+    from esr_eval.report.activations import (
+        contrast_table,
+        latent_table,
+        region_frame,
+        region_table,
+        set_title,
+    )
 
-    report_activations(log, csv, note)
+    found = read_only(log, read_traces, note)
+    statistics = region_statistics(found.traces)
+    effects = {
+        name: latent_effects(found.traces, one.latents, name) for name, one in found.sets.items()
+    }
+    console = Terminal()
+    console.print(region_table(found, statistics))
+    console.print(contrast_table(found, statistics))
+    for name, ranked in effects.items():
+        if any(one.d is not None for one in ranked):
+            console.print(latent_table(ranked, set_title(found, name)))
+    if csv is not None:
+        write_frame(csv, region_frame(statistics, effects))
 
 
 @app.command()
@@ -110,9 +134,9 @@ def agreement(
     csv: Csv = None,
 ) -> None:
     """Print how far judges of the same responses agree, pair by pair."""
+    from esr_eval._util.spreadsheet import write_frame
     from esr_eval._util.terminal import Terminal
-    from esr_eval.report.agreement import agreements_of, write_csv
-    from esr_eval.report.agreement_table import judge_table, pair_table
+    from esr_eval.report.agreement import agreement_frame, agreements_of, judge_table, pair_table
 
     reports = agreements_of(logs, note)
     console = Terminal()
@@ -120,4 +144,4 @@ def agreement(
         console.print(judge_table(report))
         console.print(pair_table(report))
     if csv is not None:
-        write_csv(csv, reports)
+        write_frame(csv, agreement_frame(reports))

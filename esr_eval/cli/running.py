@@ -175,7 +175,7 @@ def paper(
     made = finished(logs, run.identity, console.print, aside=True)
     run_steps(run, steps, made, lambda key: console.rule(titles[key]))
 
-    from esr_eval.report import write_report
+    from esr_eval.report.page import write_report
 
     page = write_report([Path(made[step.key]) for step in steps], output or logs / "report")
     console.print(f"The report: {page}")

@@ -1,8 +1,7 @@
 """The named subjects as a table: what each needs, and whether this machine can hold it."""
 
-from rich.table import Table
-
 from esr_eval.model.weights import HEADROOM, gpu_memory_gib, main_memory_gib
+from esr_eval.report.table import Column, Table
 from esr_eval.subjects import Subject, subjects
 
 
@@ -11,20 +10,18 @@ def subject_table() -> Table:
     gpus = gpu_memory_gib()
     have = sum(gpus) if gpus else main_memory_gib()
     where = f"{len(gpus)} GPU(s), {have:.0f} GiB" if gpus else f"no GPU, {have:.0f} GiB of memory"
-    table = Table(title="Subjects: inspect eval esr_eval/esr --model esr/NAME", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    table.add_column("layers", justify="right", no_wrap=True)
-    table.add_column("latents", justify="right", no_wrap=True)
-    table.add_column("GiB", justify="right", no_wrap=True)
-    table.add_column("fits", no_wrap=True)
-    table.add_column("model, SAE, grader", overflow="fold")
-    for subject in subjects().values():
-        table.add_row(*_cells(subject, have))
-    table.caption = (
+    return Table(
+        "Subjects: inspect eval esr_eval/esr --model esr/NAME",
+        (
+            Column("name", "left", whole=True),
+            *(Column(name, whole=True) for name in ("layers", "latents", "GiB")),
+            Column("fits", "left", whole=True),
+            Column("model, SAE, grader", "left"),
+        ),
+        [_cells(subject, have) for subject in subjects().values()],
         f"This machine: {where}. GiB: the weights alone; about {HEADROOM - 1:.0%} more is needed. "
-        "Layers: how many, and the one that is steered."
+        "Layers: how many, and the one that is steered.",
     )
-    return table
 
 
 def _cells(subject: Subject, have: float) -> tuple[str, ...]:

@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
 from inspect_ai.log import EvalSampleSummary, read_eval_log_sample_summaries
 from inspect_ai.scorer import Score
 
-from esr_eval._util import spreadsheet
 from esr_eval.errors import EsrError
+from esr_eval.logs.measures import Measured
 from esr_eval.logs.reading import Note, read_each, reading
+from esr_eval.logs.stored import StoredLog
+from esr_eval.report.evidence import Evidence
+from esr_eval.report.section import Part, Section, unusable
+from esr_eval.report.table import Table
+from esr_eval.report.text import count, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 from esr_eval.stats.bootstrap import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate
+from esr_eval.text import one_line
 
 NAN = math.nan
 
@@ -207,33 +214,147 @@ def _cluster(sample: EvalSampleSummary) -> str:
     return str(sample.metadata.get(CLUSTER, sample.metadata.get("latent")))
 
 
-COLUMNS = (
-    "log", "first", "second", "responses", "agreement", "agreement_low", "agreement_high",
-    "kappa", "kappa_low", "kappa_high", "several_for_both", "direction", "direction_low",
-    "direction_high", "first_unscored", "second_unscored",
-)  # fmt: skip
-
-
-def write_csv(path: Path, reports: Sequence[AgreementReport]) -> None:
+def agreement_frame(reports: Sequence[AgreementReport]) -> pd.DataFrame:
     """One line for each pair of judges."""
-    rows: list[tuple[object, ...]] = [COLUMNS]
+    rows: list[dict[str, object]] = []
     for report in reports:
         unscored = {judge.name: judge.unscored for judge in report.judges}
         for pair in report.pairs:
             multi, direction = pair.multi_attempt, pair.direction
             rows.append(
-                (
-                    *(report.path, pair.first, pair.second),
-                    multi.trials if multi else 0,
-                    *_bounds(multi.estimate if multi else None),
-                    *_bounds(pair.kappa),
-                    direction.trials if direction else 0,
-                    *_bounds(direction.estimate if direction else None),
-                    *(unscored[pair.first], unscored[pair.second]),
-                )
+                {
+                    "log": report.path,
+                    "first": pair.first,
+                    "second": pair.second,
+                    "responses": multi.trials if multi else 0,
+                    **_bounds("agreement", multi.estimate if multi else None),
+                    **_bounds("kappa", pair.kappa),
+                    "several_for_both": direction.trials if direction else 0,
+                    **_bounds("direction", direction.estimate if direction else None),
+                    "first_unscored": unscored[pair.first],
+                    "second_unscored": unscored[pair.second],
+                }
             )
-    spreadsheet.write_csv(path, rows)
+    return pd.DataFrame(rows, dtype=object)
 
 
-def _bounds(found: Estimate | None) -> tuple[float | str | None, ...]:
-    return (found.value, found.low, found.high) if found else ("", "", "")
+def _bounds(name: str, found: Estimate | None) -> dict[str, float | None]:
+    found = found or Estimate(NAN, NAN, NAN)
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def judge_table(report: AgreementReport) -> Table:
+    """What each judge found, and what could not be used of it."""
+    return Table(
+        f"Judges of the same {report.responses} responses",
+        ("judge", "judged", "unscored", "multi-attempt rate"),
+        [
+            (one_line(judge.name), judge.judged, judge.unscored, _share(judge.multi_attempt))
+            for judge in report.judges
+        ],
+    )
+
+
+def pair_table(report: AgreementReport) -> Table:
+    """Every pair of judges compared."""
+    return Table(
+        "Agreement of judges, 95 % intervals clustered by latent",
+        ("judges", "responses", "agree on several attempts", "kappa", "agree on direction"),
+        [
+            (
+                f"{one_line(pair.first)} / {one_line(pair.second)}",
+                pair.multi_attempt.trials if pair.multi_attempt else 0,
+                _share(pair.multi_attempt),
+                _number(pair.kappa, ".2f"),
+                _share(pair.direction, with_trials=True),
+            )
+            for pair in report.pairs
+        ],
+        "Direction: of responses with several attempts for both judges, whether the last "
+        "is better than the first. Published, for five judges: over 95 % agreement on several "
+        "attempts, 93 to 97 % on direction.",
+    )
+
+
+def _share(found: Rate | None, with_trials: bool = False) -> str | None:
+    if found is None:
+        return None
+    of = f" of {found.trials}" if with_trials else ""
+    return _number(found.estimate, ".1f", f" %{of}", 100)
+
+
+def _number(found: Estimate | None, form: str, unit: str = "", scale: float = 1) -> str | None:
+    if found is None:
+        return None
+    return with_interval(found.value, found.low, found.high, form, unit, scale)
+
+
+def agreement_section(evidence: Evidence) -> Section | None:
+    """Pairs of judges, of cross-judge logs and of logs that several judges scored."""
+    logs = [*evidence.logs_of("cross_judge"), *_scored_again(evidence)]
+    if not logs:
+        return None
+    answers: list[str] = []
+    parts: list[Part] = []
+    rows: list[dict[str, object]] = []
+    for log in logs:
+        try:
+            report = agreement_of(log.path)
+        except EsrError as error:
+            answers.append(unusable(log, error))
+            continue
+        answers.append(_answer(log, report))
+        parts += [judge_table(report), pair_table(report)]
+        rows += _numbers(log, report)
+    return Section(
+        id="agreement",
+        title="Agreement of judges",
+        question="Do other judges find the same attempts, and the same direction of change?",
+        answers=answers,
+        parts=parts,
+        tables={"agreement": pd.DataFrame(rows)} if rows else {},
+        experiment="cross_judge",
+    )
+
+
+def _scored_again(evidence: Evidence) -> list[StoredLog]:
+    paths = [one.log.path for one in evidence.conditions]
+    found = {one.log.path: one.log for one in evidence.conditions if paths.count(one.log.path) > 1}
+    return list(found.values())
+
+
+def _measured(found: Rate | None) -> Measured | None:
+    return None if found is None else Measured.of(found)
+
+
+def _answer(log: StoredLog, report: AgreementReport) -> str:
+    known = [pair for pair in report.pairs if pair.multi_attempt is not None]
+    name = one_line(log.condition)
+    unscored = sum(judge.unscored for judge in report.judges)
+    if not known:
+        return f"{name}: no response was judged by two of {len(report.judges)} judges."
+    shares = [pair.multi_attempt.estimate.value for pair in known if pair.multi_attempt]
+    return (
+        f"{name}: {count(len(report.judges), 'judge')} of {count(report.responses, 'response')} "
+        f"agree on several attempts in {_range(shares)} of responses per pair of judges; "
+        f"{count(unscored, 'verdict')} could not be used."
+    )
+
+
+def _range(shares: list[float]) -> str:
+    low, high = f"{100 * min(shares):.1f}", f"{100 * max(shares):.1f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _numbers(log: StoredLog, report: AgreementReport) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for pair in report.pairs:
+        names = {"log": log.file, "first": pair.first, "second": pair.second}
+        rates = {"multi_attempt": pair.multi_attempt, "direction": pair.direction}
+        for metric, found in rates.items():
+            if (measured := _measured(found)) is not None:
+                rows.append({**names, "metric": metric, **measured._asdict()})
+        if pair.kappa is not None:
+            bounds = {"low": pair.kappa.low, "high": pair.kappa.high}
+            rows.append({**names, "metric": "kappa", "value": pair.kappa.value, **bounds})
+    return rows

@@ -1,222 +1,239 @@
-"""Fine-tuned subjects: what they do under the boost, and what it costs where nobody steers."""
+"""Fine-tuned subjects: restarts under the boost, their cost without it, and both over the mix."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections import defaultdict
 
-from esr_eval.logs.conditions import Condition, shared_trials
-from esr_eval.stats.comparisons import PairedComparison, compare_pairs
-from esr_eval.stats.means import Difference, mean_difference
+import pandas as pd
 
-RESTARTS = "multi_attempt"
-_COMPARED = ("esr", "no_steering", "finetuned")
-_MODEL = ("model", "revision", "sae", "steering_layer")
-"""What a tuned subject and its base have in common."""
+from esr_eval.logs.measures import HOLISTIC, Measured
+from esr_eval.report.adapters import Boosted, Finetuning, Unboosted, finetuning_of
+from esr_eval.report.evidence import Evidence
+from esr_eval.report.plots import curves
+from esr_eval.report.section import Part, Picture, Pictures, Section
+from esr_eval.report.table import Table
+from esr_eval.report.text import NONE, count, mean, percent, with_interval
+from esr_eval.stats.comparisons import PairedComparison
+from esr_eval.text import one_line
 
-
-@dataclass(frozen=True)
-class _Row:
-    """One log of a tuned subject, or of the base that one is held against.
-
-    Attributes:
-        name: Who answered.
-        mix: Percent self-correction of its training; None of the base, and where it is not told.
-        tuned: Whether it has an adapter.
-        condition: The log as one judge scored it.
-    """
-
-    name: str
-    mix: float | None
-    tuned: bool
-    condition: Condition
+IMPROVEMENT = f"{HOLISTIC}improvement"
+KEYS = ("multi_attempt", "esr", "first_score", IMPROVEMENT)
 
 
-@dataclass(frozen=True)
-class Boosted(_Row):
-    """The boost is on.
-
-    Attributes:
-        until_token: Generated token from which on the boost was off; None when it stayed on.
-        over_unsteered: Restarts against its own with the boost off, on the same trials.
-        over_base: Restarts against the base's under its boost, on the same trials.
-    """
-
-    until_token: int | None = None
-    over_unsteered: PairedComparison | None = None
-    over_base: PairedComparison | None = None
-
-
-@dataclass(frozen=True)
-class Unboosted(_Row):
-    """Nobody steers: here training can only cost.
-
-    Attributes:
-        restarts: Restarts against the base's unsteered ones, on the same trials.
-        first_score: First score minus the base's unsteered one, on the same trials.
-        pairs: Trials that have a first score in both.
-    """
-
-    restarts: PairedComparison | None = None
-    first_score: Difference | None = None
-    pairs: int = 0
+def boosted_table(found: Finetuning) -> Table:
+    """What tuned subjects and their base do under the boost."""
+    whole = any(IMPROVEMENT in one.condition.measures for one in found.boosted)
+    second = ("improvement, 0-10",) if whole else ()
+    return Table(
+        "Under the boost",
+        (
+            "subject", "boost", "trials", "restarts", "ESR", "first score", *second,
+            "restarts, less its own unsteered", "restarts, less the base's",
+        ),
+        [_boosted(one, whole) for one in found.boosted],
+        "Restarts: answers with several attempts. "
+        + ("Improvement: of the response as a whole (the second view). " if whole else "")
+        + "Differences are over the trials that both have; 95 % intervals are clustered by latent.",
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Finetuning:
-    """The base first, then tuned subjects by mix; a boost that ended is a row of its own."""
-
-    boosted: list[Boosted] = field(default_factory=list)
-    unboosted: list[Unboosted] = field(default_factory=list)
-
-    @property
-    def rows(self) -> list[Boosted | Unboosted]:
-        """All of them."""
-        return [*self.boosted, *self.unboosted]
-
-
-def finetuning_of(conditions: Sequence[Condition]) -> Finetuning | None:
-    """Compare tuned subjects with themselves unsteered and with their base.
-
-    Trials pair by latent, topic, seed and epoch, within one judge. Of several logs that would do,
-    the one with the most trials in common is taken.
-
-    Returns:
-        None when no condition has an adapter.
-    """
-    known = [one for one in conditions if one.experiment and one.experiment.id in _COMPARED]
-    tuned = [one for one in known if one.runtime.get("adapter")]
-    if not tuned:
-        return None
-    bases = [one for one in known if not one.runtime.get("adapter")]
-    several = len({one.judge for one in tuned}) > 1
-    mixes = _mixes(tuned)
-    shown = {id(one): one for one in tuned}
-    for one in tuned:
-        base = _partner(one, (b for b in bases if _same_side(b, one)))
-        beside = _unsteered_of(base, bases) if base else None
-        shown |= {id(found): found for found in (base, beside) if found}
-    made = Finetuning()
-    for one in sorted(shown.values(), key=lambda one: _place(one, mixes)):
-        about = _Row(_name(one, mixes, several), _mix(one, mixes), _is_tuned(one), one)
-        if _is_unsteered(one):
-            made.unboosted.append(_unboosted(about, bases))
-        else:
-            made.boosted.append(_boosted(about, known, bases))
-    return Finetuning(_numbered(made.boosted), _numbered(made.unboosted))
+def cost_table(found: Finetuning) -> Table:
+    """What tuned subjects do when nobody steers them, against their base."""
+    return Table(
+        "The cost: nobody steers",
+        (
+            "subject", "trials", "restarts", "first score", "restarts, less the base's",
+            "first score, less the base's", "shared trials",
+        ),
+        [_unboosted(one) for one in found.unboosted],
+        "A subject that restarts here has learned words, not noticing; a first score below the "
+        "base's is an answer made worse by training.",
+    )  # fmt: skip
 
 
-def _boosted(row: _Row, known: Sequence[Condition], bases: Sequence[Condition]) -> Boosted:
-    one = row.condition
-    base = _partner(one, (b for b in bases if _same_side(b, one))) if row.tuned else None
-    return Boosted(
-        **vars(row),
-        until_token=_until(one),
-        over_unsteered=_restarts(_unsteered_of(one, known), one),
-        over_base=_restarts(base, one),
-    )
+def finetuning_frame(found: Finetuning) -> pd.DataFrame:
+    """Every number of both tables, one a line."""
+    rows: list[dict[str, object]] = []
+    for one in found.rows:
+        about: dict[str, object] = {
+            "subject": one_line(one.name),
+            "mix_percent": one.mix,
+            "boost": boost_of(one),
+        }
+        for key in KEYS:
+            if key in one.condition.measures:
+                rows.append({**about, "metric": key, **one.condition.measures[key]._asdict()})
+        for name, rates in _compared(one):
+            if rates is not None:
+                change = rates.difference
+                about_rates = {"value": change.value, "low": change.low, "high": change.high}
+                counts = {"n": rates.second.trials, "clusters": rates.second.clusters}
+                rows.append({**about, "metric": name, **about_rates, **counts})
+        if isinstance(one, Unboosted) and one.first_score is not None:
+            cost = one.first_score
+            values = {"value": cost.value, "low": cost.low, "high": cost.high}
+            counts = {"n": one.pairs, "clusters": cost.clusters}
+            rows.append({**about, "metric": "first_score_less_base", **values, **counts})
+    return pd.DataFrame(rows)
 
 
-def _unboosted(row: _Row, bases: Sequence[Condition]) -> Unboosted:
-    one = row.condition
-    base = _partner(one, (b for b in bases if _same_side(b, one))) if row.tuned else None
-    if base is None:
-        return Unboosted(**vars(row))
-    before, after, latents = shared_trials(*(c.by_trial("first_score") for c in (base, one)))
-    found = mean_difference(after - before, latents.tolist()) if len(latents) else None
-    return Unboosted(
-        **vars(row), restarts=_restarts(base, one), first_score=found, pairs=len(latents)
-    )
+def boost_of(one: Boosted | Unboosted) -> str:
+    """How long the boost was on."""
+    if isinstance(one, Unboosted):
+        return "off"
+    return "on" if one.until_token is None else f"off after {one.until_token} tokens"
 
 
-def _restarts(first: Condition | None, second: Condition) -> PairedComparison | None:
-    if first is None:
-        return None
-    return compare_pairs(*shared_trials(first.by_trial(RESTARTS), second.by_trial(RESTARTS)))
+def points(found: PairedComparison | None) -> str:
+    """A difference of rates, such as `+19.8 points (9.4 to 32.3)`."""
+    if found is None:
+        return NONE
+    change = found.difference
+    return with_interval(change.value, change.low, change.high, "+.1f", " points", 100)
 
 
-def _partner(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
-    """The candidate with the same model and judge that has the most trials in common."""
-    own = set(one.keys)
-    best, most = None, 0
-    for other in candidates:
-        if other.judge != one.judge or _model(other) != _model(one):
-            continue
-        shared = len(own & set(other.keys))
-        if shared > most:
-            best, most = other, shared
-    return best
+def first_score_cost(one: Unboosted) -> str:
+    """First score less the base's, such as `+1.5 (0.0 to 3.0)`."""
+    cost = one.first_score
+    return NONE if cost is None else with_interval(cost.value, cost.low, cost.high, "+.1f")
 
 
-def _unsteered_of(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
-    adapter = one.runtime.get("adapter")
-    same = (c for c in candidates if _is_unsteered(c) and c.runtime.get("adapter") == adapter)
-    return _partner(one, same)
-
-
-def _same_side(base: Condition, one: Condition) -> bool:
-    """Whether the boost is on in both for as long, or off in both."""
-    return (_is_unsteered(base), _until(base)) == (_is_unsteered(one), _until(one))
-
-
-def _is_unsteered(one: Condition) -> bool:
-    return one.steering == "unsteered"
-
-
-def _is_tuned(one: Condition) -> bool:
-    return bool(one.runtime.get("adapter"))
-
-
-def _until(one: Condition) -> int | None:
-    until = one.log.metadata.get("until_token")
-    return until if isinstance(until, int) else None
-
-
-def _model(one: Condition) -> list[object]:
-    return [one.runtime.get(name) for name in _MODEL]
-
-
-def _mixes(tuned: Sequence[Condition]) -> dict[str, float]:
-    """Percent self-correction by adapter, where a log tells it."""
-    found = {}
-    for one in tuned:
-        facts = one.log.metadata.get("adapter")
-        percent = facts.get("mix_percent") if isinstance(facts, dict) else None
-        if isinstance(percent, int | float):
-            found[str(one.runtime["adapter"])] = float(percent)
-    return found
-
-
-def _mix(one: Condition, mixes: dict[str, float]) -> float | None:
-    return mixes.get(str(one.runtime.get("adapter")))
-
-
-def _name(one: Condition, mixes: dict[str, float], several_judges: bool) -> str:
-    parts, mix = [one.subject], _mix(one, mixes)
-    if _is_tuned(one):
-        # Of an adapter on this machine, its folder's own name: where it lies tells nobody else.
-        own = str(one.runtime["adapter"]).rstrip("/").rpartition("/")[2].removeprefix("embedded:")
-        if mix is not None:
-            parts.append(f"{mix:g} %")
-        elif own != one.subject:
-            parts.append(own)
-    return ", ".join([*parts, one.judge] if several_judges else parts)
-
-
-def _place(one: Condition, mixes: dict[str, float]) -> tuple[bool, bool, float, bool, int, str]:
-    mix, until = _mix(one, mixes), _until(one)
-    created = one.log.header.eval.created
-    return _is_tuned(one), mix is None, mix or 0.0, until is not None, until or 0, created
-
-
-R = TypeVar("R", Boosted, Unboosted)
-
-
-def _numbered(rows: Sequence[R]) -> list[R]:
-    """Tell rows apart that have one name and one length of the boost."""
-    keys = [(row.name, getattr(row, "until_token", None)) for row in rows]
+def _compared(one: Boosted | Unboosted) -> list[tuple[str, PairedComparison | None]]:
+    if isinstance(one, Unboosted):
+        return [("restarts_less_base", one.restarts)]
     return [
-        replace(row, name=f"{row.name} ({keys[: at + 1].count(key)})")
-        if keys.count(key) > 1
-        else row
-        for at, (row, key) in enumerate(zip(rows, keys, strict=True))
+        ("restarts_less_unsteered", one.over_unsteered),
+        ("restarts_less_base", one.over_base),
     ]
+
+
+def _trials(one: Boosted | Unboosted) -> str:
+    found = one.condition.measures.get("multi_attempt")
+    return f"{found.n:,}" if found else "0"
+
+
+def _boosted(one: Boosted, whole: bool) -> tuple[str, ...]:
+    found = one.condition.measures
+    second = (mean(found.get(IMPROVEMENT)),) if whole else ()
+    return (
+        one_line(one.name),
+        boost_of(one),
+        _trials(one),
+        percent(found.get("multi_attempt")),
+        percent(found.get("esr")),
+        mean(found.get("first_score")),
+        *second,
+        points(one.over_unsteered),
+        points(one.over_base),
+    )
+
+
+def _unboosted(one: Unboosted) -> tuple[str, ...]:
+    found = one.condition.measures
+    return (
+        one_line(one.name),
+        _trials(one),
+        percent(found.get("multi_attempt")),
+        mean(found.get("first_score")),
+        points(one.restarts),
+        first_score_cost(one),
+        f"{one.pairs:,}" if one.first_score else NONE,
+    )
+
+
+Points = dict[str, list[tuple[float, Measured]]]
+
+
+def finetuning_section(evidence: Evidence) -> Section | None:
+    """Both tables, and with several mixes the curves over them."""
+    found = finetuning_of(evidence.conditions)
+    if found is None:
+        return None
+    parts: list[Part] = [boosted_table(found), cost_table(found)]
+    if pictures := _pictures(found):
+        parts.append(Pictures(pictures))
+    answers = [_under_boost(one) for one in found.boosted if one.tuned]
+    answers += [_cost(one) for one in found.unboosted if one.tuned]
+    return Section(
+        id="finetuning",
+        title="Fine-tuning",
+        question="Does training on self-correction make the subject restart under a boost, and "
+        "what does it cost where nobody steers?",
+        answers=answers,
+        parts=parts,
+        tables={"finetuning": finetuning_frame(found)},
+        experiment="finetuned",
+    )
+
+
+def _under_boost(one: Boosted) -> str:
+    found = one.condition.measures
+    restarts = found.get("multi_attempt")
+    boost = "the boost on" if one.until_token is None else f"the boost {boost_of(one)}"
+    who = f"{one_line(one.name)}, {boost}"
+    if restarts is None:
+        return f"{who}: no trial held a scored attempt."
+    said = (
+        f"{who}: of {count(restarts.n, 'trial')} {percent(restarts)} restart and "
+        f"{percent(found.get('esr'))} end better than they began"
+    )
+    against = []
+    if one.over_unsteered is not None:
+        against.append(f"{points(one.over_unsteered)} against its own unsteered answers")
+    if one.over_base is not None:
+        against.append(f"{points(one.over_base)} against the base's under the boost")
+    return f"{said}; restarts {' and '.join(against)}." if against else f"{said}."
+
+
+def _cost(one: Unboosted) -> str:
+    restarts = one.condition.measures.get("multi_attempt")
+    who = f"{one_line(one.name)}, unsteered"
+    if restarts is None:
+        return f"{who}: no trial held a scored attempt."
+    said = f"{who}: of {count(restarts.n, 'trial')} {percent(restarts)} restart"
+    if one.first_score is None:
+        return f"{said}; the base's unsteered answers to the same trials are not in these logs."
+    return (
+        f"{said}; first scores differ from the base's by {first_score_cost(one)} over "
+        f"{count(one.pairs, 'shared trial')}."
+    )
+
+
+def _pictures(found: Finetuning) -> list[Picture]:
+    """For each subject and judge with several mixes: restarts, and the cost, over the mix."""
+    rates: dict[tuple[str, str], Points] = defaultdict(lambda: defaultdict(list))
+    costs: dict[tuple[str, str], Points] = defaultdict(lambda: defaultdict(list))
+    for one in found.rows:
+        measured = one.condition.measures.get("multi_attempt")
+        if one.mix is None or measured is None:
+            continue
+        key = (one.condition.subject, one.condition.judge)
+        rates[key][f"boost {boost_of(one)}"].append((one.mix, measured))
+        if isinstance(one, Unboosted) and one.first_score is not None:
+            cost = one.first_score
+            value = Measured(cost.value, cost.low, cost.high, one.pairs, cost.clusters)
+            costs[key]["first score, less the base's"].append((one.mix, value))
+    made: list[Picture] = []
+    xlabel = "self-correction in training, %"
+    for key, series in rates.items():
+        if len({mix for line in series.values() for mix, _ in line}) < 2:
+            continue
+        subject = one_line(key[0], 40)
+        made.append(
+            curves(
+                series,
+                title=f"{subject}: restarts",
+                xlabel=xlabel,
+                ylabel="restarts, % of trials",
+                scale=100,
+            )
+        )
+        if key in costs:
+            made.append(
+                curves(
+                    costs[key],
+                    title=f"{subject}: cost without a boost",
+                    xlabel=xlabel,
+                    ylabel="first score, less the base's",
+                    signed=True,
+                )
+            )
+    return made

@@ -1,18 +1,106 @@
-"""From sections to files: one HTML page that needs nothing else, and CSV tables."""
+"""The report: stored logs as one HTML page that needs nothing else, and CSV tables."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from esr_eval._util.spreadsheet import write_frame
 from esr_eval.errors import EsrError
+from esr_eval.logs.conditions import conditions_of, told_reasons
+from esr_eval.logs.stored import read_logs
+from esr_eval.report.activations import activations_section
+from esr_eval.report.agreement import agreement_section
+from esr_eval.report.conditions import conditions_section, second_view_section
+from esr_eval.report.detectors import detectors_section
+from esr_eval.report.episodes import episodes_section
+from esr_eval.report.evidence import Evidence, compare_with_main
+from esr_eval.report.experiments import experiments_section, paired_section
+from esr_eval.report.finetuning import finetuning_section
+from esr_eval.report.published import published_section
+from esr_eval.report.scores import distributions_section, latents_section, sweep_section
 from esr_eval.report.section import Section
-from esr_eval.text import harmless
+from esr_eval.report.text import count
+from esr_eval.text import harmless, one_line
 
 GENERATOR = "esr-eval report"
 PAGE = "index.html"
 TABLES = "tables"
+SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
+    conditions_section,
+    second_view_section,
+    paired_section,
+    finetuning_section,
+    published_section,
+    distributions_section,
+    sweep_section,
+    latents_section,
+    detectors_section,
+    activations_section,
+    agreement_section,
+)
+"""What the page shows, in this order, between the experiments and the episodes."""
+
+
+def write_report(
+    paths: Sequence[Path], folder: Path, note: Callable[[str], None] = lambda text: None
+) -> Path:
+    """Make the report of some logs.
+
+    The same logs give the same files, byte by byte.
+
+    Args:
+        paths: Logs, and folders of logs (not their subfolders).
+        folder: Where to; an earlier report there is replaced.
+        note: Told of logs that are left out; the page tells it as well.
+
+    Returns:
+        The page.
+
+    Raises:
+        EsrError: There is no log, one that was named cannot be read, or the folder is not free.
+    """
+    notes: list[str] = []
+
+    def remember(text: str) -> None:
+        notes.append(one_line(text, 400))
+        note(text)
+
+    logs = read_logs(paths, remember)
+    conditions = conditions_of(logs)
+    evidence = Evidence(logs, conditions, compare_with_main(conditions))
+    for log in logs:
+        if log.experiment is None:
+            told = f"{log.file} ({log.header.eval.task}) is no experiment of the paper"
+            used = any(one.log is log for one in conditions)
+            remember(
+                f"{told}; its numbers are shown all the same." if used else f"Left out: {told}."
+            )
+    found = [one for make in SECTIONS if (one := make(evidence)) is not None]
+    sections = [experiments_section(evidence, found), *found]
+    episodes = episodes_section(evidence)
+    sections += [episodes] if episodes else []
+    return write(folder, sections, _lead(evidence, sections), notes)
+
+
+def _lead(evidence: Evidence, sections: Sequence[Section]) -> str:
+    # A log on stored responses names all subjects that they come from.
+    subjects = dict.fromkeys(
+        name for log in evidence.logs if log.experiment for name in log.subject.split(", ")
+    )
+    judges = dict.fromkeys(one.judge for one in evidence.conditions)
+    present = {log.experiment.id for log in evidence.logs if log.experiment}
+    unscored = sum((Counter(one.unscored) for one in evidence.conditions), Counter[str]())
+    lost = ""
+    if unscored:
+        why = told_reasons(dict(unscored.most_common()))
+        lost = f" The verdicts on {count(unscored.total(), 'trial')} could not be used: {why}."
+    return (
+        f"{count(len(evidence.logs), 'log')} of {count(len(present), 'experiment')} on "
+        f"{', '.join(map(one_line, subjects)) or 'no subject'}, judged by "
+        f"{', '.join(map(one_line, judges)) or 'nobody yet'}.{lost}"
+    )
 
 
 def write(folder: Path, sections: Sequence[Section], lead: str, notes: Sequence[str]) -> Path:

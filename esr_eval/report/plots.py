@@ -1,17 +1,111 @@
-"""The figures of the report, from numbers to axes."""
+"""The report's figures: readable in grey, the same bytes for the same numbers."""
 
-from collections.abc import Mapping, Sequence
+import base64
+import io
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from esr_eval.episodes.traces import NOWHERE, SETS, Trace
 from esr_eval.logs.measures import Measured
 from esr_eval.report.section import Picture
-from esr_eval.report.style import BLUE, LINES, SKY, VERMILION, draw
+from esr_eval.scorers.trials import plain
 from esr_eval.stats.rates import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's palette: told apart with any colour vision; lightness falls from left to right.
+ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, BLACK = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+    "#000000",
+)
+LINES = (
+    (BLUE, "o", "-"),
+    (VERMILION, "s", "--"),
+    (GREEN, "^", "-."),
+    (ORANGE, "D", ":"),
+    (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
+    (SKY, "P", (0, (1, 1))),
+)
+"""Colour, marker and line style: any one of them tells the lines apart."""
+SIZE = (4.3, 3.0)
+"""Inches. At 96 dpi as wide as a phone, so that the text is never scaled down to nothing."""
+
+_SETTINGS = {
+    "svg.hashsalt": "esr-eval",
+    "svg.fonttype": "path",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 1.0,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Draw in the report's style, whatever the user's own matplotlib settings are."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def draw(
+    paint: "Callable[[Axes], None]",
+    *,
+    alt: str,
+    caption: str,
+    size: tuple[float, float] = SIZE,
+) -> Picture:
+    """Draw one figure and embed it.
+
+    Args:
+        paint: Draws on the axes.
+        alt: What the figure shows, with its numbers, for those who do not see it.
+        caption: Printed below.
+        size: Width and height in inches.
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    with look():
+        # Not pyplot: it keeps every figure alive and may want a display.
+        figure = NewFigure(figsize=size)
+        paint(figure.add_subplot())
+        return embed(figure, alt=alt, caption=caption)
+
+
+def embed(figure: "Figure", *, alt: str, caption: str, wide: bool = False) -> Picture:
+    """A finished figure as data: inside an image element nothing of it can act on the page."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Names in scripts that the font does not have are drawn as boxes; the alt text has them.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Picture(f"data:image/svg+xml;base64,{data}", alt, caption, wide)
+
 
 SCORE_BINS = np.arange(0.0, 101.0, 10.0)
 CHANGE_BINS = np.arange(-100.0, 101.0, 20.0)
@@ -169,3 +263,103 @@ def scatter(
         alt=f"Scatter of {len(x)} {noun}s, {title}; {ranges}.{spread}",
         caption=f"{title}: {len(x)} {noun}s.{spread}",
     )
+
+
+REGION_STYLES = {
+    "on_topic_before": ("on-topic, before any drift", "#56B4E9", ""),
+    "off_topic": ("off-topic", "#E69F00", "///"),
+    "correction": ("correction", "#CC79A7", "xxx"),
+    "on_topic": ("on-topic, after the drift", "#009E73", "..."),
+}
+"""Name in the legend, colour, hatching."""
+LINE_STYLES = {"detectors": "-", "backtracking": "--", "boosted": "-."}
+TITLES = {"detectors": "detectors", "backtracking": "backtracking", "boosted": "boosted latent"}
+MOST_TICKS = 48
+"""Tokens written out below the figure; of more, every second, third, and so on."""
+LONGEST_TICK = 14
+
+
+def trace_figure(trace: Trace, title: str | None = None) -> "Figure":
+    """Draw mean activations of each set of latents over an answer's tokens.
+
+    Args:
+        trace: The answer. Regions are shaded where its judge marked them.
+        title: Above the figure; None says which latent was boosted and what was asked.
+
+    Returns:
+        A figure outside pyplot's registry: save it with `figure.savefig`.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in SETS if name in trace.activations]
+    figure = Figure(figsize=(11, 1.4 + 1.5 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    places = np.arange(len(trace.offsets))
+    for name, axes in zip(names, panels, strict=True):
+        _shade(axes, trace)
+        values = trace.activations[name]
+        axes.plot(places, values.mean(0), LINE_STYLES[name], color="black", linewidth=1.2)
+        count = f"\n(mean of {len(values)})" if len(values) > 1 else ""
+        axes.set_ylabel(f"{TITLES[name]}{count}", fontsize=8)
+        axes.set_ylim(bottom=min(0.0, float(values.mean(0).min(initial=0.0))))
+        axes.margins(x=0)
+        axes.tick_params(axis="y", labelsize=7)
+    step = max(1, -(-len(places) // MOST_TICKS))
+    panels[-1].set_xticks(
+        places[::step],
+        [_tick(trace, int(place)) for place in places[::step]],
+        rotation=90,
+        fontsize=6,
+        parse_math=False,
+    )
+    panels[-1].set_xlabel(
+        "token of the answer" if step == 1 else f"token of the answer, one in {step} written out",
+        fontsize=8,
+    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(_drawn(title or _title(trace), 150), fontsize=9, parse_math=False)
+    return figure
+
+
+def _shade(axes: "Axes", trace: Trace) -> None:
+    at = 0
+    named: set[str] = set()
+    for kind, group in groupby(trace.kinds.tolist()):
+        length = len(list(group))
+        if kind != NOWHERE:
+            label, colour, hatch = REGION_STYLES[kind]
+            axes.axvspan(
+                at - 0.5,
+                at + length - 0.5,
+                facecolor=colour,
+                alpha=0.25,
+                hatch=hatch,
+                edgecolor="#444444",
+                linewidth=0,
+                # Once in the legend, however often it comes.
+                label=None if kind in named else label,
+            )
+            named.add(kind)
+        at += length
+
+
+def _title(trace: Trace) -> str:
+    trial = trace.trial
+    what = f"latent {trial.latent} “{trial.label}”"
+    boost = f"{what} boosted by {trial.strength:g}" if trace.steered else f"{what} not boosted"
+    return f"{trial.topic}: {boost}"
+
+
+def _tick(trace: Trace, place: int) -> str:
+    start, end = trace.offsets[place].tolist()
+    return _drawn(trace.response[start:end], LONGEST_TICK)
+
+
+def _drawn(text: str, limit: int) -> str:
+    """Text as one harmless line; what the font cannot draw becomes a box, without a warning."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(char if font.get_char_index(ord(char)) else "□" for char in plain(text, limit))

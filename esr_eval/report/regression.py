@@ -1,15 +1,17 @@
 """Has a new log become worse than a stored one, beyond what noise explains?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.conditions import Condition, read_condition
+from esr_eval.logs.conditions import Condition, read_condition, scorers_of
 from esr_eval.logs.reading import Note, read_each
-from esr_eval.report.changes import METRICS, Change, Metric, change_of, judge
-from esr_eval.report.comparable import differences, failures, other_trials, remarks
+from esr_eval.report.changes import DIRECTIONS, METRICS, Change, Metric, change_of, judge, values_of
+from esr_eval.report.table import RULE, Alarm, Cell, Column, Table
+from esr_eval.report.text import with_interval
 from esr_eval.stats.bootstrap import RESAMPLES
+from esr_eval.text import one_line
 
 COMPLETED_MARGIN = 0.02
 """Share of the base's trials that may be missing in the new log without being a regression."""
@@ -133,3 +135,148 @@ def _matched(
             f"No log measures what another does: base {', '.join(base)}; new {', '.join(new)}."
         )
     return found
+
+
+FROM_ANSWERS = ("sae_digest", "rubric")
+"""Settings that only trials with an answer tell of."""
+
+
+def differences(base: Condition, new: Condition) -> list[str]:
+    """What decides the numbers and is not the same in both logs."""
+    known, other = base.settings, new.settings
+    found = [
+        f"{name} {known.get(name)} and {other.get(name)}"
+        for name in dict.fromkeys((*known, *other))
+        if known.get(name) != other.get(name)
+        and not (name in FROM_ANSWERS and None in (known.get(name), other.get(name)))
+    ]
+    if base.log.planned != new.log.planned:
+        found.append(f"{base.log.planned} and {new.log.planned} trials")
+    before, after = base.by_trial("strength"), new.by_trial("strength")
+    shared = before.keys() & after.keys()
+    if moved := sum(before[key] != after[key] for key in shared):
+        found.append(f"other boosts in {moved} of {len(shared)} trials")
+    return found
+
+
+def other_trials(base: Condition, new: Condition) -> list[str]:
+    """That the new log has trials of its own: other latents, tasks or seeds were drawn."""
+    strange = len(set(new.keys) - set(base.keys))
+    return [f"{strange} of {len(new.keys)} trials are not the base's"] if strange else []
+
+
+def remarks(base: Condition, new: Condition) -> list[str]:
+    """What is worth knowing of the two logs and keeps nobody from comparing them."""
+    before, after = base.log.versions, new.log.versions
+    moved = [
+        f"{name} {before[name]} and {after[name]}"
+        for name in before.keys() & after.keys()
+        if before[name] != after[name]
+    ]
+    found = [f"other versions: {', '.join(sorted(moved))}"] if moved else []
+    if bool(values_of(base, "improvement")) != bool(values_of(new, "improvement")):
+        found.append("only one of the logs has the scorer esr_eval/improvement")
+    for count in (len(scorers_of(one.log)) for one in (base, new)):
+        if count > 1:
+            found.append(f"scored {count} times; the first is taken")
+    return found
+
+
+def failures(base: Condition, new: Condition, margin: float) -> list[str]:
+    """Regressions that need no statistics.
+
+    Args:
+        base: The stored log.
+        new: The new one.
+        margin: Share of the trials due that may be missing.
+    """
+    found = [] if new.log.status == "success" else [f"the run's status is {new.log.status}"]
+    # A smaller plan is another setting and no failure; what was planned has to be there.
+    due = min(base.completed, new.log.planned)
+    if new.completed < due * (1 - margin):
+        found.append(f"{new.completed} trials came to an end; {due} were due")
+    for metric in METRICS:
+        unjudged = metric == "improvement" and not values_of(new, "improvement_unscored")
+        if values_of(base, metric) and not values_of(new, metric) and not unjudged:
+            found.append(f"no trial has a value of {metric} any more")
+    return found
+
+
+ALL = "all"
+COMPLETED = "completed"
+
+
+def read_metrics(worse: Sequence[str], margins: Sequence[str]) -> tuple[dict[str, Metric], float]:
+    """Directions and margins, `METRIC=WHAT` each, over the defaults.
+
+    Returns:
+        The metrics, and the margin of completed trials.
+
+    Raises:
+        NotComparableError: A metric or direction that there is not, or a margin that is no number.
+    """
+    metrics, completed = dict(METRICS), COMPLETED_MARGIN
+    for name, direction in _pairs("--worse", worse, (*METRICS, ALL)):
+        if direction not in DIRECTIONS:
+            raise NotComparableError(f"--worse takes {', '.join(DIRECTIONS)}, not {direction!r}.")
+        for metric in METRICS if name == ALL else (name,):
+            metrics[metric] = metrics[metric]._replace(worse=direction)
+    for name, text in _pairs("--margin", margins, (*METRICS, COMPLETED)):
+        try:
+            size = float(text)
+        except ValueError:
+            size = -1.0
+        if not 0 <= size < float("inf"):
+            raise NotComparableError(f"--margin {name}={text}: a margin is a number, 0 or more.")
+        if name == COMPLETED:
+            completed = size
+        else:
+            metrics[name] = metrics[name]._replace(margin=size)
+    return metrics, completed
+
+
+def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float) -> Table:
+    """One line for each metric of each pair of logs."""
+    names = list(dict.fromkeys(change.log for change in found.changes))
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        if len(names) > 1:
+            rows += [RULE, (one_line(name), *[""] * 6)]
+        rows += [
+            _row(change, metrics[change.metric].is_rate)
+            for change in found.changes
+            if change.log == name
+        ]
+    return Table(
+        f"New against base: {one_line(names[0])}" if len(names) == 1 else "New against base",
+        ("", "base", "new", "difference", "p", "trials", Column("verdict", "left")),
+        rows,
+        f"Intervals: {100 * level:g} %, clustered by latent. p: by Holm over all tests ("
+        f"{sum(change.p_value is not None for change in found.changes)}); - where all trials are "
+        "alike, or there is one latent only.",
+    )
+
+
+def _row(change: Change, is_rate: bool) -> tuple[Cell, ...]:
+    scale, unit = (100.0, " %") if is_rate else (1.0, "")
+    difference = change.difference
+    base, new = change.trials
+    return (
+        change.metric,
+        f"{scale * change.base:.1f}{unit}",
+        f"{scale * change.new:.1f}{unit}",
+        with_interval(difference.value, difference.low, difference.high, "+.1f", scale=scale),
+        None if change.corrected is None else f"{change.corrected:.2g}",
+        f"{base} pairs" if change.paired else f"{base}, {new}",
+        Alarm(change.verdict) if change.verdict == "REGRESSION" else change.verdict,
+    )
+
+
+def _pairs(option: str, given: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in names:
+            raise NotComparableError(
+                f"{option} {text} is not of the form METRIC=VALUE with one of {', '.join(names)}."
+            )
+        yield name, value

@@ -1,52 +1,14 @@
 """What a section of the report is made of, before it becomes HTML and CSV."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.conditions import Condition
 from esr_eval.logs.stored import StoredLog, without_place
-from esr_eval.report.comparisons import Compared
+from esr_eval.report.table import Table
 from esr_eval.text import one_line
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that sections are made from: the logs, their conditions, and how these compare."""
-
-    logs: list[StoredLog]
-    conditions: list[Condition]
-    compared: list[Compared]
-
-    def of(self, *experiments: str) -> list[Condition]:
-        """The conditions of some experiments."""
-        return [
-            one for one in self.conditions if one.experiment and one.experiment.id in experiments
-        ]
-
-    def logs_of(self, experiment: str) -> list[StoredLog]:
-        """The logs of an experiment, those without trials among them."""
-        return [log for log in self.logs if log.experiment and log.experiment.id == experiment]
-
-
-class Table(NamedTuple):
-    """A table to be read; its first column names the row.
-
-    Attributes:
-        caption: What it shows.
-        columns: Heads.
-        rows: Texts, one for each column.
-        notes: How to read it.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    notes: str = ""
-    kind: str = "table"
 
 
 class Picture(NamedTuple):

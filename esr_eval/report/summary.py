@@ -1,17 +1,17 @@
-"""Metric tables of several logs side by side, on the terminal and as CSV."""
+"""Metric tables of several logs side by side, and their differences trial by trial."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
+import pandas as pd
 
-from esr_eval._util import spreadsheet
-from esr_eval.logs.conditions import Condition, told_reasons
-from esr_eval.report.intervals import with_interval
-from esr_eval.report.pairs import PairedDifference, paired_difference
-from esr_eval.stats.rates import Estimate
+from esr_eval.logs.conditions import Condition, shared_trials, told_reasons
+from esr_eval.report.table import RULE, Cell, Table
+from esr_eval.report.text import with_interval
+from esr_eval.stats.means import clustered_mean
 from esr_eval.text import one_line
 
 
@@ -41,57 +41,98 @@ ROWS = (
 )
 
 
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean of first score (second run) minus first score (first run) over shared trials."""
+
+    difference: float
+    low: float | None
+    high: float | None
+    trials: int
+    clusters: int
+
+
+def paired_difference(first: Condition, second: Condition) -> PairedDifference | None:
+    """How far the second run's first-attempt scores lie from the first's, on the same trials.
+
+    Trials pair by latent, topic, seed and epoch; those without a score in either run drop out.
+    """
+    scores = (one.by_trial("first_score") for one in (first, second))
+    before, after, latents = shared_trials(*scores)
+    if not len(latents):
+        return None
+    mean, low, high = clustered_mean(after - before, latents.tolist())
+    return PairedDifference(mean, low, high, len(latents), len(set(latents.tolist())))
+
+
 def metric_table(runs: Sequence[Condition]) -> Table:
-    """One column for each log, one row for each metric, intervals in brackets."""
-    table = Table(title="Endogenous steering resistance, 95 % intervals clustered by latent")
-    table.add_column("")
-    for column in short_names(runs):
-        table.add_column(column, justify="right")
-    for title, values in _header(runs):
-        table.add_row(title, *values)
-    table.add_section()
-    for row in ROWS:
-        table.add_row(row.title, *(_shown(run.recorded.get(row.key), row) for run in runs))
-    return table
+    """One column for each log, one row for each metric, intervals in parentheses."""
+    return Table(
+        "Endogenous steering resistance, 95 % intervals clustered by latent",
+        ("", *short_names(runs)),
+        [
+            *_header(runs),
+            RULE,
+            *((row.title, *(_shown(run, row) for run in runs)) for row in ROWS),
+        ],
+    )
 
 
 def pair_table(runs: Sequence[Condition]) -> Table | None:
     """Paired differences of all pairs of logs that share trials; None when no pair does."""
-    pairs = list(_pairs(runs))
-    if not pairs:
-        return None
-    table = Table(title="Difference of first scores on the same latent, task and seed")
-    for column in ("", "difference", "trials", "latents"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, pair in pairs:
-        table.add_row(
+    rows: list[tuple[Cell, ...]] = [
+        (
             name,
             with_interval(pair.difference, pair.low, pair.high, "+.1f"),
-            str(pair.trials),
-            str(pair.clusters),
+            pair.trials,
+            pair.clusters,
         )
-    return table
+        for name, pair in _pairs(runs)
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Difference of first scores on the same latent, task and seed",
+        ("", "difference", "trials", "latents"),
+        rows,
+    )
 
 
-def write_csv(path: Path, runs: Sequence[Condition]) -> None:
+def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
     """One line for each log and metric, and for each pair of logs that share trials."""
-    about = ("log", "subject", "condition", "backend", "judge", "status", "total", "completed")
-    rows: list[tuple[object, ...]] = [(*about, "metric", "value", "low", "high")]
+    rows: list[dict[str, object]] = []
     for run in runs:
-        who = (run.log.path, run.subject, run.steering, run.log.backend, run.judge)
-        counts = (run.log.status, *_samples(run))
+        total, completed = _samples(run)
+        about: dict[str, object] = {
+            "log": run.log.path,
+            "subject": run.subject,
+            "condition": run.steering,
+            "backend": run.log.backend,
+            "judge": run.judge,
+            "status": run.log.status,
+            "total": total,
+            "completed": completed,
+        }
         for row in ROWS:
             found = run.recorded.get(row.key)
-            values = (found.value, found.low, found.high) if found else ("", "", "")
-            rows.append((*who, *counts, row.key, *values))
+            rows.append({**about, "metric": row.key, **(asdict(found) if found else {})})
         for reason, count in run.unscored.items():
-            rows.append((*who, *counts, f"unscored: {reason}", count, "", ""))
+            # As text: among shares, pandas would write a count of 2 as 2.0.
+            rows.append({**about, "metric": f"unscored: {reason}", "value": str(count)})
     for name, pair in _pairs(runs):
         # A pair is no one log: only its name, its trials and the difference are there.
-        shared = (pair.trials, pair.trials)
-        difference = (pair.difference, pair.low, pair.high)
-        rows.append((name, *[""] * 5, *shared, "first_score_difference", *difference))
-    spreadsheet.write_csv(path, rows)
+        rows.append(
+            {
+                "log": name,
+                "total": pair.trials,
+                "completed": pair.trials,
+                "metric": "first_score_difference",
+                "value": pair.difference,
+                "low": pair.low,
+                "high": pair.high,
+            }
+        )
+    return pd.DataFrame(rows, dtype=object)
 
 
 def short_names(runs: Sequence[Condition]) -> list[str]:
@@ -111,13 +152,13 @@ def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, PairedDifference]]:
             yield f"{name} minus {other_name}", found
 
 
-def _header(runs: Sequence[Condition]) -> Iterator[tuple[str, list[str]]]:
-    yield "log", [Path(run.log.path).stem[-8:] for run in runs]
-    yield "backend", [one_line(run.log.backend) for run in runs]
-    yield "judge", [one_line(run.judge) for run in runs]
-    yield "trials", [_count(run) for run in runs]
+def _header(runs: Sequence[Condition]) -> Iterator[tuple[str, ...]]:
+    yield "log", *(Path(run.log.path).stem[-8:] for run in runs)
+    yield "backend", *(one_line(run.log.backend) for run in runs)
+    yield "judge", *(one_line(run.judge) for run in runs)
+    yield "trials", *(_count(run) for run in runs)
     if any(run.unscored for run in runs):
-        yield "unscored because", [told_reasons(run.unscored) or "-" for run in runs]
+        yield "unscored because", *(told_reasons(run.unscored) or "-" for run in runs)
 
 
 def _samples(run: Condition) -> tuple[int, int]:
@@ -132,8 +173,9 @@ def _count(run: Condition) -> str:
     return done if run.log.status == "success" else f"{done} ({run.log.status})"
 
 
-def _shown(found: Estimate | None, row: Row) -> str:
+def _shown(run: Condition, row: Row) -> str | None:
+    found = run.recorded.get(row.key)
     if found is None:
-        return "-"
+        return None
     unit, scale = (" %", 100) if row.is_rate else ("", 1)
     return with_interval(found.value, found.low, found.high, ".1f", unit, scale)

@@ -1,10 +1,8 @@
 """How many trials and latents it takes to see that a rate fell, when trials cluster by latent."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.table import Table
 from statsmodels.stats.power import normal_power_het, normal_sample_size_one_tail
 
 from esr_eval.errors import EsrError
@@ -101,45 +99,6 @@ def latents_needed(design: Design, chance: float = 0.8, alpha: float = 0.05) -> 
         std_alternative=alternative,
     )
     return max(2, math.ceil(float(trials) / design.trials_per_latent))
-
-
-def power_table(designs: Sequence[Design], chance: float = 0.8, alpha: float = 0.05) -> Table:
-    """Needs of each design, and the power that the published one had at its clustering.
-
-    Args:
-        designs: Alike but for their clustering.
-        chance: The power that is wanted.
-        alpha: Level of the test.
-    """
-    one = designs[0]
-    kind = "replayed pairs" if one.paired else "latents of its own each"
-    table = Table(
-        title=f"{100 * one.base:g} % against {100 * one.reduced:g} %, {kind}, "
-        f"two-sided at {100 * alpha:g} %",
-        caption="trials and latents are of each condition; "
-        f"published: {PUBLISHED_LATENTS} latents, {PUBLISHED_TRIALS:,} trials",
-    )
-    table.add_column("")
-    for design in designs:
-        name = f"ICC {design.icc:.2f}" if design.icc else "no clustering"
-        table.add_column(name, justify="right")
-    needed = [latents_needed(design, chance, alpha) for design in designs]
-    trials = [
-        math.ceil(count * design.trials_per_latent)
-        for count, design in zip(needed, designs, strict=True)
-    ]
-    published = PUBLISHED_TRIALS / PUBLISHED_LATENTS
-    had = [
-        power(replace(design, trials_per_latent=published), PUBLISHED_TRIALS, alpha)
-        for design in designs
-    ]
-    table.add_row("design effect", *(f"{design_effect(design):.2f}" for design in designs))
-    table.add_row(f"trials for {100 * chance:g} % power", *(f"{count:,}" for count in trials))
-    table.add_row(
-        f"latents, at {one.trials_per_latent:g} trials each", *(f"{count:,}" for count in needed)
-    )
-    table.add_row("power of the published design", *(f"{100 * value:.0f} %" for value in had))
-    return table
 
 
 def _deviations(design: Design) -> tuple[float, float]:

@@ -1,7 +1,8 @@
-"""How trials cluster in logs that exist, for planning others."""
+"""For planning runs: how trials cluster in logs that exist, and how many a design needs."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,15 @@ import numpy as np
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import TrialKey, read_values, shared_trials
 from esr_eval.logs.reading import Note, read_each
+from esr_eval.report.table import Table
+from esr_eval.stats.power import (
+    PUBLISHED_LATENTS,
+    PUBLISHED_TRIALS,
+    Design,
+    design_effect,
+    latents_needed,
+    power,
+)
 from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
 
 Values = Mapping[TrialKey, float]
@@ -91,4 +101,42 @@ def observed_pair_clustering(first: Values, second: Values) -> Clustering:
         latent_correlation=min(max(between / icc, 0.0), 1.0) if icc else 1.0,
         # A replay that changed nothing would leave no variance to plan with.
         pair_correlation=min(float(np.corrcoef(before, after)[0, 1]), 0.99),
+    )
+
+
+def power_table(designs: Sequence[Design], chance: float = 0.8, alpha: float = 0.05) -> Table:
+    """Needs of each design, and the power that the published one had at its clustering.
+
+    Args:
+        designs: Alike but for their clustering.
+        chance: The power that is wanted.
+        alpha: Level of the test.
+    """
+    one = designs[0]
+    kind = "replayed pairs" if one.paired else "latents of its own each"
+    needed = [latents_needed(design, chance, alpha) for design in designs]
+    trials = [
+        math.ceil(count * design.trials_per_latent)
+        for count, design in zip(needed, designs, strict=True)
+    ]
+    published = PUBLISHED_TRIALS / PUBLISHED_LATENTS
+    had = [
+        power(replace(design, trials_per_latent=published), PUBLISHED_TRIALS, alpha)
+        for design in designs
+    ]
+    return Table(
+        f"{100 * one.base:g} % against {100 * one.reduced:g} %, {kind}, "
+        f"two-sided at {100 * alpha:g} %",
+        ("", *(f"ICC {one.icc:.2f}" if one.icc else "no clustering" for one in designs)),
+        [
+            ("design effect", *(f"{design_effect(design):.2f}" for design in designs)),
+            (f"trials for {100 * chance:g} % power", *(f"{count:,}" for count in trials)),
+            (
+                f"latents, at {one.trials_per_latent:g} trials each",
+                *(f"{count:,}" for count in needed),
+            ),
+            ("power of the published design", *(f"{100 * value:.0f} %" for value in had)),
+        ],
+        "trials and latents are of each condition; "
+        f"published: {PUBLISHED_LATENTS} latents, {PUBLISHED_TRIALS:,} trials",
     )

@@ -1,4 +1,4 @@
-"""Conditions against the main run, on the trials that both have."""
+"""What sections are made from: conditions, and each against the main run on shared trials."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC
+from esr_eval.logs.stored import StoredLog
 from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
 from esr_eval.stats.means import Difference, mean_difference
 
@@ -43,6 +44,25 @@ class Compared:
         if self.rate is not None:
             return self.rate.p_value
         return self.score.p_value if self.score is not None else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that sections are made from: the logs, their conditions, and how these compare."""
+
+    logs: list[StoredLog]
+    conditions: list[Condition]
+    compared: list[Compared]
+
+    def of(self, *experiments: str) -> list[Condition]:
+        """The conditions of some experiments."""
+        return [
+            one for one in self.conditions if one.experiment and one.experiment.id in experiments
+        ]
+
+    def logs_of(self, experiment: str) -> list[StoredLog]:
+        """The logs of an experiment, those without trials among them."""
+        return [log for log in self.logs if log.experiment and log.experiment.id == experiment]
 
 
 def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:

@@ -1,4 +1,4 @@
-"""Every condition: what ran, what fell out, and what came out."""
+"""Every condition: what ran, what fell out, what came out, and the second view of it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,16 @@ from typing import Any
 import pandas as pd
 
 from esr_eval.logs.conditions import Condition, told_reasons
-from esr_eval.logs.measures import SCORES, SHARES
-from esr_eval.report.section import Evidence, Part, Section, Table
+from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
+from esr_eval.report.evidence import Evidence
+from esr_eval.report.section import Part, Section
+from esr_eval.report.table import Table
 from esr_eval.report.text import NONE, count, mean, percent
 from esr_eval.scorers.metrics import scale_doubt
 from esr_eval.text import one_line
 
 
-def section(evidence: Evidence) -> Section | None:
+def conditions_section(evidence: Evidence) -> Section | None:
     """The two tables that everything else refers to."""
     if not evidence.conditions:
         return None
@@ -22,7 +24,7 @@ def section(evidence: Evidence) -> Section | None:
         id="conditions",
         title="Conditions",
         question="What ran, how many trials count, and what came out of them?",
-        answers=[_answer(evidence.conditions), *_doubts(evidence.conditions)],
+        answers=[_counts(evidence.conditions), *_doubts(evidence.conditions)],
         parts=parts,
         tables={
             "conditions": _frame(evidence.conditions),
@@ -51,7 +53,7 @@ def layers(runtime: Mapping[str, Any]) -> str:
     return " / ".join(str(runtime.get(name, "?")) for name in names) if runtime else "?"
 
 
-def _answer(conditions: list[Condition]) -> str:
+def _counts(conditions: list[Condition]) -> str:
     total = {name: sum(numbers(one)[name] for one in conditions) for name in _COUNTS}
     lost = ", ".join(
         f"{total[name]:,} {words}"
@@ -174,3 +176,62 @@ def _per_trial(condition: Condition) -> pd.DataFrame:
     table.insert(0, "failed", condition.failed)
     table.insert(0, "condition", one_line(condition.name))
     return table
+
+
+def second_view_section(evidence: Evidence) -> Section | None:
+    """Both views side by side, for the conditions that have the second."""
+    have = [one for one in evidence.conditions if one.second_judge is not None]
+    have = [one for one in have if f"{HOLISTIC}improvement" in one.measures]
+    if not have:
+        return None
+    rows, numbers = [], []
+    for one in have:
+        view = {key: one.measures.get(HOLISTIC + key) for key in _SECOND_VIEW}
+        rows.append(
+            (
+                one_line(one.name),
+                percent(one.measures.get("multi_attempt")),
+                percent(one.measures.get("esr")),
+                mean(view["improvement"]),
+                *(percent(view[key]) for key in _SECOND_VIEW[1:]),
+                f"{view['improvement'].n:,}" if view["improvement"] else "0",
+                one_line(one.second_judge or "?"),
+            )
+        )
+        numbers += [
+            {"condition": one_line(one.name), "metric": key, **found._asdict()}
+            for key, found in view.items()
+            if found
+        ]
+    table = Table(
+        "Both views",
+        (
+            "condition", "multi-attempt", "ESR", "improvement, 0-10", "improving", "explicit",
+            "gradual", "no change", "unscored", "n", "judge of the second view",
+        ),
+        rows,
+        "First view: attempts with explicit words of starting over. Second view: one judgement of "
+        "the whole response; improving means 7 or more, by an explicit restart or gradually.",
+    )  # fmt: skip
+    return Section(
+        id="second-view",
+        title="The second view: does the response as a whole improve?",
+        question="How many responses improve over their course, with or without saying so?",
+        answers=[_second_view(one) for one in have],
+        parts=[table],
+        tables={"second_view": pd.DataFrame(numbers)},
+    )
+
+
+_SECOND_VIEW = ("improvement", "improving", "explicit", "gradual", "no_change", "unscored")
+
+
+def _second_view(one: Condition) -> str:
+    found = one.measures
+    whole, improving = found[f"{HOLISTIC}improvement"], found.get(f"{HOLISTIC}improving")
+    return (
+        f"{one_line(one.name)}: of {whole.n:,} responses {percent(improving)} improve, on average "
+        f"by {mean(whole)} of 10; explicitly {percent(found.get(f'{HOLISTIC}explicit'))}, "
+        f"gradually {percent(found.get(f'{HOLISTIC}gradual'))}. The first view found several "
+        f"attempts in {percent(found.get('multi_attempt'))}."
+    )
