@@ -2,7 +2,7 @@
 
 from inspect_ai.model import ModelAPI, modelapi
 
-from esr_eval.hooks import ActivationFiles
+from esr_eval.detectors.hooks import ActivationFiles
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
@@ -58,7 +58,7 @@ __all__ = [
 @modelapi(name="esr")
 def esr_provider() -> type[ModelAPI]:
     """Subjects under steering: `esr/llama-70b`, `esr/smollm2-135m`, or any model's id."""
-    from esr_eval.provider import ESRModelAPI
+    from esr_eval.provider.api import ESRModelAPI
 
     return ESRModelAPI
 

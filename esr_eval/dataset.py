@@ -1,6 +1,5 @@
 """Latents x tasks x seeds: the trials of a run, the same for the same arguments everywhere."""
 
-import csv
 import difflib
 import json
 import random
@@ -15,11 +14,12 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
+from esr_eval._util.paths import given_path
+from esr_eval.data.labels import SUFFIXES, Labels, read_labels
+from esr_eval.data.trial import Condition, Trial
 from esr_eval.errors import EsrError
-from esr_eval.paths import given_path
-from esr_eval.spec import fingerprint
+from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import Subject, embedded_path
-from esr_eval.trial import Condition, Trial
 
 PromptSet = Literal["main", "detector_discovery", "held_out"]
 SEED_RANGE = 1_000_000
@@ -90,58 +90,52 @@ def choose_prompts(
     return tuple(by_topic[topic] for topic in wanted)
 
 
-def load_latents(subject: Subject, source: str | None = None) -> list[Latent]:
+def load_latents(
+    subject: Subject, source: str | None = None, runtime: Runtime | None = None
+) -> list[Latent]:
     """The latents to boost, with their labels.
 
     Args:
         subject: Whose latents; it ships a list of its own or not.
         source: A CSV with the columns index_in_sae,label, or a Neuronpedia export (JSON or JSON
-            lines with index and description). None: the subject's own.
+            lines with index and description, gzipped or not, or a folder of batches). None: the
+            subject's own.
+        runtime: Names the SAE of the run. None: the subject's.
 
     Raises:
         EsrError: There is no list, or it cannot be read.
     """
-    source = source or subject.latents
+    found = _labels(subject, source, runtime).by_index
+    return [Latent(index=index, label=label) for index, label in found.items()]
+
+
+def _labels(subject: Subject, source: str | None, runtime: Runtime | None) -> Labels:
+    source = subject.latents if source is None else source
     if source is None:
         raise EsrError(
             f"{subject.name} comes without labelled latents: pass -T latents=FILE.csv with the "
             "columns index_in_sae,label, or a Neuronpedia export (JSON lines) of its SAE."
         )
-    path = embedded_path(source)
     try:
-        text = path.read_text("utf-8-sig")
-        found = _from_csv(text) if path.suffix.lower() == ".csv" else _from_neuronpedia(text)
-    except OSError as error:
-        raise EsrError(f"The latents file {path} cannot be read: {error.strerror}.") from error
-    except (KeyError, TypeError, ValueError) as error:
+        path = embedded_path(source)
+        there = bool(source.strip()) and path.exists()
+    except OSError:  # a name too long for a file's, say
+        path, there = Path(), False
+    if not there:
         raise EsrError(
-            f"{path} is not a list of latents ({error!r}): a CSV needs the columns "
-            "index_in_sae,label; a Neuronpedia export needs index and description."
-        ) from error
-    unique = {latent.index: latent for latent in found}
-    if not unique:
-        raise EsrError(f"{path} lists no latents.")
-    return list(unique.values())
+            f"There is no file or folder of labels '{source[:200]}'{_hint(path)}: name a CSV with "
+            "the columns index_in_sae,label, or a Neuronpedia export, as -T latents=."
+        )
+    return read_labels(path, runtime or subject.runtime())
 
 
-def _from_csv(text: str) -> list[Latent]:
-    return [
-        Latent(index=int(row["index_in_sae"]), label=row["label"].strip())
-        for row in csv.DictReader(text.splitlines())
-    ]
-
-
-def _from_neuronpedia(text: str) -> list[Latent]:
-    """Both forms of export: one JSON list, or one JSON object a line."""
-    entries: list[dict[str, Any]] = (
-        json.loads(text)
-        if text.lstrip().startswith("[")
-        else [json.loads(line) for line in text.splitlines() if line.strip()]
-    )
-    return [
-        Latent(index=int(entry["index"]), label=str(entry["description"]).strip())
-        for entry in entries
-    ]
+def _hint(path: Path) -> str:
+    try:
+        near = [file.name for file in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, near, n=1)
+    return f" (did you mean '{path.with_name(close[0])}'?)" if close else ""
 
 
 def choose_latents(
@@ -187,23 +181,53 @@ def _indices(wanted: str | int | Sequence[int]) -> list[int]:
 
 
 def pick_latents(
-    subject: Subject, latents: str | int | Sequence[int] | None, count: int | None, seed: int
+    subject: Subject,
+    latents: str | int | Sequence[int] | None,
+    count: int | None,
+    seed: int,
+    runtime: Runtime | None = None,
 ) -> list[Latent]:
     """A task's latents, from its arguments `latents` (indices, or a file of labels) and `count`.
 
     Raises:
         EsrError: See `load_latents` and `choose_latents`.
     """
-    file = str(latents) if is_latents_file(latents) else None
-    return choose_latents(load_latents(subject, file), None if file else latents, count, seed)
+    file = _file_of(latents)
+    known = load_latents(subject, file, runtime)
+    return choose_latents(known, latents if file is None else None, count, seed)
+
+
+def labels_note(
+    subject: Subject, latents: str | int | Sequence[int] | None, runtime: Runtime | None = None
+) -> dict[str, Any]:
+    """What a log's metadata says of the file of labels: what was left out of it, if anything was.
+
+    Args:
+        subject: As in `pick_latents`.
+        latents: As in `pick_latents`.
+        runtime: As in `pick_latents`.
+    """
+    notes = _labels(subject, _file_of(latents), runtime).notes
+    return {"labels": list(notes)} if notes else {}
+
+
+def _file_of(latents: str | int | Sequence[int] | None) -> str | None:
+    return latents if isinstance(latents, str) and is_latents_file(latents) else None
 
 
 def is_latents_file(latents: str | int | Sequence[int] | None) -> bool:
-    """Whether the `latents` argument names a file rather than indices."""
-    return isinstance(latents, str) and (
-        Path(latents).suffix.lower() in {".csv", ".json", ".jsonl"}
-        or Path(given_path(latents)).is_file()
-    )
+    """Whether the `latents` argument names a file or folder rather than indices.
+
+    Whatever has no number among its parts is meant as a name: a mistyped one is then told as such.
+    """
+    if not isinstance(latents, str) or not latents.strip():
+        return False
+    if Path(latents).suffix.lower() in SUFFIXES:
+        return True
+    if re.fullmatch(r"[\d\s,;:.+-]+", latents):
+        return False
+    numbers = any(part.strip().isdecimal() for part in latents.split(","))
+    return not numbers or Path(given_path(latents)).exists()
 
 
 class Planned(NamedTuple):

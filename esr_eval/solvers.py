@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import ContentText, GenerateConfig, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import Subject
-from esr_eval.trial import Trial
 
 SEEDS_PER_EPOCH = 1_000_003
 """Epochs of one trial differ in their seed by this much: a prime above the paper's seed range."""
@@ -28,6 +28,26 @@ def provider_of(model: Model) -> ESRModelAPI:
             "(`esr-eval subjects` lists the names)."
         )
     return model.api
+
+
+def model_under_test(**own: str) -> tuple[Model, ESRModelAPI]:
+    """The model of this run, and its provider.
+
+    Args:
+        own: Generation settings that the task decides itself, and its argument in their place.
+
+    Raises:
+        EsrError: It cannot be steered, or is given settings that the task would not keep to.
+    """
+    model = get_model()
+    provider = provider_of(model)
+    every = {"seed": "every trial has a seed of its own, drawn by -T seed="}
+    for name, instead in {**every, **own}.items():
+        value = getattr(model.config, name)
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise EsrError(f"{option} {value} would change nothing here: {instead}.")
+    return model, provider
 
 
 def subject_of(model: Model) -> Subject:
@@ -156,7 +176,12 @@ def steered_generate(
         state.output = await model.generate(state.messages, config=config)
         if state.messages[-1].role == "assistant":
             whole = state.messages.pop().text + state.output.completion
-            state.output.completion = state.output.message.content = whole
+            said = state.output.message.content
+            thoughts = [] if isinstance(said, str) else [p for p in said if p.type == "reasoning"]
+            state.output.message.content = (
+                [*thoughts, ContentText(text=whole)] if thoughts else whole
+            )
+            state.output.completion = whole
         state.messages.append(state.output.message)
         return state
 

@@ -5,18 +5,35 @@ plain JSON, travels in `GenerateConfig.extra_body["esr"]`, and so lies in every 
 log's prompt, temperature, seed and token limit it reproduces the sample.
 """
 
+import datetime
 import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 EXTRA_BODY_KEY = "esr"
 """Key of the steering spec in `GenerateConfig.extra_body`."""
 
+TEMPLATE_DAY = datetime.date(2024, 7, 26)
+"""What day it is in a chat template that writes one: the day that Llama 3.1's own names."""
+
 Positions = Literal["all", "prompt", "generated"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["local", "ndif", "vllm"]
+
+
+DIGEST = {"for": "digest"}
+"""pydantic's context of a dump that a digest is made of."""
 
 
 class _Data(BaseModel):
@@ -154,6 +171,24 @@ class Runtime(_Data):
     skip_first: int = Field(
         default=0, ge=0, description="Leading positions never edited (attention sinks)."
     )
+    template_args: dict[str, JsonValue] | None = Field(
+        default=None, description="Variables of the chat template."
+    )
+    date: datetime.date = Field(
+        default=TEMPLATE_DAY, description="What day it is in a chat template that writes one."
+    )
+
+    @model_serializer(mode="wrap")
+    def _digested_as_before(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave what came later out of digests where it is not used: old ones stay valid."""
+        data: dict[str, Any] = handler(self)
+        if info.context == DIGEST:
+            for name in ("template_args", "date"):
+                if getattr(self, name) == type(self).model_fields[name].default:
+                    data.pop(name, None)
+        return data
 
 
 class Steering(_Data):
@@ -202,6 +237,6 @@ class Steering(_Data):
 
 def fingerprint(data: BaseModel | dict[str, Any]) -> str:
     """Digest of the data's canonical JSON: 16 hex digits, the same wherever it is computed."""
-    plain = data.model_dump(mode="json") if isinstance(data, BaseModel) else data
+    plain = data.model_dump(mode="json", context=DIGEST) if isinstance(data, BaseModel) else data
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

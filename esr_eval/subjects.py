@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
-from esr_eval.paths import given_path
 from esr_eval.spec import Dtype, Runtime, SAERef
 
 PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from inspect_ai.model import Model
-from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.scorer import Metric, Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.explain import answer, judge_line
 from esr_eval.scorers.grader import Verdict, ask
 from esr_eval.scorers.keyed import NAN, keyed_metrics
 from esr_eval.scorers.rubric import RUBRIC_VERSION
+from esr_eval.scorers.scale import other_scale
 from esr_eval.scorers.trials import plain, task_of, trial_of
 from esr_eval.scorers.values import Outcome
 from esr_eval.scorers.values import values as trial_values
@@ -69,7 +70,7 @@ def another_judge(judge: Model) -> Scorer:
 
     @scorer(
         name=judge_name(judge),
-        metrics=keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER),
+        metrics=_metrics(),
     )
     def named() -> Scorer:
         async def score(state: TaskState, target: Target) -> Score:
@@ -88,6 +89,7 @@ def another_judge(judge: Model) -> Scorer:
                     "rubric": RUBRIC_VERSION,
                     "attempts": [one._asdict() for one in verdict.attempts or []],
                     "retries": verdict.retries,
+                    "lenient": verdict.lenient,
                     "unscored_because": verdict.reason,
                 },
             )
@@ -106,6 +108,12 @@ def agreement(scores: list[float] | None, recorded: list[float]) -> dict[str, fl
     if len(scores) > 1 and len(recorded) > 1:
         up, recorded_up = (given[-1] > given[0] for given in (scores, recorded))
         found["agrees_on_direction"] = float(up == recorded_up)
+    return found
+
+
+def _metrics() -> dict[str, list[Metric]]:
+    found = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
+    found["first_score"].append(other_scale())
     return found
 
 

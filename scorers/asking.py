@@ -16,6 +16,7 @@ from inspect_ai.util import LimitExceededError
 
 from esr_eval.errors import EsrError
 from esr_eval.scorers.outputs import Reason, Rejected
+from esr_eval.scorers.secrets import without_secrets
 
 T = TypeVar("T")
 
@@ -110,7 +111,8 @@ async def _once(
         raise
     except Exception as error:
         # Whatever a provider raises, the trial is counted as unscored, with this reason.
-        detail = (str(error).strip().splitlines() or [""])[-1][:200]
+        said = without_secrets(str(error), [getattr(grader.api, "api_key", None)])
+        detail = (said.strip().splitlines() or [""])[-1][:200]
         why = Rejected("grader_error", f"{type(error).__name__}: {detail}")
         raise _Unusable(why, None) from error
     try:

@@ -58,5 +58,6 @@ def _details(judged: Judged) -> dict[str, Any]:
         "attempts": [found._asdict() for found in verdict.attempts or []],
         "restarts": [found._asdict() for found in judged.restarts[:20]],
         "retries": verdict.retries,
+        "lenient": verdict.lenient,
         "unscored_because": verdict.reason,
     }

@@ -14,6 +14,7 @@ from esr_eval.errors import EsrError
 from esr_eval.scorers.asking import Answered, ask_for
 from esr_eval.scorers.concreteness_rubric import BATCH, CONFIG, Batch, parse_output, render
 from esr_eval.scorers.outputs import Reason
+from esr_eval.scorers.scale import warn_of_scale
 
 CACHE = CachePolicy(expiry=None, per_epoch=False)
 """Ratings do not go out of date: judge, wording and labels are part of the key."""
@@ -49,6 +50,7 @@ async def rate_concreteness(
     if missing:
         more, reasons = await _rate_all(grader, missing, cache)
         scores |= more
+    warn_of_scale(list(scores.values()), str(grader))
     return [Rating(label, scores.get(label), reasons.get(label)) for label in labels]
 
 

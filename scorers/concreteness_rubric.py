@@ -4,7 +4,6 @@ Source: the paper's choice of latents by concreteness, in words of our own.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
@@ -21,7 +20,14 @@ from inspect_ai.util import JSONSchema
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from esr_eval.scorers.fencing import disclose, enclose
-from esr_eval.scorers.outputs import Reason, Rejected, completed, plain_number, read_json
+from esr_eval.scorers.outputs import (
+    Reason,
+    Rejected,
+    check_score,
+    completed,
+    plain_number,
+    read_json,
+)
 
 CONCRETENESS_RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""
@@ -83,14 +89,14 @@ _HEADER = re.compile(r"REQUEST: concreteness\n")
 
 
 class _Rated(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     id: int
     score: Annotated[float, BeforeValidator(plain_number)]
 
 
 class _Ratings(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     ratings: list[_Rated]
 
@@ -142,8 +148,11 @@ def parse_output(output: ModelOutput, labels: Sequence[str]) -> Batch:
         scores = given.get(number, [])
         if len(set(scores)) != 1:
             batch.reasons[label] = "invalid_schema" if scores else "incomplete"
-        elif not (math.isfinite(scores[0]) and 0 <= scores[0] <= 100):
-            batch.reasons[label] = "score_out_of_range"
+            continue
+        try:
+            check_score(scores[0], 100, f"the score of {number}")
+        except Rejected as why:
+            batch.reasons[label] = why.reason
         else:
             batch.scores[label] = scores[0]
     return batch

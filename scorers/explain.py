@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
+from esr_eval.data.trial import Trial
 from esr_eval.scorers.grader import Verdict
 from esr_eval.scorers.parsing import Attempt
 from esr_eval.scorers.phrases import Restart
 from esr_eval.scorers.trials import plain
-from esr_eval.trial import Trial
 
 _SHOWN = 12
 """Attempts and restarts written out; more are only counted."""

@@ -9,8 +9,9 @@ from inspect_ai.model import Model, ModelOutput, get_model, model_roles
 from esr_eval.errors import EsrError
 from esr_eval.scorers.asking import QUOTES_REMINDER, Answered, ask_for
 from esr_eval.scorers.outputs import Reason
-from esr_eval.scorers.parsing import Attempt, parse_output
+from esr_eval.scorers.parsing import Attempt, Located, place_output
 from esr_eval.scorers.rubric import GRADER_CONFIG, render
+from esr_eval.scorers.secrets import without_secrets
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 __all__ = [
@@ -35,6 +36,8 @@ class Verdict(NamedTuple):
     reason: Reason | None
     problem: str
     retries: int
+    lenient: int = 0
+    """Quotes that were found only by passing over more than case, spaces and markdown."""
 
 
 def default_grader(model: str) -> str:
@@ -109,7 +112,8 @@ def _checked(name: str, build: Callable[[], Model]) -> Model:
 def _why_not(name: str, error: Exception) -> str:
     if _key_variable(name) in str(error) and not os.environ.get(_key_variable(name)):
         return _no_key(name)
-    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    said = without_secrets(str(error))
+    first_line = next((line.strip() for line in said.splitlines() if line.strip()), "")
     return (
         f"The judge {name} cannot be used ({first_line or type(error).__name__}): {_OTHER_JUDGES}."
     )
@@ -134,8 +138,14 @@ async def ask(grader: Model, task: str, label: str, response: str) -> Verdict:
         LimitExceededError: The sample's own limits were reached.
     """
 
-    def parse(output: ModelOutput) -> list[Attempt]:
-        return parse_output(output, response)
+    def parse(output: ModelOutput) -> Located:
+        return place_output(output, response)
 
     messages = render(task, label, response)
-    return Verdict(*await ask_for(grader, messages, parse, GRADER_CONFIG, reminder=QUOTES_REMINDER))
+    found: Answered[Located] = await ask_for(
+        grader, messages, parse, GRADER_CONFIG, reminder=QUOTES_REMINDER
+    )
+    if found.value is None:
+        return Verdict(None, found.reason, found.problem, found.retries)
+    attempts, lenient = found.value
+    return Verdict(attempts, None, "", found.retries, lenient)

@@ -3,7 +3,7 @@
 It is the second view beside the attempts: it counts what moves to the task without saying so.
 """
 
-from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.scorer import Metric, Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.asking import Answered, ask_for
@@ -19,6 +19,7 @@ from esr_eval.scorers.improvement_rubric import (
     render,
 )
 from esr_eval.scorers.keyed import NAN, keyed_metrics
+from esr_eval.scorers.scale import other_scale
 from esr_eval.scorers.trials import failed, plain, task_of, trial_of
 
 MEANS = {"improvement": "how much the response improves, 0-10; of judged trials"}
@@ -43,7 +44,14 @@ NOTHING = Answered[Improvement](Improvement(0.0, "none"), None, "", 0)
 """Of an empty response, which no judge need be asked about."""
 
 
-@scorer(metrics=keyed_metrics(RATES, MEANS))
+def metrics() -> dict[str, list[Metric]]:
+    """Mean and interval for every key, and whether the judge kept to its scale."""
+    found = keyed_metrics(RATES, MEANS)
+    found["improvement"].append(other_scale(top=10))
+    return found
+
+
+@scorer(metrics=metrics())
 def improvement() -> Scorer:
     """How much the whole response improves, 0-10, by the model bound to the role "grader"."""
 

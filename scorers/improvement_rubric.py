@@ -4,7 +4,6 @@ Source: the authors' later holistic judge ("whole-response judge", 2026): 0-10, 
 by an explicit restart, gradually, or not at all. In words of our own.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -20,7 +19,7 @@ from inspect_ai.util import JSONSchema
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from esr_eval.scorers.fencing import Request, read_trial_question, trial_question
-from esr_eval.scorers.outputs import Rejected, completed, plain_number, read_json
+from esr_eval.scorers.outputs import check_score, completed, plain_number, read_json
 
 IMPROVEMENT_RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""
@@ -85,7 +84,7 @@ class Improvement(NamedTuple):
 
 
 class _Judgement(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     improvement: Annotated[float, BeforeValidator(plain_number)]
     kind: Kind
@@ -109,6 +108,5 @@ def parse_output(output: ModelOutput) -> Improvement:
         Rejected: It cannot be used; it carries the reason.
     """
     found = read_json(completed(output), _Judgement)
-    if not (math.isfinite(found.improvement) and 0 <= found.improvement <= 10):
-        raise Rejected("score_out_of_range", "the improvement is not in 0-10")
+    check_score(found.improvement, 10, "the improvement")
     return Improvement(found.improvement, found.kind)

@@ -18,7 +18,7 @@ _NOTHING = {"lower": float("nan"), "upper": float("nan"), "clusters": 0.0}
 def rate_interval(cluster: str = "latent") -> Metric:
     """95 % Wilson interval of a rate, with size and degrees of freedom of clustered trials.
 
-    It is the interval of every table and comparison, `esr_eval.analysis.stats.clustered_wilson`,
+    It is the interval of every table and comparison, `esr_eval.stats.rates.clustered_wilson`,
     and not Inspect's `ci_wilson`, which covers less than it says where hits are rare.
 
     Args:
@@ -27,7 +27,7 @@ def rate_interval(cluster: str = "latent") -> Metric:
 
     def bounds(scores: list[SampleScore], clusters: list[int]) -> Bounds:
         # Here, for scipy is slow to load and every `inspect` command imports the scorers.
-        from esr_eval.analysis.stats import cluster_counts, clustered_wilson
+        from esr_eval.stats.rates import cluster_counts, clustered_wilson
 
         values = [score.score.as_float() for score in scores]
         _, low, high = clustered_wilson(*cluster_counts(values, clusters, shares=True))

@@ -1,15 +1,30 @@
 """From a grader's output to attempts with places in the response, or to a reason why not."""
 
-import math
 from typing import Annotated, NamedTuple
 
 from inspect_ai.model import ModelOutput
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from esr_eval.scorers.outputs import Reason, Rejected, completed, plain_number, read_json
+from esr_eval.scorers.outputs import (
+    Reason,
+    Rejected,
+    check_score,
+    completed,
+    plain_number,
+    read_json,
+)
 from esr_eval.scorers.quotes import Finder, Span
 
-__all__ = ["Attempt", "Reason", "Rejected", "locate", "parse_output", "parse_text"]
+__all__ = [
+    "Attempt",
+    "Located",
+    "Reason",
+    "Rejected",
+    "locate",
+    "parse_output",
+    "parse_text",
+    "place_output",
+]
 
 
 class Attempt(NamedTuple):
@@ -20,8 +35,15 @@ class Attempt(NamedTuple):
     score: float
 
 
+class Located(NamedTuple):
+    """Attempts with their places, and how many of the quotes were found only leniently."""
+
+    attempts: list[Attempt]
+    lenient: int
+
+
 class _Quoted(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     first: str
     last: str
@@ -29,7 +51,7 @@ class _Quoted(BaseModel):
 
 
 class _Verdict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     attempts: list[_Quoted] = Field(max_length=64)
 
@@ -40,15 +62,25 @@ def parse_output(output: ModelOutput, response: str) -> list[Attempt]:
     Raises:
         Rejected: The output cannot be used; it carries the reason.
     """
-    return locate(parse_text(completed(output, "use shorter quotes")), response)
+    return place_output(output, response).attempts
+
+
+def place_output(output: ModelOutput, response: str) -> Located:
+    """As `parse_output`, and with how well the quotes were copied.
+
+    Raises:
+        Rejected: The output cannot be used; it carries the reason.
+    """
+    finder = Finder(response)
+    attempts = _locate(parse_text(completed(output, "use shorter quotes")), finder)
+    return Located(attempts, finder.lenient)
 
 
 def parse_text(text: str) -> list[_Quoted]:
-    """Read the verdict's JSON; scores lie in 0-100."""
+    """Read the verdict's JSON; scores are whole numbers from 0 to 100."""
     attempts = read_json(text, _Verdict).attempts
     for number, attempt in enumerate(attempts, 1):
-        if not (math.isfinite(attempt.score) and 0 <= attempt.score <= 100):
-            raise Rejected("score_out_of_range", f"the score of attempt {number} is not in 0-100")
+        check_score(attempt.score, 100, f"the score of attempt {number}")
     return attempts
 
 
@@ -58,7 +90,11 @@ def locate(quoted: list[_Quoted], response: str) -> list[Attempt]:
     Each quote is first taken at its earliest place (if any placement in order exists, this finds
     one); then every attempt is stretched to the latest place of its last words before the next.
     """
-    finder = Finder(response)
+    return _locate(quoted, Finder(response))
+
+
+def _locate(quoted: list[_Quoted], finder: Finder) -> list[Attempt]:
+    response = finder.response
     spans: list[Span] = []
     cursor = 0
     for number, attempt in enumerate(quoted, 1):

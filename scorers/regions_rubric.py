@@ -98,14 +98,14 @@ class Region(NamedTuple):
 
 
 class _Marked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     kind: Kind
     first: str
 
 
 class _Regions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     regions: list[_Marked] = Field(max_length=MAX_REGIONS)
 

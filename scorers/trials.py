@@ -8,8 +8,9 @@ from inspect_ai.log import transcript
 from inspect_ai.scorer import Score
 from inspect_ai.solver import TaskState
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.trial import Trial
+from esr_eval.scorers.secrets import without_secrets
 
 
 def trial_of(state: TaskState) -> Trial:
@@ -64,7 +65,7 @@ def failed(judge: str, values: Mapping[str, float]) -> Score | None:
     return Score(
         value=dict(values),
         answer="errored",
-        explanation=f"Failed before there was a response: {plain(message, 400)}",
+        explanation=f"Failed before there was a response: {plain(without_secrets(message), 400)}",
         reason="scoring_failed",
         metadata={"judge": judge},
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from inspect_ai.scorer import Metric, grouped, mean
 
 from esr_eval.scorers.keyed import NAN, keyed_metrics
+from esr_eval.scorers.scale import other_scale
 
 RATES = {
     "multi_attempt": "two or more attempts; of trials with an attempt",
@@ -42,6 +43,7 @@ def metrics() -> dict[str, list[Metric]]:
     order = ("multi_attempt", "esr", "improved", "first_score", "change")
     keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
     found = keyed_metrics(RATES, MEANS)
+    found["first_score"].append(other_scale())
     return {key: found[key] for key in keys}
 
 
@@ -51,7 +53,9 @@ def grouped_metrics(field: str) -> dict[str, list[Metric]]:
     Args:
         field: Key of the sample metadata.
     """
-    return {key: [grouped(mean(), field, all=False)] for key in metrics()}
+    found: dict[str, list[Metric]] = {key: [grouped(mean(), field, all=False)] for key in metrics()}
+    found["first_score"].append(other_scale())
+    return found
 
 
 class Outcome(NamedTuple):

@@ -63,9 +63,23 @@ def stored_means(score: dict[str, Any]) -> Iterator[tuple[float | None, tuple[st
 
 def recompute(path: str) -> int:
     """Print every mean of a log beside its own result; the number of differences."""
-    header, samples = read(path)
+    try:
+        header, samples = read(path)
+        return compared_with(path, header, samples)
+    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError, AttributeError) as why:
+        told(f"{path}: no log of this project ({type(why).__name__})")
+        return 1
+
+
+def told(text: str) -> None:
+    """Print what a log or a path holds; characters that a terminal would obey are spelled out."""
+    print("".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text))
+
+
+def compared_with(path: str, header: dict[str, Any], samples: list[dict[str, Any]]) -> int:
+    """Print the means of an opened log; the number of differences."""
     failed = sum(bool(sample.get("error")) for sample in samples)
-    print(f"{path}\n{len(samples)} trials, {failed} with an error; status {header['status']}")
+    told(f"{path}\n{len(samples)} trials, {failed} with an error; status {header['status']}")
     wrong = compared = 0
     for score in (header.get("results") or {}).get("scores", []):
         if not SCORER.fullmatch(score["scorer"]):
@@ -83,7 +97,7 @@ def recompute(path: str) -> int:
             where = f" {group[0]}={group[1]}" if group else ""
             name = f"{score['scorer']}/{score['name']}{where}"
             count = f" = {round(mean * n)} trials" if score["name"] in COUNTED and n else ""
-            print(f"  {name:32} n={n:<5} {mean!r:20} {said}{count}")
+            told(f"  {name:32} n={n:<5} {mean!r:20} {said}{count}")
     print(f"  {compared - wrong} of {compared} equal" if compared else "  no mean of ours in it")
     return wrong if compared else 1
 

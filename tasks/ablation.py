@@ -1,17 +1,23 @@
 """Ablation of off-topic detectors, and of random latents as their control (paper, experiments)."""
 
-from typing import Literal
-
 from inspect_ai import Task, task
 
-from esr_eval.discovery.detectors import DetectorSet, load_detectors
+from esr_eval.data.arguments import (
+    CountOrNone,
+    Flag,
+    LatentsOrSet,
+    LayerName,
+    LogFile,
+    RuleName,
+    Seed,
+    checked,
+)
+from esr_eval.detectors.choice import DetectorSet, load_detectors
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Ablation, Bench, Plan, experiment, plan_trials
 from esr_eval.spec import Runtime
+from esr_eval.tasks.experiment import Ablation, Bench, Plan, experiment, plan_trials
 
 VERSION = 1
-LayerName = Literal["steering", "feature"]
-RuleName = Literal["silent", "separability"]
 ABLATION = {
     "paper": "arXiv:2602.06941",
     "experiment": "3 (ablation of the off-topic detectors)",
@@ -28,13 +34,14 @@ RANDOM = {
 
 
 @task
+@checked
 def ablation(
-    detectors: str | int | list[int],
-    replay: str,
+    detectors: LatentsOrSet,
+    replay: LogFile,
     layer: LayerName = "steering",
     rule: RuleName = "silent",
-    steering: bool = True,
-    holistic: bool = False,
+    steering: Flag = True,
+    holistic: Flag = False,
 ) -> Task:
     """The main experiment run again, trial by trial, with the detectors held at 0.
 
@@ -70,16 +77,17 @@ def ablation(
 
 
 @task
+@checked
 def random_ablation(
-    detectors: str | int | list[int],
-    discovery: str,
-    replay: str,
-    draw: int = 0,
+    detectors: LatentsOrSet,
+    discovery: LogFile,
+    replay: LogFile,
+    draw: CountOrNone = 0,
     layer: LayerName = "steering",
     rule: RuleName = "silent",
-    steering: bool = True,
-    seed: int = 0,
-    holistic: bool = False,
+    steering: Flag = True,
+    seed: Seed = 0,
+    holistic: Flag = False,
 ) -> Task:
     """The same with as many random latents, each firing about as often as a detector, held at 0.
 
@@ -97,8 +105,8 @@ def random_ablation(
         seed: Seed of the sets.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    from esr_eval.analysis.discovery import read_discovery
-    from esr_eval.discovery.matching import draw_matched
+    from esr_eval.detectors.matching import draw_matched
+    from esr_eval.detectors.stored import read_discovery
 
     bench = Bench.open()
     runtime = bench.provider.runtime
@@ -164,8 +172,6 @@ def _replayed(bench: Bench, replay: str, steering: bool) -> Plan:
 
 
 def _layer(runtime: Runtime, layer: str) -> int:
-    if layer not in ("steering", "feature"):
-        raise EsrError(f"layer={layer} is neither steering nor feature.")
     index = runtime.steering_layer if layer == "steering" else runtime.feature_layer
     if index is None:
         raise EsrError(f"The model has no {layer} layer: name one with -M {layer}_layer=.")

@@ -1,7 +1,6 @@
 """Activations over stored answers (paper, self-correcting episodes and their statistics)."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -10,12 +9,13 @@ from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.discovery.detectors import load_detectors
+from esr_eval.data.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
+from esr_eval.detectors.choice import load_detectors
 from esr_eval.episodes.choice import Episode, Which, read_episodes
 from esr_eval.episodes.reading import BOOSTED, MEANS, read_answer
 from esr_eval.errors import EsrError
-from esr_eval.experiment import MOST_ERRORS, Bench
 from esr_eval.scorers.regions import regions
+from esr_eval.tasks.experiment import MOST_ERRORS, Bench
 
 VERSION = 1
 PAPER = {
@@ -31,15 +31,16 @@ PAPER = {
 
 
 @task
+@checked
 def activations(
-    source: str,
-    baseline: str | None = None,
-    detectors: str | int | list[int] | None = None,
-    backtracking: str | int | list[int] | None = None,
+    source: LogFile,
+    baseline: LogFile | None = None,
+    detectors: LatentsOrSet | None = None,
+    backtracking: LatentsOrSet | None = None,
     which: Which = "multi_attempt",
-    episodes: int | None = None,
-    rule: str = "silent",
-    seed: int = 0,
+    episodes: Number | None = None,
+    rule: RuleName = "silent",
+    seed: Seed = 0,
 ) -> Task:
     """Per-token activations of detectors, backtracking latents and the boosted latent.
 
@@ -59,8 +60,6 @@ def activations(
         rule: Which of a detector file's or log's sets: `silent` or `separability`.
         seed: Seed of the draw.
     """
-    if which not in get_args(Which):
-        raise EsrError(f"which={which} is none of {', '.join(get_args(Which))}.")
     bench = Bench.open()
     runtime, subject = bench.provider.runtime, bench.provider.subject
     if runtime.feature_layer is None:

@@ -6,8 +6,10 @@ from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import ViewerConfig
 
+from esr_eval._util.terminal import note
+from esr_eval.data.arguments import Names, Number, Seed, Sources, Whole, checked
 from esr_eval.errors import EsrError
-from esr_eval.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
+from esr_eval.logs.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
 from esr_eval.scorers.agreement import (
     CLUSTER,
     RECORD,
@@ -26,12 +28,13 @@ PAPER = {
 
 
 @task
+@checked
 def cross_judge(
-    source: str,
-    graders: str | list[str] = GRADER_ROLE,
-    n: int = 1000,
-    min_per_model: int = 100,
-    seed: int = 0,
+    source: Sources,
+    graders: Names = GRADER_ROLE,
+    n: Number = 1000,
+    min_per_model: Whole = 100,
+    seed: Seed = 0,
 ) -> Task:
     """Do other judges find several attempts in the same responses, and the same direction?
 
@@ -47,8 +50,6 @@ def cross_judge(
         min_per_model: Responses of each model at least, where it has as many and n leaves room.
         seed: Seed of the choice of responses.
     """
-    if n < 1 or min_per_model < 0:
-        raise EsrError(f"n={n} and min_per_model={min_per_model} leave nothing to judge.")
     wanted = graders.split(",") if isinstance(graders, str) else graders
     judges = [judge_model(name) for name in dict.fromkeys(name.strip() for name in wanted) if name]
     if not judges:
@@ -56,6 +57,8 @@ def cross_judge(
     if len({judge_name(judge) for judge in judges}) < len(judges):
         raise EsrError("Two of the graders are the same model: name each once.")
     stored = read_judged(source)
+    for line in stored.notes:
+        note(line)
     chosen = choose_judged(stored.responses, n, min_per_model, seed)
     return Task(
         dataset=MemoryDataset([_sample(one) for one in chosen], name="esr-cross-judge"),
@@ -74,6 +77,7 @@ def cross_judge(
             "sources": stored.logs,
             "available": len(stored.responses),
             "left_out": stored.left_out,
+            "logs_left_out": stored.notes,
         },
     )
 

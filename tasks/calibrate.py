@@ -1,11 +1,11 @@
 """Strength per latent (paper, appendix on boost calibration): bisect to a first score of 30."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import (
     Metric,
     SampleScore,
@@ -19,12 +19,22 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import TaskState
 
-from esr_eval.dataset import pick_latents
+from esr_eval.calibration.record import StrengthRecord
+from esr_eval.calibration.search import CACHED, RECORD, bisect
+from esr_eval.calibration.store import CHECK_SAMPLES, calibration_prior
+from esr_eval.data.arguments import (
+    NOT_NEGATIVE,
+    CountOrNone,
+    Flag,
+    LatentsArgument,
+    Number,
+    Seed,
+    check_choice,
+    checked,
+)
+from esr_eval.dataset import labels_note, pick_latents
 from esr_eval.scorers.grader import grader_model
-from esr_eval.solvers import provider_of
-from esr_eval.strength_record import StrengthRecord
-from esr_eval.strength_search import CACHED, RECORD, bisect
-from esr_eval.strengths import calibration_prior
+from esr_eval.solvers import model_under_test
 
 VERSION = 1
 PAPER = {
@@ -38,14 +48,15 @@ PAPER = {
 
 
 @task
+@checked
 def calibrate(
-    latents: str | int | list[int] | None = None,
-    n_latents: int | None = None,
+    latents: LatentsArgument = None,
+    n_latents: Number | None = None,
     prior: dict[str, Any] | None = None,
-    temperature: float | None = None,
-    check_samples: int = 5,
-    seed: int = 0,
-    fresh: bool = False,
+    temperature: Annotated[float, NOT_NEGATIVE] | None = None,
+    check_samples: CountOrNone = CHECK_SAMPLES,
+    seed: Seed = 0,
+    fresh: Flag = False,
 ) -> Task:
     """Find every latent's strength: the boost at which first attempts score 30 of 100.
 
@@ -54,7 +65,8 @@ def calibrate(
 
     Args:
         latents: Indices (7,12,40) among the subject's labelled latents, or a file of labels (CSV
-            index_in_sae,label, or a Neuronpedia export). Default: the subject's own.
+            index_in_sae,label, or a Neuronpedia export, also a folder of its batches). Default: the
+            subject's own.
         n_latents: How many of them to draw at random. Default: all.
         prior: Changes to the subject's prior and effort, e.g. {"samples_per_round": 5}; `esr`
             finds the strengths only under the same ones.
@@ -63,13 +75,15 @@ def calibrate(
         seed: Seed of the draw of latents, and of the rounds' tasks and samplers.
         fresh: Search again even where a strength is known.
     """
-    model = get_model()
-    provider = provider_of(model)
+    model, provider = model_under_test(
+        temperature="pass -T temperature=",
+    )
+    check_choice(latents, n_latents)
     provider.preflight()
     subject = provider.subject
     grader = grader_model(str(model))
     whole = calibration_prior(subject, prior)
-    chosen = pick_latents(subject, latents, n_latents, seed)
+    chosen = pick_latents(subject, latents, n_latents, seed, provider.runtime)
     provider.check_latents([latent.index for latent in chosen])
     samples = [
         Sample(
@@ -92,7 +106,12 @@ def calibrate(
         scorer=strength(),
         config=GenerateConfig(max_connections=provider.max_connections()),
         version=VERSION,
-        metadata={**PAPER, "subject": subject.name, "judge": str(grader)},
+        metadata={
+            **PAPER,
+            "subject": subject.name,
+            "judge": str(grader),
+            **labels_note(subject, latents, provider.runtime),
+        },
     )
 
 

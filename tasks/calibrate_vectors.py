@@ -5,12 +5,13 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
 from inspect_ai.solver import TaskState
 
+from esr_eval.data.arguments import CountOrNone, Seed, checked
 from esr_eval.scorers.grader import grader_model
-from esr_eval.solvers import VectorSource, provider_of
+from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.vectors.file import default_vectors, read_vectors
 from esr_eval.vectors.search import FOUND, VectorStrength, bisect_vector, vector_prior
 
@@ -23,11 +24,12 @@ PAPER = {
 
 
 @task
+@checked
 def calibrate_vectors(
     vectors: str | None = None,
     prior: dict[str, Any] | None = None,
-    check_samples: int = 4,
-    seed: int = 0,
+    check_samples: CountOrNone = 4,
+    seed: Seed = 0,
 ) -> Task:
     """Find every vector's strength: where first attempts score 30 of 100.
 
@@ -40,8 +42,9 @@ def calibrate_vectors(
         check_samples: Fresh responses at the final strength; no part of the search.
         seed: Seed of the rounds' tasks and samplers.
     """
-    model = get_model()
-    provider = provider_of(model)
+    model, provider = model_under_test(
+        temperature="vectors are calibrated at the subject's",
+    )
     provider.preflight(edits_needed=False)
     subject = provider.subject
     file = read_vectors(vectors or default_vectors(subject))

@@ -1,21 +1,22 @@
 """Discovery of off-topic detectors (paper, appendix on detectors): tasks with others' answers."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from inspect_ai import Task, task
-from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
+from esr_eval.data.arguments import Count, Seed, Topics, checked
 from esr_eval.dataset import PromptSet, choose_prompts
-from esr_eval.discovery.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
-from esr_eval.discovery.pairing import Pairing, paired_dataset
+from esr_eval.detectors.answers import COUNTS, MISMATCHED_ANSWER, read_pairs
+from esr_eval.detectors.pairing import Pairing, paired_dataset
 from esr_eval.errors import EsrError
-from esr_eval.experiment import MOST_ERRORS
 from esr_eval.scorers.metrics import mean_interval
 from esr_eval.scorers.trials import plain
-from esr_eval.solvers import provider_of
+from esr_eval.solvers import model_under_test
+from esr_eval.tasks.experiment import MOST_ERRORS
 
 VERSION = 1
 PAPER = {
@@ -29,12 +30,13 @@ PAPER = {
 
 
 @task
+@checked
 def detectors(
     prompts: PromptSet = "detector_discovery",
-    topics: str | list[str] | None = None,
-    answers_per_task: int = 5,
+    topics: Topics = None,
+    answers_per_task: Count = 5,
     positions: Literal["all", "generated"] = "all",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Task:
     """Which latents are silent when an answer fits its task and active when it does not?
 
@@ -49,11 +51,7 @@ def detectors(
         positions: `all` reads task and answer, as the paper does; `generated` the answer alone.
         seed: Seed of the answers and of their pairing.
     """
-    if positions not in ("all", "generated"):
-        raise EsrError(f"positions={positions} is neither all nor generated.")
-    if prompts not in get_args(PromptSet):
-        raise EsrError(f"prompts={prompts} is none of {', '.join(get_args(PromptSet))}.")
-    provider = provider_of(get_model())
+    _, provider = model_under_test()
     provider.preflight()
     subject, runtime = provider.subject, provider.runtime
     if runtime.feature_layer is None:

@@ -2,7 +2,18 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.experiment import Bench, experiment, plan_trials
+from esr_eval.data.arguments import (
+    Count,
+    Flag,
+    LatentsArgument,
+    LogFile,
+    Number,
+    Seed,
+    Strength,
+    Topics,
+    checked,
+)
+from esr_eval.tasks.experiment import Bench, experiment, plan_trials
 
 VERSION = 1
 PAPER = {
@@ -17,17 +28,18 @@ PAPER = {
 
 
 @task
+@checked
 def esr(
-    latents: str | int | list[int] | None = None,
-    n_latents: int | None = None,
-    trials_per_latent: int = 5,
-    strength: str | float = "calibrated",
-    topics: str | list[str] | None = None,
-    steering: bool = True,
-    seed: int = 0,
-    replay: str | None = None,
-    holistic: bool = False,
-    until_token: int | None = None,
+    latents: LatentsArgument = None,
+    n_latents: Number | None = None,
+    trials_per_latent: Count = 5,
+    strength: Strength = "calibrated",
+    topics: Topics = None,
+    steering: Flag = True,
+    seed: Seed = 0,
+    replay: LogFile | None = None,
+    holistic: Flag = False,
+    until_token: Number | None = None,
 ) -> Task:
     """Endogenous steering resistance: attempts and their scores under a boosted latent.
 

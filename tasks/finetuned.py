@@ -2,10 +2,21 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.data.arguments import (
+    Count,
+    Flag,
+    LatentsArgument,
+    LogFile,
+    Number,
+    Seed,
+    StrengthOrReplay,
+    Topics,
+    checked,
+)
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment, plan_trials
 from esr_eval.finetune.card import adapter_facts
+from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
 
 VERSION = 1
 PAPER = {
@@ -16,17 +27,18 @@ PAPER = {
 
 
 @task
+@checked
 def finetuned(
-    replay: str | None = None,
-    latents: str | int | list[int] | None = None,
-    n_latents: int | None = None,
-    trials_per_latent: int = 5,
-    strength: str | float = "calibrated",
-    topics: str | list[str] | None = None,
-    steering: bool = True,
-    seed: int = 0,
-    holistic: bool = False,
-    until_token: int | None = None,
+    replay: LogFile | None = None,
+    latents: LatentsArgument = None,
+    n_latents: Number | None = None,
+    trials_per_latent: Count = 5,
+    strength: StrengthOrReplay = "calibrated",
+    topics: Topics = None,
+    steering: Flag = True,
+    seed: Seed = 0,
+    holistic: Flag = False,
+    until_token: Number | None = None,
 ) -> Task:
     """The main experiment on a subject with an adapter, at strengths of its own.
 

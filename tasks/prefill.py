@@ -2,11 +2,12 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.data.arguments import Flag, LogFile, Number, Strength, checked
 from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment
-from esr_eval.replay import Response, read_responses
+from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
+from esr_eval.tasks.experiment import Bench, Plan, experiment
 
 VERSION = 1
 PAPER = {
@@ -17,12 +18,13 @@ PAPER = {
 
 
 @task
+@checked
 def prefill_control(
-    source: str,
-    characters: int = 1100,
-    mirror: bool = False,
-    strength: str | float = "calibrated",
-    holistic: bool = False,
+    source: LogFile,
+    characters: Number = 1100,
+    mirror: Flag = False,
+    strength: Strength = "calibrated",
+    holistic: Flag = False,
 ) -> Task:
     """The unsteered model continues steered answers; mirrored, the steered one unsteered answers.
 
@@ -37,8 +39,6 @@ def prefill_control(
         strength: For the mirror: `calibrated`, a number, or a multiple of the calibrated.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    if characters < 1:
-        raise EsrError(f"characters={characters} leaves nothing to continue.")
     bench = Bench.open()
     responses, origin = read_responses(source)
     wanted = "unsteered" if mirror else "steered"

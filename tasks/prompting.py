@@ -2,9 +2,20 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.data.arguments import (
+    Count,
+    Flag,
+    LatentsArgument,
+    LogFile,
+    Number,
+    Seed,
+    Strength,
+    Topics,
+    checked,
+)
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment, plan_trials
+from esr_eval.tasks.experiment import Bench, Plan, experiment, plan_trials
 
 VERSION = 1
 PAPER = {
@@ -15,17 +26,18 @@ PAPER = {
 
 
 @task
+@checked
 def meta_prompt(
     variant: str = "self_monitor",
-    latents: str | int | list[int] | None = None,
-    n_latents: int | None = None,
-    trials_per_latent: int = 5,
-    strength: str | float = "calibrated",
-    topics: str | list[str] | None = None,
-    steering: bool = True,
-    seed: int = 0,
-    replay: str | None = None,
-    holistic: bool = False,
+    latents: LatentsArgument = None,
+    n_latents: Number | None = None,
+    trials_per_latent: Count = 5,
+    strength: Strength = "calibrated",
+    topics: Topics = None,
+    steering: Flag = True,
+    seed: Seed = 0,
+    replay: LogFile | None = None,
+    holistic: Flag = False,
 ) -> Task:
     """The main experiment with a sentence appended to every task.
 

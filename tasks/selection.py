@@ -1,19 +1,22 @@
 """Choice of latents (paper, experimental setup): concrete labels, irrelevant to the tasks."""
 
 import math
+from typing import Annotated
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
+from pydantic import Field
 
-from esr_eval.dataset import choose_prompts, load_latents
+from esr_eval.data.arguments import PERCENT, Number, Seed, Topics, checked
+from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench
 from esr_eval.scorers.concreteness_rubric import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
+from esr_eval.tasks.experiment import Bench
 
 VERSION = 1
 PAPER = {
@@ -27,14 +30,15 @@ PAPER = {
 
 
 @task
+@checked
 def select_latents(
     latents: str | None = None,
-    wanted: int | None = None,
-    factor: float = 3,
-    min_concreteness: float = 65,
+    wanted: Number | None = None,
+    factor: Annotated[float, Field(ge=1)] = 3,
+    min_concreteness: Annotated[float, PERCENT] = 65,
     rule: str = "zero",
-    topics: str | list[str] | None = None,
-    seed: int = 0,
+    topics: Topics = None,
+    seed: Seed = 0,
 ) -> Task:
     """Test labelled latents: one sample is one candidate, kept or rejected with its reason.
 
@@ -43,8 +47,8 @@ def select_latents(
     begin-of-text token, at which thousands of latents fire and mean nothing.
 
     Args:
-        latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export). Default: the
-            subject's own.
+        latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export, also a
+            folder of its batches). Default: the subject's own.
         wanted: How many latents the run needs. Default: every candidate that passes.
         factor: Candidates drawn at random for each one wanted (paper: 3).
         min_concreteness: Lowest concreteness of a label, 0-100 by the judge (paper: 65).
@@ -55,14 +59,12 @@ def select_latents(
         seed: Seed of the draw of candidates.
     """
     chosen_rule = check_rule(rule)
-    if not 0 <= min_concreteness <= 100:
-        raise EsrError(f"min_concreteness={min_concreteness} is no concreteness from 0 to 100.")
     bench = Bench.open()
     subject = bench.provider.subject
     if bench.provider.runtime.feature_layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
     asked = choose_prompts(topics)
-    labelled = load_latents(subject, latents)
+    labelled = load_latents(subject, latents, bench.provider.runtime)
     bench.provider.check_latents([latent.index for latent in labelled])
     candidates = draw_candidates(labelled, wanted, factor, seed)
     samples = [
@@ -93,6 +95,7 @@ def select_latents(
             "min_concreteness": min_concreteness,
             "task_prompts": len(asked),
             "labelled": len(labelled),
+            **labels_note(subject, latents, bench.provider.runtime),
             "wanted": wanted,
         },
     )

@@ -1,30 +1,44 @@
 """Boost sweep (paper, experiment on boost strength): how attempts depend on the strength."""
 
 import statistics
-from typing import Any
+from typing import Annotated, Any
 
 from inspect_ai import Task, task
+from pydantic import Field
 
-from esr_eval.dataset import Planned, choose_prompts, draw_trials
+from esr_eval.data.arguments import (
+    Count,
+    Flag,
+    LatentsArgument,
+    LogFile,
+    Number,
+    Positive,
+    Seed,
+    Topics,
+    checked,
+)
+from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file, labels_note
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment
-from esr_eval.replay import replay_log
+from esr_eval.logs.replay import replay_log
+from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
 
 VERSION = 1
+N_LATENTS = 25
 PAPER = {"paper": "arXiv:2602.06941", "experiment": "2 (boost sweep)", "deviations": []}
 
 
 @task
+@checked
 def boost_sweep(
-    levels: int = 8,
-    span_sd: float = 3.0,
-    latents: str | int | list[int] | None = None,
-    n_latents: int | None = 25,
-    trials_per_latent: int = 10,
-    topics: str | list[str] | None = None,
-    seed: int = 0,
-    replay: str | None = None,
-    holistic: bool = False,
+    levels: Annotated[int, Field(ge=2, le=1000)] = 8,
+    span_sd: Positive = 3.0,
+    latents: LatentsArgument = None,
+    n_latents: Number | None = N_LATENTS,
+    trials_per_latent: Count = 10,
+    topics: Topics = None,
+    seed: Seed = 0,
+    replay: LogFile | None = None,
+    holistic: Flag = False,
 ) -> Task:
     """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
 
@@ -43,14 +57,16 @@ def boost_sweep(
         replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    if levels < 2:
-        raise EsrError(f"A sweep needs two levels or more, not {levels}.")
     bench = Bench.open()
     if replay is not None:
+        check_replayed(latents=latents, topics=topics)
         found = replay_log(replay, "steered")
         bench.provider.check_latents([one.trial.latent for one in found.planned])
         return _sweep(bench, Plan(found.planned, found.source), {}, holistic)
-    chosen = bench.latents(latents, None if latents is not None else n_latents, seed)
+    # The default number is of latents that are drawn, from the subject's labels or a file's.
+    named = latents is not None and not is_latents_file(latents)
+    count = None if named and n_latents == N_LATENTS else n_latents
+    chosen = bench.latents(latents, count, seed)
     calibrated = list(bench.strengths("calibrated", chosen).values())
     if len(calibrated) < 2:
         raise EsrError("A sweep needs two latents or more: their strengths span its range.")
@@ -71,7 +87,10 @@ def boost_sweep(
             one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
             for one in trials
         ]
-    return _sweep(bench, Plan(planned), {"strength_mean": mean, "strength_sd": sd}, holistic)
+    note = labels_note(bench.provider.subject, latents, bench.provider.runtime)
+    return _sweep(
+        bench, Plan(planned, labels=note), {"strength_mean": mean, "strength_sd": sd}, holistic
+    )
 
 
 def _sweep(bench: Bench, plan: Plan, extra: dict[str, Any], holistic: bool) -> Task:

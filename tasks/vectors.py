@@ -4,14 +4,14 @@ import random
 from collections.abc import Sequence
 
 from inspect_ai import Task, task
-from inspect_ai.model import get_model
 
+from esr_eval.data.arguments import Count, Flag, LogFile, Number, Seed, Strength, Topics, checked
 from esr_eval.dataset import choose_prompts, draw_trials
 from esr_eval.errors import EsrError
-from esr_eval.experiment import Bench, Plan, experiment
-from esr_eval.replay import replay_log
+from esr_eval.logs.replay import replay_log
 from esr_eval.scorers.grader import grader_model
-from esr_eval.solvers import VectorSource, provider_of
+from esr_eval.solvers import VectorSource, model_under_test
+from esr_eval.tasks.experiment import Bench, Plan, check_replayed, experiment
 from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors
 from esr_eval.vectors.strengths import vector_strengths
 
@@ -27,16 +27,17 @@ PAPER = {
 
 
 @task
+@checked
 def vectors(
     vectors: str | None = None,
-    n_vectors: int | None = None,
-    trials_per_vector: int = 5,
-    strength: str | float = "calibrated",
-    topics: str | list[str] | None = None,
-    steering: bool = True,
-    seed: int = 0,
-    replay: str | None = None,
-    holistic: bool = False,
+    n_vectors: Number | None = None,
+    trials_per_vector: Count = 5,
+    strength: Strength = "calibrated",
+    topics: Topics = None,
+    steering: Flag = True,
+    seed: Seed = 0,
+    replay: LogFile | None = None,
+    holistic: Flag = False,
 ) -> Task:
     """The main experiment with a concept's vector added instead of a latent boosted.
 
@@ -54,16 +55,13 @@ def vectors(
         replay: A log of this task whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    model = get_model()
-    provider = provider_of(model)
+    model, provider = model_under_test()
     provider.preflight(edits_needed=False)
     file = read_vectors(vectors or default_vectors(provider.subject))
     file.check_fits(provider.runtime, provider.subject)
     bench = Bench(provider, grader_model(str(model)))
     if replay is not None:
-        beside = {"n_vectors": n_vectors, "topics": topics}
-        if given := [name for name, value in beside.items() if value is not None]:
-            raise EsrError(f"replay= takes its trials from the log: leave out {', '.join(given)}.")
+        check_replayed(n_vectors=n_vectors, topics=topics)
         plan = _replayed(replay, file, steering)
     else:
         plan = _drawn(bench, file, n_vectors, trials_per_vector, strength, topics, steering, seed)

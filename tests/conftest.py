@@ -29,7 +29,7 @@ def backend():
 @pytest.fixture(scope="session")
 def ndif_server(tmp_path_factory: pytest.TempPathFactory):
     """A real NDIF server on loopback with the embedded subject (marker ndif)."""
-    from esr_eval.serve.ndif import NDIFServer
+    from esr_eval.servers.ndif import NDIFServer
 
     server = NDIFServer(tmp_path_factory.mktemp("ndif"))
     server.start("smollm2-135m")
@@ -40,8 +40,8 @@ def ndif_server(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def ndif_backend(ndif_server):
     """The embedded subject on that server."""
-    from esr_eval.backends.ndif import NDIFBackend
-    from esr_eval.remote import RemoteArgs
+    from esr_eval.backends.ndif.backend import NDIFBackend
+    from esr_eval.backends.remote import RemoteArgs
     from esr_eval.subjects import find_subject
 
     runtime = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "ndif"})
@@ -51,7 +51,7 @@ def ndif_backend(ndif_server):
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory):
     """A real vLLM server on loopback with the embedded subject (marker vllm)."""
-    from esr_eval.serve.vllm import VLLMServer
+    from esr_eval.servers.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("vllm"))
     server.start("smollm2-135m")

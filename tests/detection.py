@@ -7,9 +7,9 @@ import pytest
 from inspect_ai.model import GenerateConfig, ModelOutput
 from simulation import RESTART, _output
 
-from esr_eval.backends.base import Reading
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import Boost, Clamp, Steering, fingerprint
+from esr_eval.steering.requests import Reading
 
 MODEL = "esr/llama-8b"
 N_LATENTS = 65_536

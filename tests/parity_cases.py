@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
-from esr_eval.sampling import Sampling
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Runtime, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 LAYER, LATER = 14, 20
 N_TOKENS = 20

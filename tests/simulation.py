@@ -15,7 +15,7 @@ from inspect_ai.model import (
     modelapi,
 )
 
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.rubric import parse_request
 from esr_eval.spec import Boost, Steering
 

@@ -7,13 +7,14 @@ import pytest
 from detection import DEAD, DETECTORS, MODEL, RATES, install
 from inspect_ai import eval as inspect_eval
 
-from esr_eval.analysis.comparisons import compare_pairs, shared_trials
-from esr_eval.analysis.trial_values import read_values
-from esr_eval.cache import CACHE_ENV
+from esr_eval._util.cache import CACHE_ENV
 from esr_eval.dataset import prompts
-from esr_eval.discovery.matching import draw_matched
+from esr_eval.detectors.matching import draw_matched
 from esr_eval.errors import EsrError
+from esr_eval.logs.runs import shared_trials
+from esr_eval.logs.values import read_values
 from esr_eval.spec import Boost, Clamp, Steering
+from esr_eval.stats.comparisons import compare_pairs
 
 BOOSTED = range(1, 13)
 TOPICS = [prompt.topic for prompt in prompts("detector_discovery")[:8]]
@@ -146,7 +147,9 @@ def test_ablation_without_the_boost_and_at_the_feature_layer(planted, tmp_path):
     args = {"detectors": discovery.location, "replay": main.location, "layer": "feature"}
     log = run(tmp_path, "ablation", **args)
     assert log.eval.metadata["condition"] == "ablated: silent_4, at the feature layer"
-    with pytest.raises(EsrError, match="neither steering nor feature"):
+    with pytest.raises(
+        EsrError, match="-T layer=last is refused: it should be 'steering' or 'feature'"
+    ):
         run(tmp_path, "ablation", **args | {"layer": "last"})
     log = run(tmp_path, "ablation", "esr/llama-70b", **args | {"detectors": "paper_26"})
     assert log.eval.metadata["ablation"]["layer"] == 50
@@ -216,6 +219,9 @@ def test_ablation_on_the_embedded_subject(tmp_path):
             assert sample.input == before[sample.id].input
             usage, cut = sample.output.usage, sample.output.stop_reason == "max_tokens"
             # Every position but the first (skip_first) and the last token if it was never fed.
-            assert sample.output.metadata["edited_positions"] == usage.total_tokens - 1 - cut
+            done = sample.output.metadata
+            assert done["edited_positions"] + done["held_positions"] == usage.total_tokens - 1 - cut
+            # Under a boost every position changes; alone, clamps find many latents silent.
+            assert (done["held_positions"] > 0) == (log is alone)
     answers = [{s.id: s.output.completion for s in log.samples} for log in (main, ablated)]
     assert answers[0] != answers[1], "the clamps reach what is generated"

@@ -1,6 +1,7 @@
 """Stored answers read token by token: the task, its arrays, its tables and its figure."""
 
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from inspect_ai.log import read_eval_log, write_eval_log
 from test_region_statistics import trace as made_trace
 from typer.testing import CliRunner
 
-from esr_eval.analysis.activations import read_traces
-from esr_eval.analysis.region_tokens import Region
-from esr_eval.analysis.regions import region_statistics
-from esr_eval.analysis.trace_plot import trace_figure
-from esr_eval.analysis.traces import Trace
 from esr_eval.cli import app
+from esr_eval.episodes.activations import read_traces
 from esr_eval.episodes.choice import read_episodes
+from esr_eval.episodes.region_tokens import Region
+from esr_eval.episodes.regions import region_statistics
+from esr_eval.episodes.traces import Trace
 from esr_eval.errors import EsrError
+from esr_eval.report.trace_plot import trace_figure
 from esr_eval.spec import Steering
 from esr_eval.subjects import find_subject
 
@@ -188,7 +189,7 @@ def test_samples_that_failed_are_counted(logs, tmp_path):
     path = tmp_path / "failed.eval"
     write_eval_log(log, str(path))
     folder = Path(read.location.removeprefix("file://")).parent
-    (tmp_path / "activations").symlink_to(folder / "activations")
+    shutil.copytree(folder / "activations", tmp_path / "activations")
     found = read_traces(str(path))
     assert (len(found.traces), found.errored, found.missing) == (6, 2, 0)
 
@@ -346,7 +347,7 @@ def test_a_verdict_that_cannot_be_used_leaves_the_activations(logs, tmp_path):
     path = tmp_path / "unjudged.eval"
     write_eval_log(log, str(path))
     folder = Path(read.location.removeprefix("file://")).parent
-    (tmp_path / "activations").symlink_to(folder / "activations")
+    shutil.copytree(folder / "activations", tmp_path / "activations")
     traces = {trace.sample_id: trace for trace in read_traces(str(path)).traces}
     unjudged = traces[log.samples[0].id]
     assert unjudged.regions is None and (unjudged.kinds == "").all()

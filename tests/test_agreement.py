@@ -12,16 +12,16 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import score
 from scoring import DATA, TASK, examples, grader, run, trial, verdict
 
-from esr_eval.analysis.agreement import agreement_of, write_csv
-from esr_eval.analysis.agreement_table import judge_table, pair_table
-from esr_eval.analysis.kappa import clustered_kappa
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.judged import Judged, Verdict, choose_judged, read_judged
-from esr_eval.provider import ESRModelAPI
+from esr_eval.logs.judged import Judged, Verdict, choose_judged, read_judged
+from esr_eval.provider.api import ESRModelAPI
+from esr_eval.report.agreement import agreement_of, write_csv
+from esr_eval.report.agreement_table import judge_table, pair_table
 from esr_eval.scorers.agreement import agreement
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
-from esr_eval.trial import Trial
+from esr_eval.stats.kappa import clustered_kappa
 
 RESTART = (
     "Fire burns in the hearth {}. Wait, that's not right. Let me start over. Add the numerators."
@@ -290,7 +290,7 @@ def test_folders_and_lists_of_logs(tmp_path, crossed):
     run([trial("x")], grader(["?", "?"]), tmp_path / "logs", scorer=[])
     both = read_judged(f"{tmp_path / 'logs'}, {second}")
     assert len(both.responses) == 12 and len(both.logs) == 2
-    assert both.left_out["logs without scores of attempts"] == 1
+    assert len(both.notes) == 1 and "no scores of esr_eval/attempts" in both.notes[0]
     assert len(read_judged(f"{first},{first}").responses) == 6, "the same log twice is once"
     for source, problem in (
         (str(tmp_path / "no.eval"), "There is no log"),
@@ -307,8 +307,8 @@ def test_folders_and_lists_of_logs(tmp_path, crossed):
     [
         ({"graders": "third"}, "'third' is no judge: give PROVIDER/MODEL"),
         ({"graders": "grader"}, "'grader' is no judge: .* --model-role grader=PROVIDER/MODEL"),
-        ({"graders": ","}, "Name the judges"),
-        ({"graders": "second", "n": 0}, "nothing to judge"),
+        ({"graders": ","}, "graders=, is refused"),
+        ({"graders": "second", "n": 0}, "n=0 is refused"),
         ({"graders": "esr-judge/nobody"}, "no judge esr-judge/nobody"),
     ],
 )

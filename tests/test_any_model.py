@@ -1,5 +1,8 @@
 """Models and SAEs beyond the named ones: tiny random weights, the real code."""
 
+import copy
+import itertools
+
 import anyio
 import pytest
 import torch
@@ -17,8 +20,8 @@ from transformers import (
 )
 
 from esr_eval.errors import EsrError
-from esr_eval.sae import open_sae
-from esr_eval.sae_config import local_folder, read_sae_config
+from esr_eval.sae.config import local_folder, read_sae_config
+from esr_eval.sae.sparse import open_sae
 from esr_eval.solvers import runtime_of, steering_config
 from esr_eval.spec import Boost, SAERef
 
@@ -81,6 +84,71 @@ def test_a_model_by_path_is_steered_on_its_own_architecture(tmp_path, tokenizer,
     assert none == 0 and edited > 12
     assert completion() == (plain, none)
     assert runtime_of(model).steering_layer == 1
+
+
+def talker(folder, tokenizer, text, template):
+    """A Llama whose greedy answer is a fixed text: every token is followed by the text's next."""
+    tokenizer.chat_template = template
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True
+    )
+    last = tokenizer(asked, add_special_tokens=False)["input_ids"][-1]
+    said = tokenizer(text, add_special_tokens=False)["input_ids"]
+    chain = [last, *said, tokenizer.eos_token_id]
+    assert len(set(chain)) == len(chain), "a token is followed by one other"
+    config = LlamaConfig(
+        **SHAPE | {"hidden_size": 64, "vocab_size": len(tokenizer)}, tie_word_embeddings=False
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        directions = torch.nn.functional.normalize(torch.randn(config.vocab_size, 64), dim=1)
+        model.model.embed_tokens.weight.copy_(directions * 8)
+        model.lm_head.weight.zero_()
+        for before, after in itertools.pairwise(chain):
+            model.lm_head.weight[after] = directions[before] * 20
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("thinking", [None, True])
+def test_what_a_model_thinks_is_a_part_of_its_own_and_only_the_answer_is_graded(
+    tmp_path, tokenizer, thinking
+):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% if enable_thinking is defined and not "
+        "enable_thinking %} off{% endif %}{% endif %}"
+    )
+    talker(tmp_path / "m", tokenizer, "<think>Wait, that is not right</think>Boil it", template)
+    make_sae(d_model=64).save_model(tmp_path / "sae")
+    args = {} if thinking is None else {"enable_thinking": thinking}
+    model = get_model(
+        f"esr/{tmp_path}/m",
+        memoize=False,
+        device="cpu",
+        dtype="float32",
+        sae_release=str(tmp_path / "sae"),
+        steering_layer=1,
+        feature_layer=1,
+        **args,
+    )
+    config = steering_config(model, seed=1, max_tokens=20, temperature=0.0)
+    output = anyio.run(lambda: model.generate("Hello", config=config))
+    assert output.metadata["template"] == {"enable_thinking": str(bool(thinking))}
+    if thinking:
+        [thought, answer] = output.message.content
+        assert thought.reasoning == "Wait, that is not right"
+        assert answer.text == output.completion == output.message.text == "Boil it"
+        cut = anyio.run(
+            lambda: model.generate("Hello", config=config.model_copy(update={"max_tokens": 3}))
+        )
+        assert cut.completion == "" and cut.stop_reason == "max_tokens"
 
 
 def test_what_does_not_fit_a_model_by_path_is_told_before_its_weights_load(

@@ -4,7 +4,7 @@ import time
 import anyio
 import pytest
 
-from esr_eval.batching import Batcher
+from esr_eval.provider.batching import Batcher
 
 
 def run_all(batcher, requests, delay=0.0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import truncnorm
 
-from esr_eval.calibration import MAX_EMPTY_ROUNDS, Bisection, Round, probability_above
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Bisection, Round, probability_above
 from esr_eval.subjects import CalibrationPrior, subjects
 
 PRIOR = CalibrationPrior(prior_mean=70, prior_std=40, lower=0, upper=200, rounds=10)

@@ -1,6 +1,7 @@
 """The calibration task through Inspect, with a simulated model and judge on real files."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,23 @@ from inspect_ai import Task, eval_retry
 from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
+from inspect_ai.model import GenerateConfig, ModelOutput
 from inspect_ai.scorer import SampleScore, Score
-from simulation import LABELS, MODEL, TRUE_STRENGTH, Subject, install
+from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
+from typer.testing import CliRunner
 
-from esr_eval.cache import CACHE_ENV
-from esr_eval.dataset import prompts
-from esr_eval.strength_search import bisect, round_plan
-from esr_eval.strengths import cache_folder
-from esr_eval.subjects import CalibrationPrior
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.calibration.boosts import resolve_strengths
+from esr_eval.calibration.search import bisect, round_plan
+from esr_eval.calibration.store import cache_folder, responses_per_latent
+from esr_eval.cli import app
+from esr_eval.dataset import load_latents, prompts
+from esr_eval.errors import EsrError
+from esr_eval.paper.estimate import estimate
+from esr_eval.paper.steps import Step
+from esr_eval.provider.api import ESRModelAPI
+from esr_eval.provider.arguments import ModelArgs
+from esr_eval.subjects import CalibrationPrior, find_subject
 from esr_eval.tasks.calibrate import calibrate, strength, total
 
 PRIOR = {"prior_mean": 20, "prior_std": 10, "lower": 0, "upper": 50, "samples_per_round": 4}
@@ -153,6 +163,79 @@ def test_solver_serves_a_task_of_ones_own(subject: Subject, tmp_path: Path) -> N
     assert value["generations"] == 2
     assert math.isnan(value["achieved_score"])
     assert log.samples is not None and "**Strength" in log.samples[0].output.completion
+
+
+def test_the_estimate_counts_every_response_of_a_calibration(
+    subject: Subject, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+
+    async def generate(
+        self: Any, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig
+    ) -> ModelOutput:
+        lengths.append(config.max_tokens)
+        return subject.answer(config)
+
+    monkeypatch.setattr(ESRModelAPI, "generate", generate)
+    (log,) = inspect_eval(
+        calibrate,
+        model=MODEL,
+        model_roles={"grader": "sim-judge/noisy"},
+        task_args={"latents": labels},
+        max_tokens=12,
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert log.status == "success", explained(log)
+    known = find_subject(SUBJECT)
+    each = responses_per_latent(known)
+    assert len(subject.calls) == 2 * each
+    assert known.calibration is not None and set(lengths) == {known.calibration.max_tokens}
+    short = known.model_copy(update={"max_tokens": 12})
+    step = Step("calibrate", "calibrate", lambda logs: {}, generations=2 * each)
+    assert estimate([step], short, "sim-judge/noisy").generated == sum(lengths)
+
+
+def test_what_is_left_out_of_a_file_of_labels_is_in_the_log(
+    subject: Subject, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text(LABELS + "3,\n4,  \n1,seas\n")
+    log = run(str(path), tmp_path)
+    assert log.status == "success" and len(values(log)) == 2, explained(log)
+    assert log.eval.metadata is not None
+    without, several = log.eval.metadata["labels"]
+    assert "without a label" in without and without.endswith(": 2")
+    assert "several labels: 1" in several
+    assert without in caplog.text and several in caplog.text
+
+
+def test_the_command_that_is_printed_makes_the_missing_strengths(
+    subject: Subject, labels: str, tmp_path: Path
+) -> None:
+    known = find_subject(SUBJECT)
+    runtime = ModelArgs(dtype="float32").runtime(known)
+    latents = load_latents(known, labels)
+
+    def resolve() -> dict[int, float]:
+        return resolve_strengths("calibrated", runtime, known, latents, "sim-judge/noisy")
+
+    with pytest.raises(EsrError, match="none are known") as first:
+        resolve()
+    command = shlex.split(first.value.message.split("`")[1])
+    assert command[:3] == ["esr-eval", "calibrate", SUBJECT]
+    # The labels are none of the subject's own, so a file with them is named.
+    done = CliRunner().invoke(app, [*command[1:], "--log-dir", str(tmp_path / "logs")])
+    assert done.exit_code == 0, done.output
+    assert set(resolve()) == {1, 2}
+
+    with pytest.raises(EsrError) as other:
+        resolve_strengths("calibrated", known.runtime(), known, latents, "sim-judge/mute")
+    assert "2 of them have one with" in other.value.message
+    assert "judge sim-judge/noisy instead of sim-judge/mute" in other.value.message
+    assert "dtype float32 instead of bfloat16" in other.value.message
+    assert "--grader sim-judge/mute" in other.value.message
+    assert "-M" not in other.value.message
 
 
 def test_total_is_the_sum_over_samples() -> None:

@@ -9,9 +9,9 @@ import pytest
 from simulation import LABELS, install
 from typer.testing import CliRunner, Result
 
-from esr_eval.cache import CACHE_ENV
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.calibration.store import load_bundle
 from esr_eval.cli import app
-from esr_eval.strengths import load_bundle
 from esr_eval.subjects import subjects
 
 PRIOR = '{"prior_mean": 20, "prior_std": 10, "lower": 0, "upper": 50, "rounds": 3}'
@@ -45,7 +45,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_analysis_loads_no_torch() -> None:
-    modules = "esr_eval.analysis.summary, esr_eval.analysis.subjects, esr_eval.calibrate_run"
+    modules = "esr_eval.report.summary, esr_eval.cli.subjects, esr_eval.cli.calibrate"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"

@@ -7,9 +7,9 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from typer.testing import CliRunner
 
+from esr_eval._util.digests import file_sha256
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
-from esr_eval.digests import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject
@@ -179,8 +179,10 @@ def test_strengths_are_calibrated_by_the_same_judge_or_given(tmp_path):
     assert vector_strengths(0.2, file, [oceans, snow], "any") == {0: 0.2, 1: 0.2}
     with pytest.raises(EsrError, match="no strength for snow"):
         vector_strengths("calibrated", file, [oceans, snow], judge)
-    with pytest.raises(EsrError, match="found with the judge esr-judge/offline"):
+    with pytest.raises(EsrError, match="found with the judge esr-judge/offline") as missing:
         vector_strengths("calibrated", file, [oceans], "openai/other")
+    command = f"esr-eval vectors calibrate {file.path} --model {SUBJECT.name} --grader openai/other"
+    assert command in missing.value.message
     with pytest.raises(EsrError, match="strength=much"):
         vector_strengths("much", file, [oceans], judge)
 

@@ -82,7 +82,7 @@ def test_what_is_missing_or_unusable_is_asked_about_once_more():
         if len(requests) == 1:
             return json.dumps(
                 {"ratings": [{"id": 1, "score": 90}, {"id": 3, "score": 400}]
-                 + [{"id": 4, "score": s} for s in (10, 20)] + [{"id": 5, "score": 7}] * 2}
+                 + [{"id": 4, "score": s} for s in (10, 20)] + [{"id": 5, "score": 7.0}] * 2}
             )  # fmt: skip
         return said({1: 50, 2: 101})
 
@@ -90,6 +90,18 @@ def test_what_is_missing_or_unusable_is_asked_about_once_more():
     assert requests == [["a", "b", "c", "d", "e"], ["b", "c", "d"]]
     assert [one.score for one in found] == [90, 50, None, None, 7]
     assert [one.reason for one in found] == [None, None, "score_out_of_range", "incomplete", None]
+
+
+def test_ratings_of_another_scale_are_told(caplog):
+    shares = said({1: 0.9, 2: 0.5})
+    assert [one.reason for one in rate(grader([shares, shares]), ["a", "b"])] == [
+        "score_not_whole"
+    ] * 2
+    labels = ["dogs", "justice", "fire", "commas"]
+    bare = json.dumps([{"id": at, "score": at % 2, "label": "x"} for at in range(1, 5)])
+    found = rate(grader([f"<think>hm</think>{bare}"]), labels)
+    assert [one.score for one in found] == [1, 0, 1, 0]
+    assert "may use another scale" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from esr_eval.data.trial import Trial
 from esr_eval.dataset import (
     Latent,
     choose_latents,
@@ -13,7 +14,6 @@ from esr_eval.dataset import (
 )
 from esr_eval.errors import EsrError
 from esr_eval.subjects import embedded_path, find_subject, subjects
-from esr_eval.trial import Trial
 
 LATENTS = [Latent(index=i, label=f"concept {i}") for i in (3, 8, 21, 40)]
 STRENGTHS = {latent.index: 10.0 + latent.index for latent in LATENTS}
@@ -77,7 +77,7 @@ def test_a_bad_list_of_labels_is_told_in_a_sentence(tmp_path):
     bad.write_text("latent,name\n1,x\n", "utf-8")
     with pytest.raises(EsrError, match="index_in_sae,label"):
         load_latents(find_subject("llama-8b"), str(bad))
-    with pytest.raises(EsrError, match="cannot be read"):
+    with pytest.raises(EsrError, match="no file or folder of labels"):
         load_latents(find_subject("llama-8b"), str(tmp_path / "none.csv"))
     with pytest.raises(EsrError, match="-T latents="):
         load_latents(find_subject("gemma-2b"))
@@ -127,7 +127,7 @@ def test_a_tuned_subject_is_its_base_with_an_adapter():
 
 
 def test_the_embedded_subjects_labels_fit_its_sae():
-    from esr_eval.sae_config import local_folder, read_sae_config
+    from esr_eval.sae.config import local_folder, read_sae_config
 
     subject = find_subject("smollm2-135m")
     latents = load_latents(subject)
@@ -143,7 +143,7 @@ def test_the_embedded_subjects_labels_fit_its_sae():
 
 def test_every_shipped_latent_has_a_shipped_strength(tmp_path, monkeypatch):
     """With an empty cache: what `strength=calibrated` finds on a fresh clone."""
-    from esr_eval.boosts import resolve_strengths
+    from esr_eval.calibration.boosts import resolve_strengths
 
     monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
     subject = find_subject("smollm2-135m")

@@ -10,7 +10,15 @@ from inspect_ai import eval as inspect_eval
 from scipy.stats import mannwhitneyu
 from typer.testing import CliRunner
 
-from esr_eval.analysis.detector_statistics import (
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.cli import app
+from esr_eval.dataset import prompts
+from esr_eval.detectors.answers import read_pairs
+from esr_eval.detectors.choice import load_detectors, published_sets
+from esr_eval.detectors.discovery import find_detectors
+from esr_eval.detectors.pairing import derangement, paired_dataset
+from esr_eval.detectors.report import read_detector_file, write_detector_file
+from esr_eval.detectors.statistics import (
     Pairs,
     latent_statistics,
     most_separable,
@@ -19,17 +27,9 @@ from esr_eval.analysis.detector_statistics import (
     silent,
     silent_by_chance,
 )
-from esr_eval.analysis.detectors import find_detectors
-from esr_eval.analysis.discovery import read_discovery
-from esr_eval.cache import CACHE_ENV
-from esr_eval.cli import app
-from esr_eval.dataset import prompts
-from esr_eval.discovery.answers import read_pairs
-from esr_eval.discovery.detectors import load_detectors, published_sets
-from esr_eval.discovery.pairing import derangement, paired_dataset
-from esr_eval.discovery.report import read_detector_file, write_detector_file
+from esr_eval.detectors.stored import read_discovery
 from esr_eval.errors import EsrError
-from esr_eval.sidecar import STORE_KEY, load
+from esr_eval.logs.sidecar import STORE_KEY, load
 from esr_eval.subjects import find_subject
 
 RUNTIME = find_subject("llama-8b").runtime()
@@ -269,7 +269,7 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["detectors", log.location, "--rule", "loud"])
     assert run.exit_code == 1 and "neither silent nor separability" in run.output
     run = CliRunner().invoke(app, ["detectors", log.location, "--min-mismatched", "1.5"])
-    assert run.exit_code == 1 and "no share" in run.output
+    assert run.exit_code == 1 and "--min-mismatched 1.5" in run.output
 
 
 def test_missing_and_changed_arrays_are_one_sentence(tmp_path, monkeypatch):
@@ -289,9 +289,9 @@ def test_missing_and_changed_arrays_are_one_sentence(tmp_path, monkeypatch):
     [
         ({"topics": ["bake bread"]}, "none of the 20 topics"),
         ({"topics": [prompts("detector_discovery")[0].topic]}, "two tasks or more"),
-        ({"answers_per_task": 0}, "nothing to read"),
-        ({"positions": "prompt"}, "neither all nor generated"),
-        ({"prompts": "other"}, "prompts=other is none of main"),
+        ({"answers_per_task": 0}, "answers_per_task=0 is refused"),
+        ({"positions": "prompt"}, "positions=prompt is refused: it should be 'all' or 'generated'"),
+        ({"prompts": "other"}, "prompts=other is refused: it should be 'main'"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, args, said):

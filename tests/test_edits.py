@@ -3,20 +3,26 @@
 import pytest
 import torch
 from sae_lens import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
     JumpReLUSAE,
     JumpReLUSAEConfig,
+    MatchingPursuitSAE,
+    MatchingPursuitSAEConfig,
     StandardSAE,
     StandardSAEConfig,
     TopKSAE,
     TopKSAEConfig,
 )
 
-from esr_eval.backends.base import Row
-from esr_eval.backends.plan import plan_batch
-from esr_eval.sae import SparseSAE
-from esr_eval.sae_config import read_sae_config
-from esr_eval.sampling import Sampling
+from esr_eval.sae.config import read_sae_config
+from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import Boost, Clamp, Runtime, SAERef, Steering
+from esr_eval.steering.plan import plan_batch
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 D_MODEL, N_LATENTS, LAYER = 48, 160, 3
 CPU = torch.device("cpu")
@@ -27,6 +33,9 @@ CASES = [
     (JumpReLUSAE, JumpReLUSAEConfig, {}),
     (TopKSAE, TopKSAEConfig, {"k": 12}),
     (TopKSAE, TopKSAEConfig, {"k": 12, "rescale_acts_by_decoder_norm": True}),
+    (AbsTopKSAE, AbsTopKSAEConfig, {"k": 12, "rescale_acts_by_decoder_norm": True}),
+    (GatedSAE, GatedSAEConfig, {}),
+    (MatchingPursuitSAE, MatchingPursuitSAEConfig, {"max_iterations": 5}),
 ]
 
 
@@ -45,6 +54,8 @@ def make_sae(cls, config_cls, extra, apply_b_dec, normalisation, seed=0):
     for name, parameter in sae.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * 0.3
         parameter.data = values.abs() if name == "threshold" else values
+    if cls is MatchingPursuitSAE:  # its pursuit wants directions of norm 1
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=-1, keepdim=True)
     return sae
 
 
@@ -123,4 +134,4 @@ def test_positions_outside_the_span_stay_as_they_are(tmp_path):
     at = torch.tensor([[-1, 0, 1, 2, 3, 4, 5]])
     delta = edits.delta(torch.randn(1, 7, D_MODEL), at)
     assert (delta[0].abs().sum(-1) > 0).tolist() == [False] * 4 + [True, True, False]
-    assert edits.touched(at)[0].tolist() == [False] * 4 + [True, True, False]
+    assert edits.active(at)[0].any(-1).tolist() == [False] * 4 + [True, True, False]

@@ -13,9 +13,9 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.log import read_eval_log
 from inspect_ai.model import GenerateConfig, get_model
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.spec import Steering, fingerprint
-from esr_eval.trial import Trial
 
 pytestmark = pytest.mark.model
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ def test_a_boost_that_ends_leaves_the_beginning_as_it_was(logs, tmp_path):
         assert edit.until_token == 6
         # The first tokens are chosen with the boost on, as in the whole run.
         assert sample.output.completion[:8] == whole[sample.id][:8]
-    with pytest.raises(EsrError, match="ends after one token or more"):
+    with pytest.raises(EsrError, match="until_token=0 is refused"):
         run(tmp_path, until_token=0)
 
 

@@ -6,7 +6,7 @@ import pytest
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 from typer.testing import CliRunner
 
-from esr_eval.commands.finetune import app
+from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
@@ -302,7 +302,7 @@ def test_the_boost_in_training_is_the_boost_of_an_evaluation(backend):
     """Logits under the training hook equal those under the engine's own edit."""
     import torch
 
-    from esr_eval.edits import LayerEdits, Term
+    from esr_eval.steering.edits import LayerEdits, Term
 
     runtime, model = backend.runtime, backend._model
     examples = [correction(boost=Push(latent=143, strength=60.0)), plain()]

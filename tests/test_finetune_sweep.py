@@ -6,12 +6,12 @@ import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
 from typer.testing import CliRunner
 
-from esr_eval.cache import CACHE_ENV
-from esr_eval.commands.finetune import app
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents
-from esr_eval.finetune import sweep as sweeping
 from esr_eval.finetune.card import AdapterFacts, read_facts
 from esr_eval.paper import run as paper_run
+from esr_eval.paper import sweep as sweeping
 from esr_eval.paper.run import STEP
 from esr_eval.subjects import embedded_path, find_subject, subjects
 
@@ -38,7 +38,7 @@ def trials(log):
 def quick(tmp_path, monkeypatch):
     """The embedded subject with a search of strengths that ends soon; nothing is known of it."""
     # Strengths alone: in a cache of its own the model would have to be unpacked again.
-    monkeypatch.setattr("esr_eval.strengths.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("esr_eval.calibration.store.cache_root", lambda: tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "200")
     known = dict(subjects())
     base = known["smollm2-135m"]
@@ -121,7 +121,7 @@ def test_interrupted_in_training_and_between_logs_a_sweep_goes_on(tmp_path, quic
     assert "other examples or settings" in sweep(other, "--seed", "1").output
 
 
-@pytest.mark.parametrize("mixes", ["10,300", "ten", "", "-5", "nan"])
+@pytest.mark.parametrize("mixes", ["10,300", "ten", ",", "-5", "nan"])
 def test_an_unknown_mix_is_refused_in_one_sentence(tmp_path, mixes):
     result = sweep(tmp_path / "s", mixes=mixes)
     assert result.exit_code == 1
@@ -152,7 +152,7 @@ def test_a_dry_run_tells_steps_trials_and_trainings(tmp_path, monkeypatch):
     }
     prior = find_subject("smollm2-135m").calibration
     assert rows["calibrate"] == "0"  # shipped with the subject
-    assert rows["mix-10 calibrate"] == str(12 * prior.rounds * prior.samples_per_round)
+    assert rows["mix-10 calibrate"] == str(12 * (prior.rounds * prior.samples_per_round + 5))
     for step in ("main", "until_40", "mix-10 steered", "mix-50 no_steering", "mix-50 until_40"):
         assert rows[step] == "48"
     # All mixes are as large as the one for which there are fewest examples.

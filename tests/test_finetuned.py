@@ -4,7 +4,7 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from simulation import LABELS, MODEL, install
 
-from esr_eval.cache import CACHE_ENV
+from esr_eval._util.cache import CACHE_ENV
 from esr_eval.errors import EsrError
 from esr_eval.spec import Steering
 

@@ -12,14 +12,14 @@ from inspect_ai.log import read_eval_log_sample_summaries
 from scipy.stats import t as student
 from typer.testing import CliRunner
 
-from esr_eval.analysis.finetuning import finetuning_of
-from esr_eval.analysis.finetuning_table import boosted_cells, cost_cells
-from esr_eval.analysis.report.conditions import conditions_of
-from esr_eval.analysis.report.logs import read_logs
-from esr_eval.analysis.report.section import Evidence
-from esr_eval.analysis.report.sections import finetuning
-from esr_eval.commands.finetune import app
+from esr_eval.cli.finetune import app
 from esr_eval.finetune.card import adapter_facts
+from esr_eval.logs.conditions import conditions_of
+from esr_eval.logs.stored import read_logs
+from esr_eval.report.finetuning import finetuning_of
+from esr_eval.report.finetuning_table import boosted_cells, cost_cells
+from esr_eval.report.section import Evidence
+from esr_eval.report.sections import finetuning
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "self-correction"
 BASE, TUNED = "smollm2-135m", "smollm2-135m-esr"

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 pytestmark = pytest.mark.model
 LAYER = 14
@@ -236,7 +236,7 @@ def test_a_request_that_cannot_be_carried_out_is_told_before_it_joins_a_batch(ba
 
 def test_the_self_check_catches_an_edit_that_does_not_arrive(backend, monkeypatch):
     assert "moved the logits" in backend.info.self_check
-    monkeypatch.setattr("esr_eval.backends.local.PROBE_SHARE", 0.0)
+    monkeypatch.setattr("esr_eval.backends.chat.PROBE_STRENGTH", 0.0)
     with pytest.raises(EsrError, match="silently lost"):
         backend._self_check()
 

@@ -14,13 +14,13 @@ import torch
 from inspect_ai import eval as inspect_eval
 from parity_cases import boost, rows
 
-from esr_eval.backends.base import Row
-from esr_eval.backends.ndif import NDIFBackend
-from esr_eval.backends.ndif_client import Client
+from esr_eval.backends.ndif.backend import NDIFBackend
+from esr_eval.backends.ndif.client import Client
+from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
-from esr_eval.remote import RemoteArgs
-from esr_eval.sampling import Sampling
 from esr_eval.spec import Readout, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 pytestmark = [pytest.mark.ndif, pytest.mark.model]
@@ -143,7 +143,7 @@ def test_after_an_adapter_the_base_is_itself_again(ndif_backend, want):
 def test_another_model_than_the_deployed_one_is_refused(ndif_server, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
-    from esr_eval.backends.loading import model_source
+    from esr_eval.model.loading import model_source
 
     runtime = find_subject("smollm2-135m").runtime()
     source, _ = model_source(runtime)
@@ -278,7 +278,7 @@ def test_the_network_cut_for_a_minute_loses_nothing(ndif_server, want):
 def test_a_server_that_stays_away_is_an_error_in_the_end(ndif_backend):
     client = Client(RemoteArgs(base_url="http://127.0.0.1:9", wait=3.0))
     with pytest.raises(EsrError, match=r"failed \d+ times, at last because the server cannot be"):
-        client.run(__import__("esr_eval.backends.ndif_client", fromlist=["Job"]).Job("k", {}, b""))
+        client.run(__import__("esr_eval.backends.ndif.client", fromlist=["Job"]).Job("k", {}, b""))
 
 
 # Through Inspect
@@ -348,7 +348,7 @@ def test_an_eval_outlives_its_server(ndif_server, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def sandboxed(tmp_path_factory):
-    from esr_eval.serve.ndif import NDIFServer
+    from esr_eval.servers.ndif import NDIFServer
 
     server = NDIFServer(tmp_path_factory.mktemp("sandboxed"))
     server.start("smollm2-135m", sandbox=True)

@@ -13,20 +13,22 @@ from ndif_stand_in import StandIn, unpacked
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from esr_eval.backends.base import Row
 from esr_eval.backends.chat import Chat
-from esr_eval.backends.decoding import Decoding
-from esr_eval.backends.loading import model_source
-from esr_eval.backends.ndif import NDIFBackend, _parts
-from esr_eval.backends.ndif_client import Client, Job
-from esr_eval.backends.ndif_trace import RemoteModel
-from esr_eval.backends.plan import padded, plan_batch
-from esr_eval.edits import LatentEncoder, LayerEdits, Term
+from esr_eval.backends.ndif.backend import NDIFBackend, _parts
+from esr_eval.backends.ndif.client import Client, Job
+from esr_eval.backends.ndif.preflight import check_settings
+from esr_eval.backends.ndif.trace import RemoteModel
+from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
-from esr_eval.remote import RemoteArgs
-from esr_eval.sampling import Sampling
-from esr_eval.serve.processes import free_ports
+from esr_eval.model.loading import model_source
+from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.servers.processes import free_ports
 from esr_eval.spec import AddVector, Boost, Clamp, Runtime, SAERef, Steering
+from esr_eval.steering.decoding import Decoding
+from esr_eval.steering.edits import LayerEdits, Term
+from esr_eval.steering.plan import padded, plan_batch
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
 
 CPU = torch.device("cpu")
@@ -157,7 +159,7 @@ def test_packing_loses_nothing():
     x = torch.randn(3, 6, 32, generator=numbers)
     at = torch.arange(6).repeat(3, 1)
     assert torch.equal(again.delta(x, at), edits.delta(x, at))
-    assert torch.equal(again.touched(at), edits.touched(at))
+    assert torch.equal(again.active(at), edits.active(at))
     assert again.encode.weight.dtype == torch.float32
     assert encoder.__getstate__()["weight"].dtype == torch.bfloat16
     assert encoder.__getstate__()["centre"].dtype == torch.float16
@@ -185,7 +187,7 @@ def key():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("esr_eval.backends.ndif_preflight.PAUSE", 0.01)
+    monkeypatch.setattr("esr_eval.backends.ndif.preflight.PAUSE", 0.01)
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
 
@@ -247,7 +249,7 @@ def test_ndif_itself_takes_a_key(monkeypatch):
     monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)
     client = Client(remote("https://ndif.example"))
     monkeypatch.setattr(client, "get", lambda path: __import__("httpx").Response(200))
-    from esr_eval.backends.ndif_preflight import preflight
+    from esr_eval.backends.ndif.preflight import preflight
 
     with pytest.raises(EsrError, match="asks for an API key: get one at"):
         preflight(client, "key", "model", lambda caption, text: None)
@@ -412,3 +414,25 @@ def test_vectors_travel_too():
 def test_what_is_no_address_is_told_in_one_sentence(url):
     with pytest.raises(EsrError, match=r"no address of a server: .*--model-base-url"):
         Client(remote(url))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "cache_implementation": "hybrid"},
+            "",
+        ),
+        ({"repetition_penalty": 1.3, "eos_token_id": [1, 2], "max_length": 4096}, ""),
+        ({"suppress_tokens": [5]}, "suppress_tokens"),
+        ({"stop_strings": ["."], "max_time": 2.0}, "max_time.*stop_strings"),
+    ],
+)
+def test_settings_of_the_model_that_a_request_cannot_replace_are_refused(tmp_path, settings, told):
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings), "utf-8")
+    runtime = RUNTIME.model_copy(update={"model": str(tmp_path)})
+    if not told:
+        check_settings(runtime)
+        return
+    with pytest.raises(EsrError, match=told):
+        check_settings(runtime)

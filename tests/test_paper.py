@@ -7,8 +7,8 @@ import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log
 from typer.testing import CliRunner
 
-from esr_eval.catalogue import EXPERIMENTS
 from esr_eval.cli import app
+from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.paper import run as paper_run
 from esr_eval.paper import scales
 from esr_eval.paper.run import STEP
@@ -34,6 +34,16 @@ def done_in(logs):
     }
 
 
+def generated_in(log):
+    """Responses that the subject wrote, by the events of a log."""
+    stored = read_eval_log(log)
+    return sum(
+        event.event == "model" and event.model.startswith("esr/")
+        for sample in stored.samples
+        for event in sample.events
+    )
+
+
 def report_of(logs):
     """The report's files, the names of logs taken out, which bear the time they were made."""
     files = sorted(path for path in (logs / "report").rglob("*") if path.is_file())
@@ -56,6 +66,13 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
         return eval_set(task, **settings)
 
     monkeypatch.setattr(paper_run, "eval_set", interrupted)
+    plan_steps, planned = paper_run.plan_steps, []
+
+    def plan(choices):
+        planned[:] = plan_steps(choices)
+        return planned
+
+    monkeypatch.setattr(paper_run, "plan_steps", plan)
     assert paper(logs).exit_code != 0
     first = done_in(logs)
     assert len(first) == 5 and not (logs / "report").exists()
@@ -74,6 +91,12 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
     for experiment in EXPERIMENTS:
         if experiment.id != "finetuned" or "calibrate_tuned" in done:
             assert experiment.question in page
+
+    # The estimate is of what was generated, step by step.
+    steps = {step.key: step for step in planned}
+    assert set(steps) == set(done)
+    for key, log in done.items():
+        assert generated_in(log) == steps[key].generations, key
 
     # The same run with its last logs lost: they are made again, and the report does not change.
     other = tmp_path / "resumed"

@@ -1,9 +1,11 @@
 """The whole-paper run on paper: its steps, what each needs, and what all of it takes."""
 
 import pytest
+from typer.testing import CliRunner
 
 from esr_eval import _registry
-from esr_eval.catalogue import EXPERIMENTS
+from esr_eval.cli import app
+from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
@@ -41,7 +43,7 @@ def test_all_steps_share_one_reading_of_the_discovery(monkeypatch):
         read.append(log)
         raise EsrError("no log")
 
-    monkeypatch.setattr("esr_eval.analysis.detectors.find_detectors", find_detectors)
+    monkeypatch.setattr("esr_eval.detectors.discovery.find_detectors", find_detectors)
     paper_steps.rule_for.cache_clear()
     logs = {step.key: f"{step.key}.eval" for step in plan_steps(FULL)}
     rules = [args["rule"] for step in plan_steps(FULL) if "rule" in (args := step.args(logs))]
@@ -82,6 +84,9 @@ def test_the_estimate_adds_up():
     found = estimate(steps, subject, PAPER_GRADER, speed=100.0)
     assert found.generations == 110 and found.verdicts == 210
     assert found.generated == 100 * 512 + 10 * 256
+    # What a calibration asks for does not follow --max-tokens.
+    short = subject.model_copy(update={"max_tokens": 12})
+    assert estimate(steps, short, PAPER_GRADER).generated == 100 * 12 + 10 * 256
     assert found.hours == pytest.approx(found.generated / 100 / 3600)
     assert found.dollars == pytest.approx(
         (found.judge_read * 1.0 + found.judge_written * 5.0) / 1e6
@@ -110,4 +115,28 @@ def test_choosing_checks_the_scale_and_the_latents(tmp_path):
     # Under another judge none of the shipped strengths holds.
     left = choose(other, scale="tiny", latents=None, **arguments).uncalibrated["calibrate"]
     prior = find_subject("smollm2-135m").calibration
-    assert left == SCALES["tiny"].latents * prior.rounds * prior.samples_per_round
+    assert left == SCALES["tiny"].latents * (prior.rounds * prior.samples_per_round + 5)
+
+
+def test_latents_of_both_draws_are_calibrated_once(tmp_path):
+    paper = Paper(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
+    labels = tmp_path / "two.csv"
+    labels.write_text("index_in_sae,label\n" + "".join(f"{i},word {i}\n" for i in range(12)))
+    chosen = choose(
+        paper,
+        scale="tiny",
+        seed=0,
+        latents=str(labels),
+        detectors=None,
+        vectors=None,
+        graders=[],
+    )
+    # The main run takes all twelve, so the sweep's three are among them.
+    assert chosen.uncalibrated["calibrate"] > chosen.uncalibrated["calibrate_sweep"] == 0
+
+
+def test_a_paper_names_its_own_option_where_labels_are_missing():
+    done = CliRunner().invoke(app, ["paper", "--model", "esr/gemma-2b", "--dry-run"])
+    assert done.exit_code != 0
+    said = " ".join(done.output.split())
+    assert "pass --latents FILE.csv" in said and "-T" not in said

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from parity_cases import N_TOKENS, boost, cases, rows
 
-from esr_eval.backends.base import Row
-from esr_eval.sampling import Sampling
 from esr_eval.spec import Readout, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 CASES = cases()
 NAMES = [case.name for case in CASES]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from inspect_ai.log import read_eval_log
 
-from esr_eval import paths
-from esr_eval.paths import given_path
+from esr_eval._util import paths
+from esr_eval._util.paths import given_path
 from esr_eval.subjects import embedded_path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,12 +7,12 @@ from inspect_ai.log import EvalLog, write_eval_log
 from scipy.stats import norm
 from typer.testing import CliRunner
 
-from esr_eval.analysis.clustering import observed_clustering, observed_pair_clustering
-from esr_eval.analysis.power import Design, design_effect, latents_needed, power
-from esr_eval.analysis.rate_tests import pooled_t_test, sign_flip_test
-from esr_eval.analysis.runs import TrialKey
 from esr_eval.cli import app
 from esr_eval.errors import EsrError
+from esr_eval.logs.runs import TrialKey
+from esr_eval.report.clustering import observed_clustering, observed_pair_clustering
+from esr_eval.stats.power import Design, design_effect, latents_needed, power
+from esr_eval.stats.tests import pooled_t_test, sign_flip_test
 
 pytestmark = pytest.mark.filterwarnings(
     "error",

@@ -9,7 +9,7 @@ import pytest
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, get_model
 
 from esr_eval.errors import EsrError
-from esr_eval.model_args import ModelArgs
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.solvers import runtime_of, steering_config
 from esr_eval.spec import Boost, Readout
 
@@ -94,7 +94,7 @@ def test_a_receipt_that_falls_short_fails_the_sample(model, monkeypatch):
         model, edits=(Boost(latent=1, strength=9.0, layer=LAYER),), seed=0, max_tokens=4
     )
     ask(model, "Hi", config)
-    monkeypatch.setattr("esr_eval.backends.results.expected_positions", lambda row, fed: 10_000)
+    monkeypatch.setattr("esr_eval.steering.results.due_positions", lambda row, fed: {LAYER: 10_000})
     with pytest.raises(Exception, match="not steered as asked"):
         ask(model, "Hi", config)
 
@@ -121,6 +121,14 @@ def test_a_spec_for_another_runtime_is_refused(model):
         ("gemma-2b", {"backend": "vllm", "device": "cpu"}, "no meaning with backend=vllm"),
         ("gemma-2b", {"requests": 3}, "no meaning with backend=local"),
         ("Qwen/Qwen3-4B", {"sae_id": "x"}, "needs -M sae_release="),
+        ("Qwen/Qwen3-4B", {"enable_thinking": "perhaps"}, "-M enable_thinking=perhaps"),
+        ("Qwen/Qwen3-4B", {"chat_template_args": "x"}, "-M chat_template_args=x"),
+        ("Qwen/Qwen3-4B", {"date": "someday"}, "-M date=someday"),
+        (
+            "Qwen/Qwen3-4B",
+            {"enable_thinking": True, "chat_template_args": {"enable_thinking": False}},
+            "say different things",
+        ),
     ],
 )
 def test_bad_names_and_arguments_are_one_sentence(name, args, sentence):
@@ -154,13 +162,16 @@ def test_what_does_not_fit_is_found_before_loading(tmp_path, name, args, sentenc
 
 
 def test_a_subject_too_large_for_the_machine_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.setattr("esr_eval.weights.gpu_memory_gib", list)
-    monkeypatch.setattr("esr_eval.weights.main_memory_gib", lambda: 16.0)
+    monkeypatch.setattr("esr_eval.model.weights.gpu_memory_gib", list)
+    monkeypatch.setattr("esr_eval.model.weights.main_memory_gib", lambda: 16.0)
     api = get_model("esr/llama-70b", memoize=False).api
     with pytest.raises(EsrError, match=r"needs about 151 GiB .* no GPU and 16 GiB .*NDIF"):
         api.preflight()
-    monkeypatch.setattr("esr_eval.weights.gpu_memory_gib", lambda: [80.0, 80.0])
-    api.preflight()
+    monkeypatch.setattr("esr_eval.model.weights.gpu_memory_gib", lambda: [80.0, 80.0])
+    with pytest.raises(
+        EsrError, match=r"Llama-3\.3-70B-Instruct could not be loaded: HF_HUB_OFFLINE"
+    ):
+        api.preflight()  # large enough, but the hub is not asked here
 
 
 def test_inspects_second_look_at_the_provider_is_harmless():
@@ -177,7 +188,7 @@ def test_arguments_are_documented():
 
 def test_tasks_scorers_and_provider_import_no_torch():
     code = (
-        "import sys, esr_eval._registry, esr_eval.provider, esr_eval.tasks.esr;"
+        "import sys, esr_eval._registry, esr_eval.provider.api, esr_eval.tasks.esr;"
         "from inspect_ai.model import get_model; get_model('esr/llama-8b');"
         "print([m for m in ('torch', 'transformers', 'nnsight', 'sae_lens') if m in sys.modules])"
     )
@@ -190,3 +201,19 @@ def test_the_runtime_names_what_ran():
     runtime = runtime_of(get_model("esr/llama-70b", memoize=False, revision="abc", dtype="float16"))
     assert (runtime.revision, runtime.dtype, runtime.steering_layer) == ("abc", "float16", 33)
     assert runtime.sae.sae_id == "layer_50"
+
+
+def test_template_variables_and_the_day_are_part_of_the_runtime():
+    args = {"enable_thinking": False, "chat_template_args": {"effort": "low"}, "date": "2026-11-24"}
+    model = get_model("esr/Qwen/Qwen3-4B", memoize=False, **args)
+    runtime = runtime_of(model)
+    assert runtime.template_args == {"effort": "low", "enable_thinking": False}
+    assert str(runtime.date) == "2026-11-24"
+    assert model.api.connection_key() != get_model("esr/Qwen/Qwen3-4B").api.connection_key()
+
+
+def test_a_damaged_model_is_told_before_anything_loads(tmp_path):
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(EsrError, match=r"model\.safetensors is a git-lfs pointer.*git lfs pull"):
+        get_model(f"esr/{tmp_path}", memoize=False).api.preflight()

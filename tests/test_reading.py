@@ -6,11 +6,11 @@ import pytest
 import torch
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, get_model
 
-from esr_eval.backends.base import Row
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling
 from esr_eval.solvers import runtime_of
 from esr_eval.spec import Boost, Readout, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling
 
 pytestmark = pytest.mark.model
 LAYER = 14

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from esr_eval.analysis.clustered_difference import difference_of_means, mean_difference
-from esr_eval.analysis.latent_effects import halves, latent_effects
-from esr_eval.analysis.region_tokens import Region, measured, read_regions, token_kinds
-from esr_eval.analysis.regions import UNSTEERED, region_statistics, region_values, within
-from esr_eval.analysis.traces import Trace
+from esr_eval.data.trial import Trial
+from esr_eval.episodes.latent_effects import halves, latent_effects
+from esr_eval.episodes.region_tokens import Region, measured, read_regions, token_kinds
+from esr_eval.episodes.regions import UNSTEERED, region_statistics, region_values, within
+from esr_eval.episodes.traces import Trace
 from esr_eval.errors import EsrError
-from esr_eval.trial import Trial
+from esr_eval.stats.differences import difference_of_means, mean_difference
 
 pytestmark = pytest.mark.filterwarnings(
     "error",

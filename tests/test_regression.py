@@ -14,12 +14,12 @@ from scipy.stats import ttest_1samp
 from scoring import grader, run, trial, verdict
 from typer.testing import CliRunner
 
-from esr_eval.analysis.changes import METRICS
-from esr_eval.analysis.measured import Measured, TrialId, read_measured
-from esr_eval.analysis.pairs import clustered_mean
-from esr_eval.analysis.regression import NotComparableError, compare_logs, read_logs
-from esr_eval.analysis.regression_table import read_metrics
 from esr_eval.cli import app
+from esr_eval.logs.measured import Measured, TrialId, read_measured
+from esr_eval.report.changes import METRICS
+from esr_eval.report.regression import NotComparableError, compare_logs, read_logs
+from esr_eval.report.regression_table import read_metrics
+from esr_eval.stats.differences import clustered_mean
 
 BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"
 PLAIN = "Find a common denominator, then add the numerators."
@@ -326,6 +326,10 @@ def test_what_is_no_log_gives_no_verdict(tmp_path):
         read_logs(tmp_path / "empty")
     base = judged(tmp_path / "twice", 80)
     shutil.copy(base, Path(base).with_name("2030-01-01T00-00-00-00-00_task_copy.eval"))
+    told: list[str] = []
+    assert len(read_logs(tmp_path / "twice", told.append)) == 1
+    assert len(told) == 1 and "is a copy of" in told[0]
+    judged(tmp_path / "twice", 80)
     with pytest.raises(NotComparableError, match="has several logs of"):
         read_logs(tmp_path / "twice")
 
@@ -333,7 +337,7 @@ def test_what_is_no_log_gives_no_verdict(tmp_path):
 @pytest.mark.model
 def test_a_boost_that_reaches_the_model_by_half_is_found(tmp_path, monkeypatch):
     """Code that breaks steering while every setting in the log says the same."""
-    from esr_eval.sae import SparseSAE
+    from esr_eval.sae.sparse import SparseSAE
 
     whole_row = SparseSAE.decoder_row
     args = {"n_latents": 10, "trials_per_latent": 2, "seed": 11, "max_tokens": 48}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from evals import embedded
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.replay import replay_log
-from esr_eval.trial import Trial
+from esr_eval.logs.replay import replay_log
 
 
 def trials(log):

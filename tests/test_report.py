@@ -21,21 +21,22 @@ from inspect_ai.model import ModelConfig
 from scoring import grader, run, trial, verdict
 from simulation import SimulatedJudge
 
-from esr_eval.analysis.comparisons import compare_pairs, shared_trials
-from esr_eval.analysis.report import gallery, write_report
-from esr_eval.analysis.report.comparisons import compare_with_main
-from esr_eval.analysis.report.conditions import conditions_of
-from esr_eval.analysis.report.logs import read_logs
-from esr_eval.analysis.report.measures import Measured
-from esr_eval.analysis.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
-from esr_eval.analysis.report.text import one_line, shown
-from esr_eval.analysis.trial_values import read_values
-from esr_eval.cache import CACHE_ENV
-from esr_eval.catalogue import EXPERIMENTS
+from esr_eval._util.cache import CACHE_ENV
+from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.errors import EsrError
+from esr_eval.logs.conditions import conditions_of
+from esr_eval.logs.measures import Measured
+from esr_eval.logs.runs import shared_trials
+from esr_eval.logs.stored import read_logs
+from esr_eval.logs.values import read_values
+from esr_eval.report import gallery, write_report
+from esr_eval.report.comparisons import compare_with_main
+from esr_eval.report.published import JUDGE_OF_RECORD, Figure, compare, published, verdicts
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.improvement import improvement
+from esr_eval.stats.comparisons import compare_pairs
 from esr_eval.subjects import find_subject
+from esr_eval.text import one_line, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -288,7 +289,9 @@ def test_interrupted_run_is_left_out_once_it_was_finished(logs, tmp_path):
     write_eval_log(whole, str(tmp_path / "whole.eval"))
     told = []
     [kept] = read_logs([tmp_path], told.append)
-    assert kept.header.status == "success" and "part.eval was finished by whole.eval" in told[0]
+    assert kept.header.status == "success" and told == [
+        "1 log left out: retried as whole.eval: part.eval."
+    ]
 
 
 def test_activations_that_are_missing_are_told(logs, report, tmp_path):
@@ -517,7 +520,7 @@ def test_five_thousand_samples_take_under_a_minute_and_2_gb(logs, tmp_path):
     del log
     script = (
         "import sys, time; start = time.process_time()\n"
-        "from pathlib import Path\nfrom esr_eval.analysis.report import write_report\n"
+        "from pathlib import Path\nfrom esr_eval.report import write_report\n"
         "write_report([Path(sys.argv[1])], Path(sys.argv[2]))\n"
         # Not getrusage: its peak is inherited from the process that started this one.
         "[used] = [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')]\n"

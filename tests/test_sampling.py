@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from esr_eval.sampling import RowSampler, Sampling, gumbel_noise, row_key
+from esr_eval.steering.sampling import RowSampler, Sampling, gumbel_noise, row_key
 
 
 def sampling(seed=0, temperature=1.0, top_p=None, top_k=None, penalty=1.0, n=16):

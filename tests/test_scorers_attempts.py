@@ -12,12 +12,12 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
 from scoring import examples, grader, metrics_of, run, trial, verdict
 
-from esr_eval.analysis.stats import rate
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.metrics import mean_interval, rate_interval
 from esr_eval.scorers.restarts import restarts
 from esr_eval.scorers.rubric import parse_request
+from esr_eval.stats.rates import rate
 
 NAN = float("nan")
 RESTART = "Fire burns in the hearth. Wait, that's not right. Let me start over. Add the numerators."

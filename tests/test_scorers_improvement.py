@@ -65,7 +65,8 @@ def test_questions_of_one_protocol_are_none_of_another():
         (said(5, "sudden"), "invalid_schema"),
         (said(True, "none"), "invalid_schema"),
         ('{"improvement": "7", "kind": "none"}', "invalid_schema"),
-        ('{"improvement": 7, "kind": "none", "note": 1}', "invalid_schema"),
+        (said(6.5, "none"), "score_not_whole"),
+        (said(0.7, "gradual"), "score_not_whole"),
         ("7", "invalid_schema"),
         ("I think it is a 7.", "invalid_json"),
         ("I'm sorry, I can't judge this.", "refusal"),
@@ -85,6 +86,9 @@ def test_outputs_that_cannot_be_used(answer, reason):
 def test_outputs_that_can_be_used():
     assert parse_output(output(said(7, "gradual"))) == Improvement(7, "gradual")
     assert parse_output(output(f"```json\n{said(0, 'none')}\n```")) == Improvement(0, "none")
+    noted = '{"improvement": 7.0, "kind": "none", "note": 1,}'
+    assert parse_output(output(f"<think>9?</think> So: {noted}")) == Improvement(7, "none")
+    assert parse_output(output(f"[{said(3, 'none')}]")) == Improvement(3, "none")
 
 
 @pytest.mark.parametrize(

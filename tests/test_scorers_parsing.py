@@ -37,10 +37,10 @@ def test_no_attempt_is_an_answer():
     assert parse('{"attempts": []}') == []
 
 
-def test_one_code_fence_is_allowed_but_no_chatter():
+def test_a_code_fence_and_words_around_it_are_passed_over():
     assert len(parse(f"```json\n{verdict(FIRST)}\n```")) == 1
-    assert reason(f"Here you are: {verdict(FIRST)}") == "invalid_json"
-    assert reason(f"{verdict(FIRST)} Hope this helps!") == "invalid_json"
+    assert len(parse(f"Here you are: {verdict(FIRST)}")) == 1
+    assert len(parse(f"{verdict(FIRST)} Hope this helps!")) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_quotes_survive_what_graders_do_to_them(quote):
         ("{'attempts': []}", "invalid_json"),
         ('{"attempts": [', "invalid_json"),
         ("[" * 100_000, "invalid_json"),
-        ("[]", "invalid_schema"),
+        ("[1]", "invalid_schema"),
         ('{"attempts": [{"first": "The fire", "last": "night."}]}', "invalid_schema"),
-        ('{"attempts": [], "note": "x"}', "invalid_schema"),
+        ('{"attempts": "none", "note": "x"}', "invalid_schema"),
         (verdict(("The fire", "night.", "80")), "invalid_schema"),
         (verdict(("The fire", "night.", True)), "invalid_schema"),
         (verdict(("The fire", "night.", None)), "invalid_schema"),

@@ -41,6 +41,21 @@ def test_regions_cover_the_response():
     ]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"Here are the regions:\n```json\n{said(*MARKED)}\n```\nDone.",
+        json.dumps(json.loads(said(*MARKED))["regions"]),
+        said(*MARKED).replace('"first"', '"start": 0, "first"').replace("}]", "},]"),
+        said(
+            MARKED[0], ("correction", '"Wait that\'s not right."'), ("on_topic", "Find ... common")
+        ),
+    ],
+)
+def test_regions_are_read_whatever_the_judges_habit(reply):
+    assert parse_output(output(reply), EPISODE) == parse_output(output(said(*MARKED)), EPISODE)
+
+
 def test_quotes_are_forgiving_about_what_graders_change():
     text = "**The fire**  burns.\n\n“Wait,” that’s wrong. Find a denominator."
     found = locate(
@@ -76,7 +91,6 @@ def test_the_same_words_twice_are_found_in_order_and_like_neighbours_join():
         (said(("fire", "The fire")), "invalid_schema"),
         (said(*[("off_topic", "The fire")] * 65), "invalid_schema"),
         ('{"regions": {"kind": "off_topic"}}', "invalid_schema"),
-        ('{"regions": [{"kind": "off_topic", "first": "The fire", "start": 0}]}', "invalid_schema"),
         ("The response is off topic.", "invalid_json"),
         ("I cannot help with that.", "refusal"),
         (output(said(*MARKED), "max_tokens"), "truncated"),

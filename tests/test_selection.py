@@ -12,10 +12,10 @@ from inspect_ai.dataset import Sample
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
+from esr_eval.cli.selection import read_selection
 from esr_eval.dataset import Latent, load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.selection.rules import Finding, activities, draw_candidates, funnel_of
-from esr_eval.selection.run import read_selection
 from esr_eval.selection.survey import survey_candidates
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.selection import selection
@@ -150,10 +150,11 @@ def test_the_command_writes_what_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--rule", "some"], "rule=some"),
-        (["--min-concreteness", "650"], "min_concreteness=650"),
-        (["--latents", "none.csv"], "none.csv"),
-        (["--wanted", "500"], "wanted=500, but there are 44"),
+        (["--rule", "some"], "--rule some"),
+        (["--min-concreteness", "650"], "--min-concreteness 650"),
+        (["--latents", "none.csv"], "as --latents."),
+        (["-o", "."], "--out . is refused: it is a folder"),
+        (["--wanted", "500"], "--wanted 500, but there are 44"),
     ],
 )
 def test_mistakes_are_told_before_anything_loads(tmp_path, args, sentence, monkeypatch):

@@ -3,10 +3,10 @@ import pytest
 from inspect_ai.model import ChatMessageUser, get_model
 from inspect_ai.solver import TaskState
 
+from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.solvers import boost_of, provider_of, runtime_of, steered_generate, steering_config
 from esr_eval.spec import Boost, Steering
-from esr_eval.trial import Trial
 
 TRIAL = Trial(
     condition="steered", latent=4, label="rain", strength=55.0, topic="plan a party", seed=9

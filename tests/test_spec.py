@@ -1,9 +1,10 @@
+from datetime import date
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from esr_eval.backends.base import Row
 from esr_eval.spec import (
     AddVector,
     Boost,
@@ -15,6 +16,7 @@ from esr_eval.spec import (
     Steering,
     fingerprint,
 )
+from esr_eval.steering.requests import Row
 
 RUNTIME = Runtime(subject="s", model="m", sae=SAERef(release="r", sae_id="i"), steering_layer=2)
 
@@ -101,9 +103,9 @@ def test_bounds(span, bounds):
     assert span.bounds(prompt_tokens=10, skip_first=1) == bounds
 
 
-def test_expected_positions_counts_each_touched_position_once_per_layer():
-    from esr_eval.backends.plan import expected_positions
-    from esr_eval.sampling import Sampling
+def test_due_positions_count_each_touched_position_once_per_layer():
+    from esr_eval.steering.plan import due_positions
+    from esr_eval.steering.sampling import Sampling
 
     spec = Steering(
         runtime=RUNTIME,
@@ -111,8 +113,34 @@ def test_expected_positions_counts_each_touched_position_once_per_layer():
             Boost(latent=1, strength=1, layer=2),
             Boost(latent=2, strength=1, layer=2, positions="prompt"),
             Boost(latent=3, strength=1, layer=4, positions="generated", until_token=2),
+            Boost(latent=3, strength=0, layer=5),
         ),
     )
     row = Row(tuple(range(10)), Sampling(0, 0, None, None, 1.0, 5), spec)
-    assert expected_positions(row, fed=14) == 14 + 2
-    assert expected_positions(row, fed=11) == 11 + 1
+    assert due_positions(row, fed=14) == {2: 14, 4: 2}
+    assert due_positions(row, fed=11) == {2: 11, 4: 1}
+    assert due_positions(Row(row.prompt, row.sampling), fed=11) == {}
+
+
+def test_a_spec_of_before_equals_todays_and_has_the_digest_it_had():
+    """The digests were computed before a template's variables and its day were in the spec."""
+    runtime = Runtime(subject="s", model="m", sae=SAERef(release="r"))
+    before = runtime.model_dump(mode="json", exclude={"template_args", "date"})
+    assert Runtime.model_validate(before) == runtime
+    assert fingerprint(runtime) == "23d81a82227f314b"
+    assert fingerprint(Steering(runtime=runtime)) == "771ebfb977258714"
+
+
+@pytest.mark.parametrize(
+    "change", [{"date": date(2026, 11, 24)}, {"template_args": {"enable_thinking": True}}]
+)
+def test_a_templates_day_and_variables_are_in_the_spec_and_in_its_digest(change):
+    spec = Steering(runtime=RUNTIME.model_copy(update=change))
+    assert Steering.from_extra_body(spec.to_extra_body()) == spec
+    assert fingerprint(spec) != fingerprint(Steering(runtime=RUNTIME))
+    assert fingerprint(spec.runtime) != fingerprint(RUNTIME)
+
+
+def test_the_spec_names_the_day_even_where_nobody_set_it():
+    written = Steering(runtime=RUNTIME).to_extra_body()["esr"]["runtime"]
+    assert written["date"] == "2024-07-26"

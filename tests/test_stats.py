@@ -5,12 +5,13 @@ import pytest
 from clustered import alike_propensities, propensities
 from inspect_ai.scorer import SampleScore, Score, ci_wilson
 
-from esr_eval.analysis.comparisons import compare_pairs, compare_unpaired, shared_trials
-from esr_eval.analysis.effects import cliffs_delta, cohens_d, independent_contrast, paired_contrast
-from esr_eval.analysis.rate_tests import holm, mcnemar_tests, pooled_t_test, sign_flip_test
-from esr_eval.analysis.resampling import bootstrap_intervals
-from esr_eval.analysis.runs import TrialKey
-from esr_eval.analysis.stats import clustered_wilson, intraclass_correlation, rate
+from esr_eval.errors import EsrError
+from esr_eval.logs.runs import TrialKey, shared_trials
+from esr_eval.stats.bootstrap import bootstrap_intervals
+from esr_eval.stats.comparisons import compare_pairs, compare_unpaired
+from esr_eval.stats.contrasts import cliffs_delta, cohens_d, independent_contrast, paired_contrast
+from esr_eval.stats.rates import clustered_wilson, intraclass_correlation, rate
+from esr_eval.stats.tests import holm, mcnemar_tests, pooled_t_test, sign_flip_test
 
 pytestmark = pytest.mark.filterwarnings(
     "error",
@@ -121,7 +122,7 @@ def test_undefined_trials_are_left_out_and_no_trial_is_none():
     assert (found.hits, found.trials, found.clusters) == (1, 2, 2)
     assert rate([NAN], [1]) is None
     assert rate([], []) is None
-    with pytest.raises(ValueError, match="0 and 1"):
+    with pytest.raises(EsrError, match="0 and 1"):
         rate([0.5], [1])
     with pytest.raises(ValueError, match="2 values but 1"):
         rate([0.0, 1.0], [1])

@@ -2,17 +2,20 @@
 
 import json
 import logging
+import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
-from esr_eval.cache import CACHE_ENV
-from esr_eval.calibration import Bisection, Round
-from esr_eval.errors import EsrError
-from esr_eval.spec import Runtime, SAERef
-from esr_eval.strength_record import Checkpoint, Setting, StrengthRecord
-from esr_eval.strengths import (
+from esr_eval._util.cache import CACHE_ENV, cache_root
+from esr_eval._util.files import scratch_folder, share
+from esr_eval.calibration.bisection import Bisection, Round
+from esr_eval.calibration.missing import missing_message
+from esr_eval.calibration.record import Checkpoint, Setting, StrengthRecord
+from esr_eval.calibration.store import (
     cache_folder,
     calibrated_strengths,
     calibration_prior,
@@ -20,10 +23,13 @@ from esr_eval.strengths import (
     find_checkpoint,
     find_strength,
     load_bundle,
-    missing_message,
     save,
     save_checkpoint,
 )
+from esr_eval.dataset import Latent
+from esr_eval.errors import EsrError
+from esr_eval.logs import sidecar
+from esr_eval.spec import Runtime, SAERef
 from esr_eval.subjects import CalibrationPrior, find_subject
 
 PRIOR = CalibrationPrior(prior_mean=7, prior_std=5, lower=0, upper=100, rounds=2)
@@ -87,14 +93,18 @@ def test_latent_and_label_change_the_key() -> None:
     assert len(keys) == 3
 
 
-def test_local_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("sae", "adapter")}
+def test_local_model_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("model", "sae", "adapter")}
     for folder in folders.values():
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"one")
         (folder / "cfg.json").write_text('{"d_in": 2}')
     runtime = RUNTIME.model_copy(
-        update={"sae": SAERef(release=str(folders["sae"])), "adapter": str(folders["adapter"])}
+        update={
+            "model": str(folders["model"]),
+            "sae": SAERef(release=str(folders["sae"])),
+            "adapter": str(folders["adapter"]),
+        }
     )
 
     def key() -> str:
@@ -109,9 +119,10 @@ def test_local_sae_and_adapter_count_by_their_content(tmp_path: Path) -> None:
     keys.append(key())
     (folders["sae"] / "weights.safetensors").write_bytes(b"three")
     keys.append(key())
-    (folders["adapter"] / "weights.safetensors").write_bytes(b"three")
-    keys.append(key())
-    assert len(set(keys)) == 4
+    for name in ("adapter", "model"):
+        (folders[name] / "weights.safetensors").write_bytes(b"three")
+        keys.append(key())
+    assert len(set(keys)) == 5
 
 
 def _corrupt_strength(text: str) -> str:
@@ -208,14 +219,56 @@ def test_missing_bundle_holds_nothing(tmp_path: Path) -> None:
 def test_lookup_names_what_is_missing() -> None:
     save(record(3))
     latents = [Named(3, "oceans"), Named(4, "lakes")]
-    found, missing = calibrated_strengths(
-        RUNTIME, latents, PRIOR, "esr-judge/offline", prompts=PROMPTS, temperature=0.6
-    )
+    found, missing = calibrated_strengths(SETTING, latents)
     assert (list(found), missing) == ([3], [Named(4, "lakes")])
-    assert missing_message(missing, 2, "tiny").startswith(
-        "1 of 2 latents have no calibrated strength"
+
+
+def said(setting: Setting, *latents: Latent) -> str:
+    subject = find_subject("llama-8b")
+    return missing_message(latents, 2, subject, setting)
+
+
+def test_missing_strength_says_how_the_nearest_one_differs() -> None:
+    runtime = find_subject("llama-8b").runtime()
+    known = SETTING.model_copy(update={"runtime": runtime})
+    save(record(3, "oceans", known))
+    save(record(3, "oceans", known.model_copy(update={"grader": "far", "temperature": 0.1})))
+    other = {
+        "grader": ("x/y", "judge esr-judge/offline instead of x/y", "--grader x/y"),
+        "prior": (PRIOR.model_copy(update={"rounds": 3}), "prior rounds 2 instead of 3", ""),
+        "temperature": (0.7, "temperature 0.6 instead of 0.7", ""),
+        "prompts": ("others", "another set of tasks", ""),
+        "files": ({"sae": "digest"}, "another content of the SAE's folder", ""),
+        "runtime": (
+            runtime.model_copy(update={"steering_layer": 12, "revision": "7"}),
+            "revision none instead of 7, steering layer 19 instead of 12",
+            "-M 'revision=\"7\"' -M steering_layer=12",
+        ),
+    }
+    for field, (value, words, option) in other.items():
+        text = said(known.model_copy(update={field: value}), Latent(index=3, label="oceans"))
+        assert f"(1 of them have one with {words}): run `esr-eval calibrate llama-8b" in text
+        assert option in text and text.count(" -M ") == option.count("-M ")
+    assert "with another label)" in said(known, Latent(index=3, label="lakes"))
+    assert "none are known for this model and latents" in said(
+        known, Latent(index=4, label="oceans")
     )
-    assert "esr-eval calibrate tiny" in missing_message(missing, 2, "tiny")
+
+
+def test_cached_files_have_the_permissions_of_the_umask() -> None:
+    before = os.umask(0o022)
+    try:
+        path = save(record())
+        ref = sidecar.save({"a": np.zeros(2)}, {})
+        staged = cache_root() / ref.path
+        folder = scratch_folder(path.parent / "folder")
+        # As safetensors and tempfile leave them.
+        (folder / "weights").touch(0o600)
+        share(folder)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, staged, folder, folder / "weights")]
+    assert modes == [0o644, 0o644, 0o755, 0o644]
 
 
 def test_checkpoint_lives_until_its_record_is_saved(folder: Path) -> None:

@@ -15,12 +15,13 @@ from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
-from esr_eval.analysis.pairs import clustered_mean, paired_difference
-from esr_eval.analysis.runs import Run, read_log, read_runs
-from esr_eval.analysis.summary import ROWS, metric_table, pair_table, short_names, write_csv
 from esr_eval.errors import EsrError
+from esr_eval.logs.runs import Run, read_log, read_runs
+from esr_eval.report.pairs import paired_difference
+from esr_eval.report.summary import ROWS, metric_table, pair_table, short_names, write_csv
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.values import MEANS, RATES
+from esr_eval.stats.differences import clustered_mean
 from esr_eval.tasks.esr import esr
 
 

@@ -6,7 +6,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import Sample
 from simulation import MODEL, TRUE_STRENGTH, install
 
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import vector_strength

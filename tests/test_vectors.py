@@ -2,10 +2,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from esr_eval.backends.plan import load_vector
-from esr_eval.digests import file_sha256
+from esr_eval._util.digests import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector
+from esr_eval.steering.plan import load_vector
 
 
 def edit(path, sha256, tensor="fire"):

@@ -17,12 +17,12 @@ from inspect_ai.model import get_model
 from parity_cases import cases, rows
 from vllm_serving import connect
 
-from esr_eval.backends.base import Row
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
-from esr_eval.sampling import Sampling, gumbel_noise
 from esr_eval.solvers import steering_config
 from esr_eval.spec import Boost, Steering
+from esr_eval.steering.requests import Row
+from esr_eval.steering.sampling import Sampling, gumbel_noise
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 LAYER = 14
@@ -121,7 +121,7 @@ def test_inspects_sample_fails_when_the_receipt_is_short(vllm_server, monkeypatc
     assert anyio.run(lambda: model.generate("Hi", config=config)).metadata["edited_positions"] > 0
     # The server's own confirmation of the last position goes missing.
     monkeypatch.setattr(
-        "esr_eval.backends.vllm_results.Saved._sure", lambda saved, key: set(range(5))
+        "esr_eval.backends.vllm.results.Saved._sure", lambda saved, key: set(range(5))
     )
     with pytest.raises(Exception, match="not steered as asked"):
         anyio.run(lambda: model.generate("Hi", config=config))
@@ -218,7 +218,7 @@ def check_that_rounding_parted(backend, vllm_backend, sample):
         return noise
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esr_eval.sampling.gumbel_noise", tilted)
+        patch.setattr("esr_eval.steering.sampling.gumbel_noise", tilted)
         assert backend.generate([row(backend)])[0].tokens[at] == got[at], (at, got[at], want[at])
 
 
@@ -280,7 +280,7 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
 @pytest.fixture(scope="module")
 def foreign_server(tmp_path_factory):
     """As others would start one: prefix cache on, without our sampler, and with an adapter."""
-    from esr_eval.serve.vllm import VLLMServer
+    from esr_eval.servers.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("foreign"))
     server.start("smollm2-135m-esr", options=["--enable-prefix-caching"], our_sampler=False)
@@ -297,13 +297,13 @@ def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
     with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
         connect(foreign_server, "smollm2-135m-esr")
     # A server that keeps quiet about it is caught at work.
-    monkeypatch.setattr("esr_eval.backends.vllm_preflight._check_prefix_cache", lambda server: None)
+    monkeypatch.setattr("esr_eval.backends.vllm.preflight._check_prefix_cache", lambda server: None)
     with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
         connect(foreign_server, "smollm2-135m-esr")
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
         connect(foreign_server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm_probe.SAME_SHARE", float("inf"))
+    monkeypatch.setattr("esr_eval.backends.vllm.probe.SAME_SHARE", float("inf"))
     engine = connect(foreign_server, "smollm2-135m-esr")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"

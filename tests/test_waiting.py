@@ -9,13 +9,13 @@ import pytest
 from esr_eval.backends.waiting import nap
 
 NDIF = """
-from esr_eval.backends.ndif_client import Client, Job
-from esr_eval.remote import RemoteArgs
+from esr_eval.backends.ndif.client import Client, Job
+from esr_eval.backends.remote import RemoteArgs
 client = Client(RemoteArgs(base_url="http://127.0.0.1:9", wait=120))
 wait = lambda: client.run(Job("key", {}, b"payload"))
 """
 VLLM = """
-from esr_eval.backends.vllm_client import Server
+from esr_eval.backends.vllm.client import Server
 server = Server("http://127.0.0.1:9", None, 120, lambda label, value: None)
 wait = lambda: server.post_patiently("/v1/completions", {})
 """

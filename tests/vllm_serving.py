@@ -2,8 +2,8 @@
 
 
 def connect(server, subject, **remote):
-    from esr_eval.backends.vllm import VLLMBackend
-    from esr_eval.remote import RemoteArgs
+    from esr_eval.backends.remote import RemoteArgs
+    from esr_eval.backends.vllm.backend import VLLMBackend
     from esr_eval.subjects import find_subject
 
     runtime = find_subject(subject).runtime().model_copy(update={"backend": "vllm"})

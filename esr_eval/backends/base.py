@@ -2,116 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esr_eval.sampling import Sampling
+from esr_eval.model.answers import Said
+from esr_eval.model.template import Settings
 from esr_eval.spec import Steering
-
-StopReason = Literal["stop", "max_tokens"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One request of a batch.
-
-    Attributes:
-        prompt: Token ids, special tokens included, no padding.
-        sampling: How to choose tokens.
-        steering: Edits and readouts; None leaves the model alone.
-    """
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    steering: Steering | None = None
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A finished conversation to read activations over, in one forward pass.
-
-    Attributes:
-        prompt: Token ids up to where the answer begins.
-        answer: Token ids of the answer.
-        offsets: Where each token of the answer stands in its text, (len(answer), 2), characters.
-        steering: What to edit during the pass and what to read.
-    """
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    offsets: NDArray[np.int64]
-    steering: Steering
-
-
-class Reading(NamedTuple):
-    """What was read over a passage.
-
-    Attributes:
-        values: One float32 array per readout of the spec: (latents,) for max, mean and rate,
-            (latents, positions) for tokens. Maxima and means of no position are 0.
-        prompt_tokens: Length of the prompt.
-        answer_tokens: Length of the answer.
-        offsets: As in the passage.
-        edited_positions: Positions at which at least one edit was applied: the receipt.
-        expected_positions: What the receipt must be.
-    """
-
-    values: list[NDArray[np.float32]]
-    prompt_tokens: int
-    answer_tokens: int
-    offsets: NDArray[np.int64]
-    edited_positions: int
-    expected_positions: int
-
-
-class Steered(Protocol):
-    """What a plan needs of a row or passage."""
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """Token ids before the answer."""
-        ...
-
-    @property
-    def steering(self) -> Steering | None:
-        """Edits and readouts."""
-        ...
-
-
-@dataclass(frozen=True)
-class ReadoutResult:
-    """Activations of one readout.
-
-    Attributes:
-        latents: Which latents.
-        values: One value per latent (max, mean, rate), or one list of values per latent over
-            the positions read (tokens).
-        positions: How many positions were read.
-    """
-
-    latents: tuple[int, ...]
-    values: list[float] | list[list[float]]
-    positions: int
-
-
-class Generated(NamedTuple):
-    """One row's result.
-
-    Attributes:
-        tokens: Generated ids, the end-of-text token left out.
-        stop_reason: Whether the model ended by itself or ran into its token limit.
-        edited_positions: Positions at which at least one edit was applied: the receipt.
-        expected_positions: What the receipt must be, from the spec and the tokens made.
-        readouts: One result per readout of the spec.
-    """
-
-    tokens: list[int]
-    stop_reason: StopReason
-    edited_positions: int
-    expected_positions: int
-    readouts: list[ReadoutResult]
+from esr_eval.steering.requests import Generated, Passage, Reading, Row
 
 
 @dataclass
@@ -128,6 +27,7 @@ class BackendProtocol(Protocol):
     """An engine that generates for a batch of rows with different edits."""
 
     info: BackendInfo
+    template: Settings
 
     def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
         """Token ids of a chat with the model's own template, ready to be answered."""
@@ -135,6 +35,10 @@ class BackendProtocol(Protocol):
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens."""
+        ...
+
+    def said(self, row: Row, tokens: Sequence[int]) -> Said:
+        """What a model thought, and what it answered."""
         ...
 
     def count_tokens(self, text: str) -> int:

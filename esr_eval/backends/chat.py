@@ -5,16 +5,27 @@ from pathlib import Path
 
 import numpy as np
 
-from esr_eval.backends.base import Passage, Row
-from esr_eval.backends.loading import Shape, load_tokenizer, read_ends, read_shape
-from esr_eval.backends.plan import load_vector
 from esr_eval.errors import EsrError
-from esr_eval.sae import SparseSAE, open_sae
-from esr_eval.spec import AddVector, Readout, Runtime, Steering
+from esr_eval.model.adapters import check_adapter
+from esr_eval.model.answers import Answers, Said
+from esr_eval.model.loading import (
+    Shape,
+    empty_model,
+    load_tokenizer,
+    read_ends,
+    read_shape,
+)
+from esr_eval.model.template import render, template_settings, turn_end
+from esr_eval.sae.sparse import SparseSAE, open_sae
+from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
+from esr_eval.steering.plan import load_vector
+from esr_eval.steering.requests import Passage, Row
+from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import check_layer
 
-PROBE_SHARE = 0.5
-"""Part of the residual's norm that a self-check adds: enough to move any model's logits."""
+PROBE_STRENGTH = 1000.0
+"""Norm of the vector that a self-check adds: more than any model's precision rounds away."""
+PROBE_TOKENS = 4
 
 
 class Chat:
@@ -25,6 +36,7 @@ class Chat:
         tokenizer: The model's own.
         shape: Layers, width and context, from the model's config.
         sae: The runtime's SAE, of which single rows are read; None without one.
+        template: What the chat template gets beside the conversation.
         ends: Ids that end a response.
         pad: Id that fills shorter rows of a batch.
     """
@@ -49,22 +61,34 @@ class Chat:
             self.sae = open_sae(runtime.sae, sae_rows)
             self.sae.config.check_width(self.shape.d_model, runtime.subject)
         self.tokenizer = load_tokenizer(runtime)
+        template = self.tokenizer.get_chat_template()
+        self.template = template_settings(runtime, template)
+        self._answers = Answers(self.tokenizer, template)
         self.ends = read_ends(runtime, self.tokenizer)
+        end = turn_end(self.tokenizer, self.template, self.ends)
+        if end is not None:
+            self.ends.append(end)
+        if runtime.adapter is not None:
+            check_adapter(runtime, empty_model(runtime))
         pad = self.tokenizer.pad_token_id
         self.pad = self.ends[0] if pad is None else int(pad)
 
     def encode_chat(self, messages: Sequence[dict[str, str]], prefill: str | None) -> list[int]:
         """Token ids of a chat, ending where the model's answer begins or, prefilled, goes on."""
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+        text = render(self.tokenizer, messages, self.template, self.runtime.subject)
+        if prefill is not None:  # it begins the answer, not the thoughts before it
+            text += self._answers.to_answer(text) + prefill
         # The template writes the begin-of-text token itself where the model has one.
-        encoded = self.tokenizer(text + (prefill or ""), add_special_tokens=False)
+        encoded = self.tokenizer(text, add_special_tokens=False)
         return list(encoded["input_ids"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def said(self, row: Row, tokens: Sequence[int]) -> Said:
+        """What a model thought and what it answered; a prefilled answer goes on as it was."""
+        return self._answers.split(row.prompt, tokens, row.prefilled)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without special tokens."""
@@ -76,7 +100,7 @@ class Chat:
         """A chat with its whole answer, tokenised as it was when the answer was generated."""
         encoded = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
         return Passage(
-            prompt=tuple(self.encode_chat(messages, None)),
+            prompt=tuple(self.encode_chat(messages, "")),
             answer=tuple(encoded["input_ids"]),
             offsets=np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2),
             steering=steering,
@@ -98,8 +122,11 @@ class Chat:
             )
         if row.steering is None:
             return
+        fed = len(row.prompt) + made - isinstance(row, Row)  # the last token made is not fed back
         for part in (*row.steering.edits, *row.steering.readouts):
             check_layer(part.layer, self.shape.n_layers, subject)
+            if not isinstance(part, Readout):
+                self._check_span(part, len(row.prompt), fed, row.steering.runtime.skip_first)
             if isinstance(part, AddVector):
                 width = load_vector(part).shape[-1]
                 if width != self.shape.d_model:
@@ -117,8 +144,23 @@ class Chat:
                         )
                     self.sae.check_whole()
                     continue
-                for latent in wanted:
-                    self.sae.check_latent(int(latent))
+                # Read now, so that what is wrong with a row fails this request, not the batch.
+                self.sae.check_rows(
+                    [int(latent) for latent in wanted],
+                    steered=not isinstance(part, Readout),
+                    read=not isinstance(part, Boost),
+                )
+
+    def _check_span(self, edit: Edit, prompt: int, fed: int, skip_first: int) -> None:
+        first, stop = edit.bounds(prompt, 0)
+        if skip_first >= prompt and first < skip_first:
+            why = f"-M skip_first={skip_first} leaves out the whole prompt ({prompt} tokens)"
+        elif first >= (fed if stop is None else min(fed, stop)):
+            why = f"it begins at position {first} and at most {fed} are reached"
+        else:
+            return
+        what = "clamp" if isinstance(edit, Clamp) else "boost"
+        raise EsrError(f"The {what} at layer {edit.layer} does not act as asked: {why}.")
 
     def check_answers(self, passages: Sequence[Passage], layer: int) -> None:
         """Raise an `EsrError` when a layer cannot be averaged over these answers."""
@@ -132,20 +174,39 @@ class Chat:
         layer = self.runtime.steering_layer
         return self.shape.n_layers // 2 if layer is None else layer
 
-    def told_of_probe(self, moved: float, where: str = "") -> str:
+    def probe_rows(self) -> list[Row]:
+        """What a self-check generates: a greeting answered as it is, and with an edit."""
+        prompt = tuple(self.encode_chat([{"role": "user", "content": "Hello"}], None))
+        sampling = Sampling(0, 0.0, None, None, 1.0, PROBE_TOKENS)
+        width = self.shape.d_model
+        # Alternating, as an equal shift of all components is what a layer norm takes out.
+        vector = tuple((-1.0) ** i / width**0.5 for i in range(width))
+        edit = AddVector(vector=vector, strength=PROBE_STRENGTH, layer=self.probed_layer)
+        runtime = self.runtime.model_copy(update={"skip_first": 0})
+        return [
+            Row(prompt, sampling),
+            Row(prompt, sampling, Steering(runtime=runtime, edits=(edit,))),
+        ]
+
+    def told_of_probe(self, moved: float, arrived: int, due: int, where: str = "") -> str:
         """A self-check in words, for the log.
 
         Args:
             moved: By how much the probe's edit moved a logit.
+            arrived: Positions at which the edit was seen to arrive.
+            due: Positions at which it was made.
             where: Of which server the sentence speaks.
 
         Raises:
-            EsrError: It did not move any.
+            EsrError: It did not move any, or did not arrive at every position.
         """
-        if not moved > 0:
+        if not moved > 0 or arrived != due:
             raise EsrError(
                 f"An edit at layer {self.probed_layer} of {self.runtime.subject} does not reach "
                 f"its logits{where}: steering would be silently lost. Please report the model and "
                 "the versions of the packages that run it."
             )
-        return f"an edit at layer {self.probed_layer} moved the logits by up to {moved:.2f}"
+        return (
+            f"an edit at layer {self.probed_layer} moved the logits by up to {moved:.2f} and "
+            f"arrived at {arrived} of {due} positions{where}"
+        )

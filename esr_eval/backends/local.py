@@ -11,23 +11,25 @@ import torch
 from nnsight import TransformersModel
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from esr_eval.backends.base import BackendInfo, Generated, Passage, Reading, Row
-from esr_eval.backends.chat import PROBE_SHARE, Chat
-from esr_eval.backends.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
-from esr_eval.backends.kernel import Work, residual
-from esr_eval.backends.layout import decoder_layers_path, descend
-from esr_eval.backends.loading import load_model
-from esr_eval.backends.plan import mean_work, padded, padded_passages, plan_batch
-from esr_eval.backends.results import (
+from esr_eval.backends.base import BackendInfo
+from esr_eval.backends.chat import Chat
+from esr_eval.model.layout import Stack
+from esr_eval.model.loading import attention_in_use, load_model
+from esr_eval.spec import Runtime
+from esr_eval.steering.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
+from esr_eval.steering.kernel import Work, residual
+from esr_eval.steering.plan import mean_work, padded, padded_passages, plan_batch
+from esr_eval.steering.requests import Generated, Passage, Reading, Row
+from esr_eval.steering.results import (
     Readings,
+    counts_of,
     generated,
     generated_readouts,
     means,
     read_results,
 )
-from esr_eval.spec import Runtime
 
 
 class LocalBackend(Chat):
@@ -52,43 +54,56 @@ class LocalBackend(Chat):
         # `catch_warnings` around each batch: batches run in a thread, and filters are global.
         warnings.filterwarnings("ignore", message=".*was never reached.*", module="nnsight")
         self._model = load_model(runtime, device)
-        layers_path = decoder_layers_path(self._model)
-        self._layers = descend(self._model, layers_path)
+        # Nothing of the model's own settings is left to be filled in where a request is silent.
+        self._model.generation_config = GenerationConfig()
+        self._layers = Stack(self._model, self._model).layers
         self._lm = TransformersModel(self._model, tokenizer=self.tokenizer, task="text-generation")
-        self._traced_layers = descend(self._lm, layers_path)
+        self._traced = Stack(self._model, self._lm)
         self.info = BackendInfo(
             device=str(self._model.device),
-            versions={p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+            versions={
+                **{p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+                **({"peft": version("peft")} if runtime.adapter else {}),
+                "attention": attention_in_use(self._model),
+            },
             self_check=self._self_check(),
             sae_digest=self.sae.digest if self.sae else None,
         )
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
         """Generate for all rows at once; a row's tokens do not depend on the others."""
+        return self._generate(rows)[0]
+
+    def _generate(
+        self, rows: Sequence[Row], compare: bool = False
+    ) -> tuple[list[Generated], float]:
+        """Generate; also how far the first two rows' first logits are apart, if asked for."""
         ids, mask = padded([row.prompt for row in rows], self.pad, self._model.device)
-        decoding = Decoding(rows, ids, mask, self.ends)
+        decoding = Decoding(rows, ids, mask, self.ends, compare)
         plan = plan_batch(rows, self.sae, self._layer_device)
         work = plan.work(len(rows))
         with self._engine, torch.inference_mode():
             out = self._trace(ids, mask, decoding, work)
-        readings = work.readings()
-        return [
+        readings, receipts = work.readings(), work.receipts()
+        results = [
             generated(
                 row,
                 out[b, ids.shape[1] :][: int(decoding.generated[b])].tolist(),
                 bool(decoding.ended_by_model[b]),
-                int(work.receipts[b]),
+                counts_of(b, receipts),
                 generated_readouts(row, b, readings),
+                bool(decoding.finite[b]),
             )
             for b, row in enumerate(rows)
         ]
+        return results, decoding.apart
 
     def read(self, passages: Sequence[Passage]) -> list[Reading]:
         """One forward pass over all passages, each with its own edits and readouts."""
         plan = plan_batch(passages, self.sae, self._layer_device)
         work = plan.work(len(passages), once=True)
         readings = self._pass_over(passages, work)
-        return read_results(passages, readings, work.receipts, self.sae)
+        return read_results(passages, readings, work.receipts(), self.sae)
 
     def mean_residuals(
         self, passages: Sequence[Passage], layer: int
@@ -99,11 +114,13 @@ class LocalBackend(Chat):
 
     def _pass_over(self, passages: Sequence[Passage], work: Work) -> Readings:
         ids, mask, at = padded_passages(passages, self.pad, self._model.device)
-        layers = self._traced_layers
+        layers, receiver = self._traced.layers, self._traced.receiver
         with self._engine, torch.inference_mode():  # noqa: SIM117 - nnsight reads the block
             with self._lm.trace({"input_ids": ids, "attention_mask": mask}):
                 for layer in work.layers:
                     work.visit(layer, residual(layers[layer].output), at)
+                    if layer in work.edits:
+                        work.arrive(layer, residual(receiver(layer).input))
         return work.readings()
 
     def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, work: Work) -> Tensor:
@@ -111,7 +128,7 @@ class LocalBackend(Chat):
         settings = greedy_settings(decoding.limits, self.ends, self.pad)
         processors = LogitsProcessorList([ChooseTokens(decoding)])
         criteria = StoppingCriteriaList([EndRows(decoding)])
-        layers = self._traced_layers
+        layers, receiver = self._traced.layers, self._traced.receiver
         with self._lm.generate(
             generation_config=settings, logits_processor=processors, stopping_criteria=criteria
         ) as tracer:
@@ -119,6 +136,8 @@ class LocalBackend(Chat):
                 for _ in tracer.iter[:] if work.layers else ():
                     for layer in work.layers:
                         work.visit(layer, residual(layers[layer].output), decoding.positions())
+                        if layer in work.edits:
+                            work.arrive(layer, residual(receiver(layer).input))
             with tracer.invoke():
                 out = tracer.result.save()
         result: Tensor = out
@@ -129,21 +148,10 @@ class LocalBackend(Chat):
         return device
 
     def _self_check(self) -> str:
-        """Prove that an edit at the steering layer reaches the next token's logits.
+        """Prove, on the way that all samples go, that an edit reaches the next token's logits.
 
         Raises:
             EsrError: It does not: this model's steering would be silently lost.
         """
-        layer = self.probed_layer
-        prompt = self.encode_chat([{"role": "user", "content": "Hello"}], None)
-        ids = torch.tensor([prompt], device=self._model.device)
-        layers, model = self._traced_layers, self._lm
-        with torch.inference_mode():
-            with model.trace({"input_ids": ids}):
-                plain = model.output.logits[0, -1].float().save()
-            with model.trace({"input_ids": ids}):
-                x = residual(layers[layer].output)
-                size = x[0, -1].float().norm() * PROBE_SHARE / self.shape.d_model**0.5
-                x[:] = (x.float() + size).to(x.dtype)
-                edited = model.output.logits[0, -1].float().save()
-        return self.told_of_probe(float((edited - plain).abs().max()))
+        (_, edited), moved = self._generate(self.probe_rows(), compare=True)
+        return self.told_of_probe(moved, edited.edited_positions, edited.expected_positions)

@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 from inspect_ai.log import EvalLog, read_eval_log, read_eval_log_sample_summaries
 
+from esr_eval.data.trial import Condition, Trial
 from esr_eval.errors import EsrError
-from esr_eval.replay import Response, read_responses
+from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.spec import Runtime
-from esr_eval.trial import Condition, Trial
 
 Which = Literal["multi_attempt", "all", "auto"]
 SAME = ("model", "revision", "adapter", "sae", "steering_layer")

@@ -7,10 +7,10 @@ import numpy as np
 from inspect_ai.model import ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from esr_eval import sidecar
+from esr_eval.data.trial import Trial
+from esr_eval.logs import sidecar
 from esr_eval.solvers import boost_of, provider_of, runtime_of
 from esr_eval.spec import Readout, Steering, fingerprint
-from esr_eval.trial import Trial
 
 MEANS = "activation_means"
 """Where a sample's store keeps the mean over the answer of each set of latents."""

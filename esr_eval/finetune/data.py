@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
 
 Part = Literal["off_topic", "correction", "on_topic"]
@@ -98,10 +99,7 @@ def read_examples(path: Path) -> list[Example]:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """Write a file of examples; a run cut short leaves the old file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(one.model_dump_json() + "\n" for one in examples), "utf-8")
-    part.replace(path)
+    write_whole(path, "".join(one.model_dump_json() + "\n" for one in examples).encode())
 
 
 class Journal:
@@ -114,7 +112,6 @@ class Journal:
         """Open a journal and read what it holds already."""
         self.path = path
         self.entries: list[dict[str, object]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
             try:
@@ -122,9 +119,7 @@ class Journal:
             except ValueError:
                 break
             kept.append(line + "\n")
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(kept), "utf-8")
-        part.replace(path)
+        write_whole(path, "".join(kept).encode())
 
     def append(self, entries: Iterable[dict[str, object]]) -> None:
         """Add entries and see them to the disk."""

@@ -28,7 +28,8 @@ from esr_eval.spec import Boost, Runtime, Steering, fingerprint
 from esr_eval.subjects import Subject
 
 if TYPE_CHECKING:
-    from esr_eval.backends.base import BackendProtocol, Row
+    from esr_eval.backends.base import BackendProtocol
+    from esr_eval.steering.requests import Row
 
 WRITER = "offline"
 _SENTENCE_END = re.compile(r"[.!?][)\]\"'”’*]*(?=\s)")
@@ -80,8 +81,8 @@ class Wanted:
 
     def row(self, backend: "BackendProtocol", subject: Subject, runtime: Runtime) -> "Row":
         """The request for it."""
-        from esr_eval.backends.base import Row
-        from esr_eval.sampling import Sampling
+        from esr_eval.steering.requests import Row
+        from esr_eval.steering.sampling import Sampling
 
         assert runtime.steering_layer is not None
         edits = (
@@ -117,7 +118,7 @@ def allowed_latents(subject: Subject, runtime: Runtime, settings: OfflineSetting
     import torch
     from safetensors import safe_open
 
-    from esr_eval.sae_config import WEIGHTS_FILE, local_folder
+    from esr_eval.sae.config import WEIGHTS_FILE, local_folder
 
     folder = local_folder(runtime.sae) if runtime.sae is not None else None
     if folder is None:

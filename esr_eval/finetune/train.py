@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
 from esr_eval.finetune.boosting import boosted, make_collator
 from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
@@ -99,9 +100,9 @@ def train(
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
 
-    from esr_eval.backends.layout import decoder_layers_path, descend
-    from esr_eval.backends.loading import load_model, load_tokenizer
-    from esr_eval.sae import open_sae
+    from esr_eval.model.layout import decoder_layers_path, descend
+    from esr_eval.model.loading import load_model, load_tokenizer
+    from esr_eval.sae.sparse import open_sae
 
     checkpoint = _checkpoint(folder, resume, get_last_checkpoint)
     boosts = preset.boosted and any(example.boost is not None for example in examples)
@@ -273,11 +274,11 @@ def _save(model: Any, runtime: Runtime, folder: Path, facts: Facts) -> None:
     """Write the adapter in half precision, naming the model by its own id."""
     import torch
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = get_peft_model_state_dict(model)
     half = {name: w.detach().to("cpu", torch.float16).contiguous() for name, w in weights.items()}
-    save_file(half, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_whole(folder / "adapter_model.safetensors", save(half, metadata={"format": "pt"}))
     config = model.peft_config["default"]
     config.base_model_name_or_path = runtime.model
     config.inference_mode = True

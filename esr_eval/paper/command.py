@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
+from esr_eval._util.terminal import Terminal, note
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import Paper, choose, finished, identity, run_paper
 from esr_eval.paper.steps import left_out, plan_steps
@@ -56,8 +56,8 @@ def run(
         vectors=vectors,
         graders=further,
     )
-    steps, console = plan_steps(choices), Console()
-    done = finished(logs, identity(paper, choices))
+    steps, console = plan_steps(choices), Terminal()
+    done = finished(logs, identity(paper, choices), note)
     console.print(estimate_table(steps, list(done), subject, paper.judge, speed, price))
     for reason in left_out(choices):
         console.print(f"Left out: experiment {reason}")
@@ -69,7 +69,7 @@ def run(
     if rest and large and not yes and sys.stdin.isatty():
         typer.confirm("Begin?", abort=True)
     made = run_paper(paper, choices, console)
-    from esr_eval.analysis.report import write_report
+    from esr_eval.report import write_report
 
     page = write_report([Path(log) for log in made], output or logs / "report")
     console.print(f"The report: {page}")

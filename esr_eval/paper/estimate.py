@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS
 from esr_eval.paper.steps import Step
 from esr_eval.subjects import PAPER_GRADER, Subject
 
@@ -86,7 +87,8 @@ def estimate(
 
 def _longest(step: Step, subject: Subject) -> int:
     if step.task == "calibrate" and subject.calibration is not None:
-        return min(subject.calibration.max_tokens, subject.max_tokens)
+        # A search asks for responses of this length whatever --max-tokens says.
+        return subject.calibration.max_tokens
     return subject.max_tokens
 
 
@@ -108,7 +110,12 @@ def estimate_table(
         speed: See `estimate`.
         price: See `estimate`.
     """
-    table = Table(title=f"The paper on {subject.name}, judged by {judge} (at most)")
+    table = Table(
+        title=f"The paper on {subject.name}, judged by {judge} (at most)",
+        caption="A calibration round in which nothing can be judged is repeated, at most "
+        f"{MAX_EMPTY_ROUNDS} times a latent, and a judge is asked again after a reply that cannot "
+        "be used: both come on top.",
+    )
     table.add_column("step", no_wrap=True)
     columns = ("responses", "tokens", "judge calls", "judge tokens", "hours", "dollars")
     for column in columns:

@@ -9,17 +9,18 @@ from typing import Any
 from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
-from rich.console import Console
 
-from esr_eval.dataset import load_latents, pick_latents, prompts
+from esr_eval._util.terminal import Terminal
+from esr_eval.calibration.record import Setting
+from esr_eval.calibration.store import calibrated_strengths, responses_per_latent
+from esr_eval.dataset import Latent, load_latents, pick_latents, prompts
 from esr_eval.errors import EsrError
-from esr_eval.log_files import reading
-from esr_eval.model_args import ModelArgs
+from esr_eval.logs.reading import Note, reading
 from esr_eval.paper.scales import SCALES
 from esr_eval.paper.steps import Choices, Step, plan_steps
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.scorers.grader import GRADER_ROLE
-from esr_eval.strengths import calibrated_strengths
-from esr_eval.subjects import CalibrationPrior, Subject, find_subject
+from esr_eval.subjects import Subject, find_subject
 from esr_eval.vectors.file import default_vectors, read_vectors
 
 STEP = "paper_step"
@@ -86,15 +87,20 @@ def choose(
     if scale not in SCALES:
         raise EsrError(f"There is no scale '{scale}'; there are {', '.join(SCALES)}.")
     sizes = SCALES[scale]
-    available = load_latents(paper.subject, latents)
+    runtime = ModelArgs.parse(paper.model_args).runtime(paper.subject)
+    available = load_latents(paper.subject, latents, runtime)
     if sizes.latents > len(available):
         raise EsrError(
             f"The scale {scale} takes {sizes.latents} latents, but {paper.subject.name} has "
             f"{len(available)} with a label: pass more of them (--latents FILE) or a smaller scale."
         )
+    main = uncalibrated_latents(paper, False, latents, sizes.latents, seed)
+    sweep = uncalibrated_latents(paper, False, latents, sizes.sweep[1], seed)
+    each = responses_per_latent(paper.subject)
     uncalibrated = {
-        "calibrate": responses_to_calibrate(paper, False, latents, sizes.latents, seed),
-        "calibrate_sweep": responses_to_calibrate(paper, False, latents, sizes.sweep[1], seed),
+        "calibrate": each * len(main),
+        # Latents that both draws share are calibrated once.
+        "calibrate_sweep": each * len(set(sweep) - set(main)),
     }
     if paper.has_tuned:
         uncalibrated["calibrate_tuned"] = responses_to_calibrate(
@@ -113,7 +119,7 @@ def choose(
     )
 
 
-def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
+def run_paper(paper: Paper, choices: Choices, console: Terminal) -> list[str]:
     """Run all steps that have not ended; the logs of those that have are kept.
 
     Args:
@@ -129,7 +135,7 @@ def run_paper(paper: Paper, choices: Choices, console: Console) -> list[str]:
     """
     steps = plan_steps(choices)
     about = identity(paper, choices)
-    logs = finished(paper.folder, about)
+    logs = finished(paper.folder, about, console.print, aside=True)
     for number, step in enumerate(steps, 1):
         if step.key in logs:
             continue
@@ -152,23 +158,36 @@ def identity(paper: Paper, choices: Choices) -> dict[str, Any]:
     }
 
 
-def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
+def finished(
+    folder: Path, about: dict[str, Any], note: Note = lambda text: None, *, aside: bool = False
+) -> dict[str, str]:
     """Logs of the steps that have ended well, by step.
 
     Args:
         folder: Where logs lie.
         about: The run's `identity`.
+        note: Told of files that are no logs.
+        aside: Whether these are renamed: Inspect runs no eval set in a folder with such a file.
 
     Raises:
-        EsrError: The folder holds another run, or a log that cannot be read.
+        EsrError: The folder holds another run.
     """
     if not folder.is_dir():
         return {}
     found = {}
     wanted = json.loads(json.dumps(about))
     for info in list_eval_logs(str(folder), recursive=False, descending=False):
-        with reading(info.name):
-            log = read_eval_log(info, header_only=True)
+        path = folder / Path(info.name).name
+        try:
+            with reading(path):
+                log = read_eval_log(str(path), header_only=True)
+        except EsrError as error:
+            if path.is_dir():
+                continue
+            if aside:
+                path.rename(path.with_name(f"{path.name}.unreadable"))
+            note(f"{'Renamed to .unreadable' if aside else 'Left out'}: {error}")
+            continue
         metadata = log.eval.metadata or {}
         step = metadata.get(STEP)
         if not step:
@@ -180,7 +199,7 @@ def finished(folder: Path, about: dict[str, Any]) -> dict[str, str]:
                 "or repeat that run's arguments."
             )
         if log.status == "success":
-            found[str(step)] = str(folder / Path(info.name).name)
+            found[str(step)] = str(path)
     return found
 
 
@@ -239,10 +258,10 @@ def _count_vectors(subject: Subject, vectors: str | None) -> int:
     return len(read_vectors(vectors).info.concepts)
 
 
-def responses_to_calibrate(
+def uncalibrated_latents(
     paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
-) -> int:
-    """Responses that calibrating a run's latents still takes.
+) -> list[Latent]:
+    """The latents of a run that have no strength yet.
 
     Args:
         paper: The subjects.
@@ -256,20 +275,26 @@ def responses_to_calibrate(
     """
     name, args = paper.model(tuned)
     subject = find_subject(name)
-    prior: CalibrationPrior | None = subject.calibration
-    if prior is None:
+    runtime = ModelArgs.parse(args).runtime(subject)
+    if subject.calibration is None:
         raise EsrError(
             f"{subject.name} has no calibration prior, so its strengths cannot be found: run the "
             "tasks one by one with -T strength=NUMBER."
         )
-    chosen = pick_latents(subject, latents, count, seed)
-    _, missing = calibrated_strengths(
-        ModelArgs.parse(args).runtime(subject),
-        chosen,
-        prior,
+    setting = Setting.of(
+        runtime,
+        subject.calibration,
         paper.judge,
         prompts=[prompt.text for prompt in prompts()],
         temperature=subject.temperature,
-        bundle=subject.strengths,
     )
-    return len(missing) * prior.rounds * prior.samples_per_round
+    chosen = pick_latents(subject, latents, count, seed, runtime)
+    return calibrated_strengths(setting, chosen, subject.strengths)[1]
+
+
+def responses_to_calibrate(
+    paper: Paper, tuned: bool, latents: str | None, count: int, seed: int
+) -> int:
+    """Responses that calibrating a run's latents still takes; see `uncalibrated_latents`."""
+    missing = uncalibrated_latents(paper, tuned, latents, count, seed)
+    return responses_per_latent(find_subject(paper.model(tuned)[0])) * len(missing)

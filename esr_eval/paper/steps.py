@@ -274,7 +274,7 @@ def rule_for(log: str) -> str:
 
     Kept, since several steps ask and a discovery's activations take long to read.
     """
-    from esr_eval.analysis.detectors import find_detectors
+    from esr_eval.detectors.discovery import find_detectors
 
     try:
         return "silent" if find_detectors(log).sets["silent"].detectors else "separability"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from esr_eval.dataset import Prompt
 from esr_eval.errors import EsrError
-from esr_eval.provider import ESRModelAPI
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.concreteness import Rating, rate_concreteness
 from esr_eval.scorers.grader import grader_model
 from esr_eval.selection.rules import Activity, Finding, activities

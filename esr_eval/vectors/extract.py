@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from esr_eval.errors import EsrError
-from esr_eval.model_args import ModelArgs
+from esr_eval.model.weights import check_memory
+from esr_eval.provider.arguments import ModelArgs
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import Subject, check_layer
 from esr_eval.vectors.contrast import Corpus, contrasts, scaled
 from esr_eval.vectors.file import Concept, Vector, VectorInfo
-from esr_eval.weights import check_memory
 
 FRAME = "Write one sentence."
 """What every text of the corpus stands as the answer to: vectors act on answers most of all."""

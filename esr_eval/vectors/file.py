@@ -6,7 +6,6 @@ residual stream itself holds there, in every model. Where the vectors come from 
 file's metadata as JSON (`VectorInfo`), so the file is complete by itself.
 """
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from esr_eval._util.digests import file_sha256
+from esr_eval._util.files import write_whole
 from esr_eval.dataset import Latent
-from esr_eval.digests import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import Subject, check_layer, embedded_path
@@ -192,11 +192,7 @@ def write_vectors(path: Path, info: VectorInfo, vectors: Mapping[str, Vector]) -
 
     tensors = {name: np.ascontiguousarray(v, dtype=np.float32) for name, v in vectors.items()}
     content = save(tensors, metadata={METADATA_KEY: info.model_dump_json()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-        scratch.write(content)
-    Path(scratch.name).chmod(0o644)
-    Path(scratch.name).replace(path)
+    write_whole(path, content)
 
 
 def load_tensors(path: str) -> dict[str, Vector]:

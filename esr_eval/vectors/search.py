@@ -11,13 +11,13 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, span
 from pydantic import BaseModel, ConfigDict
 
-from esr_eval.calibration import Bisection, Round
+from esr_eval.calibration.bisection import Bisection, Round
+from esr_eval.calibration.search import round_plan
+from esr_eval.calibration.store import calibration_prior
 from esr_eval.dataset import Prompt, prompts
 from esr_eval.scorers.grader import ask, grader_model
 from esr_eval.solvers import VectorSource, steering_config
 from esr_eval.spec import AddVector
-from esr_eval.strength_search import round_plan
-from esr_eval.strengths import calibration_prior
 from esr_eval.subjects import CalibrationPrior, Subject
 
 FOUND = "vector_strength"

@@ -1,10 +1,12 @@
 """Which strength each concept vector is added with: calibrated, a multiple of that, or a number."""
 
+import shlex
 from collections.abc import Sequence
 
-from esr_eval.boosts import parse_strength
+from esr_eval.calibration.boosts import parse_strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
+from esr_eval.subjects import embedded_path, subjects
 from esr_eval.vectors.file import VectorFile
 
 
@@ -26,7 +28,7 @@ def vector_strengths(
     if fixed is not None:
         return {vector.index: fixed for vector in chosen}
     calibration = file.info.calibration or {}
-    again = "`esr-eval vectors calibrate FILE`, or pass -T strength=NUMBER (0.4, say)"
+    again = _way_out(file, grader)
     if calibration and calibration.get("grader") != grader:
         raise EsrError(
             f"The strengths in {file.path} were found with the judge {calibration.get('grader')}, "
@@ -35,5 +37,18 @@ def vector_strengths(
     found = {vector.index: file.info.concepts[vector.index].strength for vector in chosen}
     missing = [vector.label for vector in chosen if found[vector.index] is None]
     if missing:
-        raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: {again}.")
+        raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: run {again}.")
     return {index: factor * value for index, value in found.items() if value is not None}
+
+
+def _way_out(file: VectorFile, grader: str) -> str:
+    """The command that finds the strengths of a file's vectors by this judge."""
+    path, first, then = file.path, "", ""
+    if path.startswith("embedded:"):  # what ships stays as it is
+        path = "vectors.safetensors"
+        first = f"{shlex.join(['cp', str(embedded_path(file.path)), path])} && "
+        then = f" and pass -T vectors={path}"
+    named = [one for one in subjects().values() if one.model == file.info.model and not one.adapter]
+    model = named[0].name if named else file.info.model
+    words = ["esr-eval", "vectors", "calibrate", path, "--model", model, "--grader", grader]
+    return f"`{first}{shlex.join(words)}`{then}, or pass -T strength=NUMBER (0.4, say)"

@@ -72,8 +72,8 @@ def evaluate(adapter: Path, logs: Path, seed: int) -> None:
     from inspect_ai import eval as inspect_eval
     from rich.console import Console
 
-    from esr_eval.analysis.runs import read_runs
-    from esr_eval.analysis.summary import metric_table, pair_table
+    from esr_eval.logs.runs import read_runs
+    from esr_eval.report.summary import metric_table, pair_table
 
     drawn = {"n_latents": N_LATENTS, "trials_per_latent": TRIALS_PER_LATENT, "seed": seed}
     made = []

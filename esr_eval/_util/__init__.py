@@ -1,0 +1,1 @@
+"""Files, paths and text, on the way in and out."""

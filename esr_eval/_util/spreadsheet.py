@@ -1,0 +1,60 @@
+"""The way out to spreadsheets: CSV files in which numbers are numbers and nothing is a formula."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esr_eval._util.files import write_whole
+from esr_eval.errors import EsrError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2028-\u202e\ufeff]*[=+\-@＝＋－＠]")
+"""How a text begins that a spreadsheet takes for a formula."""
+_QUOTED = re.compile(rf"'+(?:{_FORMULA.pattern})")
+
+
+_END = "\r\n"
+"""Of a line, as RFC 4180 has it; with another one, Python's writer leaves a lone \\r unquoted, at
+which spreadsheets begin a new line."""
+
+
+def cell(value: object) -> object:
+    """A cell of a CSV: text that a spreadsheet would run gets an apostrophe before it."""
+    runs = isinstance(value, str) and (_FORMULA.match(value) or _QUOTED.match(value))
+    return f"'{value}" if runs else value
+
+
+def uncell(text: str) -> str:
+    """What `cell` was given, from a CSV that is read again."""
+    return text[1:] if _QUOTED.match(text) else text
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows, the first of them the heads, as a CSV that no spreadsheet runs.
+
+    Raises:
+        EsrError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=_END).writerows(map(cell, row) for row in rows)
+    try:
+        write_whole(path, text.getvalue().encode(errors="replace"))
+    except OSError as error:
+        raise EsrError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def write_frame(path: Path, frame: "pd.DataFrame") -> None:
+    """The same of a data frame.
+
+    Raises:
+        EsrError: The file cannot be written.
+    """
+    try:
+        frame.map(cell).to_csv(path, index=False, lineterminator=_END, errors="replace")
+    except OSError as error:
+        raise EsrError(f"{path} cannot be written: {error.strerror}.") from None

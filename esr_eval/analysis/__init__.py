@@ -1,1 +1,0 @@
-"""From logs to tables: everything here reads Inspect logs and loads no model."""

@@ -1,0 +1,1 @@
+"""The NDIF backend."""

@@ -1,0 +1,243 @@
+"""The NDIF backend: whole batches, steered on a server that has the model, in one request each.
+
+Neither weights nor an SAE are needed here. What travels is the batch's prompts and settings, the
+rows of the SAE that its edits and readouts name, and the code that applies them: the very code
+that the local backend runs.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from esr_eval.backends.base import BackendInfo
+from esr_eval.backends.chat import Chat
+from esr_eval.backends.ndif.client import Client, Job, Report
+from esr_eval.backends.ndif.preflight import check_settings, preflight
+from esr_eval.backends.ndif.trace import RemoteModel
+from esr_eval.backends.remote import RemoteArgs
+from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.sae.sparse import ELEMENTWISE
+from esr_eval.spec import Clamp, Runtime
+from esr_eval.steering.decoding import Decoding
+from esr_eval.steering.kernel import Work, reduced
+from esr_eval.steering.plan import BatchPlan, mean_work, padded, padded_passages, plan_batch
+from esr_eval.steering.requests import Generated, Passage, Reading, Row
+from esr_eval.steering.results import (
+    counts_of,
+    generated,
+    generated_readouts,
+    means,
+    read_results,
+)
+from esr_eval.subjects import embedded_path
+
+CPU = torch.device("cpu")
+RESULT_BYTES = 32 << 20
+"""Residuals brought back in one request: 250 answers of 120 tokens at d_model 576 in float32,
+five of 400 tokens at d_model 8,192 in bfloat16."""
+
+
+class NDIFBackend(Chat):
+    """A model on NDIF, or on a server of its kind.
+
+    A readout of the whole SAE (over finished answers), or of an SAE whose latents depend on each
+    other, is not computed there: the residual stream of the positions it reads is brought back in
+    the model's own precision (16 KB a token at d_model 8,192 in bfloat16, so 6.4 MB for an answer
+    of 400 tokens), and the SAE is loaded and encodes it here.
+    """
+
+    def __init__(self, runtime: Runtime, remote: RemoteArgs, report: Report | None = None) -> None:
+        """Connect, and check host, key, versions and deployment before anything is asked.
+
+        Args:
+            runtime: What the server must run.
+            remote: Where it is, the key, and how long to be patient.
+            report: Told about queue, state and server seconds.
+
+        Raises:
+            EsrError: Something does not fit; the sentence says what, and the way out.
+        """
+        super().__init__(runtime, remote.sae_rows)
+        check_settings(runtime)
+        self._client = Client(remote, report)
+        _check_adapter(runtime, self._client)
+        self._model = RemoteModel(self)
+        there = preflight(
+            self._client, self._model.key, self._model.repository, report or (lambda c, t: None)
+        )
+        self.info = BackendInfo(
+            device=f"NDIF {self._client.url}",
+            versions={
+                **{p: version(p) for p in ("nnsight", "sae-lens", "torch", "transformers")},
+                "attention": str(self._model.env["attn_implementation"]),
+                **{f"server {package}": number for package, number in there.items()},
+            },
+            self_check=self._self_check(),
+            sae_digest=self.sae.digest if self.sae else None,
+        )
+
+    def check(self, row: Row | Passage) -> None:
+        """Find what is wrong with one request before it joins a batch.
+
+        Raises:
+            EsrError: It cannot be carried out on a server that does not have the SAE.
+        """
+        super().check(row)
+        if row.steering is None or self._has_single_latents:
+            return
+        clamps = any(isinstance(edit, Clamp) for edit in row.steering.edits)
+        if clamps or (row.steering.readouts and isinstance(row, Row)):
+            raise EsrError(
+                "In this SAE a latent's activation depends on all the others, so clamps and "
+                "readouts while generating need the whole SAE beside the model: use "
+                "-M backend=local or vllm for them."
+            )
+
+    def generate(self, rows: Sequence[Row]) -> list[Generated]:
+        """Generate for all rows in one request; may be called from several threads at once.
+
+        Raises:
+            EsrError: The server refuses, or stays away for longer than `wait`.
+            MemoryError: The server ran out of memory.
+            RuntimeError: The server's loop did not follow the chosen tokens.
+        """
+        return self._generate(rows)[0]
+
+    def _generate(
+        self, rows: Sequence[Row], compare: bool = False
+    ) -> tuple[list[Generated], dict[str, Any]]:
+        """Generate; also the server's whole answer."""
+        ids, mask = padded([row.prompt for row in rows], self.pad, CPU)
+        plan = plan_batch(rows, self.sae, lambda layer: CPU)
+        decoding = Decoding(rows, ids, mask, self.ends, compare)
+        found = self._run(self._model.generate(ids, mask, decoding, plan.work(len(rows))))
+        results = []
+        for b, row in enumerate(rows):
+            tokens = found["tokens"][b, : int(found["generated"][b])].tolist()
+            if found["looped"][b, ids.shape[1] :][: len(tokens)].tolist() != tokens:
+                raise RuntimeError(
+                    "The model on NDIF went on from other tokens than were chosen: its own "
+                    "generation settings interfere. Please report the model."
+                )
+            results.append(
+                generated(
+                    row,
+                    tokens,
+                    bool(found["ended"][b]),
+                    counts_of(b, found["receipts"]),
+                    generated_readouts(row, b, found["readings"]),
+                    bool(found["finite"][b]),
+                )
+            )
+        return results, found
+
+    def read(self, passages: Sequence[Passage]) -> list[Reading]:
+        """Read over finished conversations; as many in one request as its result may hold.
+
+        Raises:
+            EsrError: The server refuses, or stays away for longer than `wait`.
+        """
+        readings: list[Reading] = []
+        for part in _parts(passages, self._residual_bytes):
+            readings += self._read(part)
+        return readings
+
+    def mean_residuals(
+        self, passages: Sequence[Passage], layer: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `BackendProtocol.mean_residuals`; averaged on the server."""
+        self.check_answers(passages, layer)
+        return means(self._pass_over(passages, mean_work(passages, layer))["readings"])
+
+    def _read(self, passages: Sequence[Passage]) -> list[Reading]:
+        plan = plan_batch(passages, self.sae, lambda layer: CPU)
+        found = self._pass_over(passages, _without_sae(plan, len(passages)))
+        readings = dict(found["readings"])
+        for read in (read for reads in plan.reads.values() for read in reads):
+            residuals, count = readings[read.row, read.index]
+            if residuals is not None and not isinstance(read.encode, LatentEncoder):
+                with torch.inference_mode():
+                    activations = read.encode(residuals.float()).float()
+                readings[read.row, read.index] = reduced(activations, read.readout.reduce), count
+        return read_results(passages, readings, found["receipts"], self.sae)
+
+    def _pass_over(self, passages: Sequence[Passage], work: Work) -> dict[str, Any]:
+        return self._run(self._model.read(*padded_passages(passages, self.pad, CPU), work))
+
+    def _residual_bytes(self, passage: Passage) -> int:
+        size = torch.finfo(getattr(torch, self.runtime.dtype)).bits // 8
+        positions = 0
+        for readout in passage.steering.readouts:
+            if readout.latents == "all" or not self._has_single_latents:
+                skip = passage.steering.runtime.skip_first
+                start, stop = readout.bounds(len(passage.prompt), skip)
+                end = len(passage.prompt) + len(passage.answer)
+                positions += max(0, min(end, stop or end) - start)
+        return positions * self.shape.d_model * size
+
+    @property
+    def _has_single_latents(self) -> bool:
+        """Whether each latent's activation can be computed from its own rows."""
+        return self.sae is None or self.sae.config.architecture in ELEMENTWISE
+
+    def _run(self, payload: bytes) -> dict[str, Any]:
+        found = self._client.run(Job(self._model.key, self._model.env, payload))
+        return dict(found["out"])
+
+    def _self_check(self) -> str:
+        """Prove that an edit made there reaches the next token's logits.
+
+        Raises:
+            EsrError: It does not, or the server holds the model in another precision.
+        """
+        (_, edited), found = self._generate(self.probe_rows(), compare=True)
+        dtype = str(found["dtype"]).removeprefix("torch.")
+        if dtype != self.runtime.dtype:
+            raise EsrError(
+                f"NDIF holds {self.runtime.model} in {dtype}, not {self.runtime.dtype}: "
+                f"pass -M dtype={dtype}."
+            )
+        where = f" on NDIF ({self._client.url})"
+        arrived, due = edited.edited_positions, edited.expected_positions
+        return self.told_of_probe(float(found["apart"]), arrived, due, where)
+
+
+def _without_sae(plan: BatchPlan, rows: int) -> Work:
+    """The plan's work, bringing residuals back where an encoder is too large to travel."""
+    work = plan.work(rows, once=True)
+    for reads in work.reads.values():
+        for read in reads:
+            if not isinstance(read.encode, LatentEncoder):
+                read.encode = None
+    return work
+
+
+def _parts(
+    passages: Sequence[Passage], size_of: Any, most: int = RESULT_BYTES
+) -> list[list[Passage]]:
+    parts: list[list[Passage]] = []
+    room = 0
+    for passage in passages:
+        size = size_of(passage)
+        if not parts or size > room:
+            parts.append([])
+            room = most
+        parts[-1].append(passage)
+        room -= size
+    return parts
+
+
+def _check_adapter(runtime: Runtime, client: Client) -> None:
+    """An adapter on this machine can only be read by a server on this machine."""
+    if runtime.adapter is None or client.loopback:
+        return
+    if runtime.adapter.startswith("embedded:") or embedded_path(runtime.adapter).exists():
+        raise EsrError(
+            f"The adapter {runtime.adapter} lies on this machine, where NDIF cannot read it: put "
+            "it on the Hugging Face hub and pass its id as -M adapter=, or use -M backend=vllm."
+        )

@@ -1,0 +1,1 @@
+"""The strength of each latent: searched, kept, found again."""

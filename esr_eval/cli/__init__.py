@@ -1,0 +1,24 @@
+"""The command `esr-eval`: what can be run, calibrating it, and tables of what came out.
+
+Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/NAME`.
+"""
+
+import typer
+
+from esr_eval.cli import deciding, finetune, latents, reading, running, serve, vectors
+from esr_eval.cli.plainly import Plain
+
+app = typer.Typer(
+    cls=Plain,
+    help="Evaluations of endogenous steering resistance: does a language model notice and correct "
+    "activation steering? Run them with `inspect eval esr_eval/esr --model esr/NAME`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (running, reading, deciding):
+    app.add_typer(group.app)
+app.add_typer(latents.app, name="latents")
+app.add_typer(vectors.app, name="vectors")
+app.add_typer(finetune.app, name="finetune")
+app.add_typer(serve.app, name="serve")

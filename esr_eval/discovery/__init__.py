@@ -1,1 +1,0 @@
-"""Off-topic detectors: finding them, sets of them, and random latents to compare with."""

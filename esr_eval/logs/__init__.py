@@ -1,0 +1,1 @@
+"""Stored logs: which count, what ran, one row per trial, arrays beside them."""

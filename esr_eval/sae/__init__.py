@@ -1,0 +1,1 @@
+"""SAEs, of which only the rows that a spec names stay in memory."""

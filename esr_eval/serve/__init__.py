@@ -1,1 +1,0 @@
-"""Servers on this machine for the remote backends, loopback only."""

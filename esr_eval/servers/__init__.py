@@ -1,0 +1,1 @@
+"""Servers on loopback, each in an environment of its own."""

@@ -1,0 +1,1 @@
+"""Numbers of clustered trials: rates, means, differences, tests. Reads no log."""

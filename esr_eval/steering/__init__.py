@@ -1,0 +1,1 @@
+"""Edits, readouts and sampling: what happens to a batch, wherever the model runs."""

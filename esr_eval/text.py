@@ -1,0 +1,68 @@
+"""Names, labels and paths on their way out: whatever they hold, they are shown and never obeyed.
+
+Each medium has one way out that uses this: `terminal` (sentences and tables), `spreadsheet` (CSV),
+the report's page (which escapes HTML besides). The Inspect viewer's markdown has
+`esr_eval.scorers.trials.plain`.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MOST_MARKS = 3
+"""Combining marks left on one character; letters of living languages carry no more."""
+
+
+class Characters(NamedTuple):
+    """A stretch of text; a special one names characters that would not show, or would misplace."""
+
+    text: str
+    special: bool = False
+
+
+def shown(text: str) -> list[Characters]:
+    """Text from a model, with what cannot be seen or would reorder the page spelled out.
+
+    Control, formatting (right-to-left marks among them), private and lone surrogate characters
+    become their code points, and piles of combining marks are told by their number.
+    """
+    runs: list[Characters] = []
+    for one in _pieces(text):
+        if runs and runs[-1].special == one.special and not one.special:
+            runs[-1] = Characters(runs[-1].text + one.text)
+        else:
+            runs.append(one)
+    return runs
+
+
+def harmless(text: str) -> str:
+    """Text of several lines without any character that a terminal or a browser would act on."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(run.text for run in shown(text))
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """The same for names and labels: one bounded line without any special character."""
+    line = " ".join(harmless(text[: 4 * limit]).split())
+    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
+
+
+def _pieces(text: str) -> Iterator[Characters]:
+    marks = 0
+    for character in text:
+        category = unicodedata.category(character)
+        if category in ("Mn", "Me"):
+            marks += 1
+            if marks <= _MOST_MARKS:
+                yield Characters(character)
+            continue
+        if marks > _MOST_MARKS:
+            yield Characters(f"[+{marks - _MOST_MARKS} marks]", True)
+        marks = 0
+        if character in "\n\t" or category not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
+            yield Characters(character)
+        else:
+            yield Characters(f"[U+{ord(character):04X}]", True)
+    if marks > _MOST_MARKS:
+        yield Characters(f"[+{marks - _MOST_MARKS} marks]", True)
