@@ -109,7 +109,7 @@ def test_the_license_is_the_one_that_is_named():
     assert "Apache License" in text and "Version 2.0, January 2004" in text
     assert all(f"\n   {number}. " in text for number in range(1, 10))
     assert "END OF TERMS AND CONDITIONS" in text
-    assert "License: Apache-2.0" in (ROOT / "README.md").read_text("utf-8")
+    assert "[LICENSE](LICENSE): Apache-2.0" in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_citation_file_is_complete_and_of_this_version():
