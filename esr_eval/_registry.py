@@ -30,7 +30,7 @@ from esr_eval.tasks import (
     select_latents,
     vectors,
 )
-from esr_eval.tasks.selection import selection
+from esr_eval.tasks.select_latents import selection
 
 __all__ = [
     "ActivationFiles",

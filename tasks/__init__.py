@@ -13,7 +13,7 @@ from esr_eval.tasks.held_out import held_out
 from esr_eval.tasks.meta_prompt import meta_prompt
 from esr_eval.tasks.prefill_control import prefill_control
 from esr_eval.tasks.random_ablation import random_ablation
-from esr_eval.tasks.selection import select_latents
+from esr_eval.tasks.select_latents import select_latents
 from esr_eval.tasks.vectors import vectors
 
 __all__ = [

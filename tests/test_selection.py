@@ -18,7 +18,7 @@ from esr_eval.errors import EsrError
 from esr_eval.selection.rules import Finding, activities, draw_candidates, funnel_of
 from esr_eval.selection.survey import survey_candidates
 from esr_eval.subjects import find_subject
-from esr_eval.tasks.selection import selection
+from esr_eval.tasks.select_latents import selection
 
 LABELLED = [Latent(index=i, label=f"label {i}") for i in range(40)]
 

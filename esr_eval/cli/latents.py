@@ -133,7 +133,7 @@ def run_selection(
     from inspect_ai import eval as inspect_eval
 
     from esr_eval.data.labels import write_labels
-    from esr_eval.tasks.selection import select_latents
+    from esr_eval.tasks.select_latents import select_latents
 
     name = subject.removeprefix("esr/")
     (log,) = inspect_eval(
