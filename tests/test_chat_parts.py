@@ -1,6 +1,7 @@
 """What a chat template decides, and what a model says: without weights."""
 
 import datetime
+import json
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from esr_eval.errors import EsrError
 from esr_eval.model.answers import Answers, continued
+from esr_eval.model.loading import TOKENIZER_PROBE, load_tokenizer
 from esr_eval.model.template import render, template_settings, turn_end
 from esr_eval.spec import Runtime
 
@@ -260,3 +262,32 @@ def test_a_template_with_transformers_own_tags_is_read_too():
     template = "{% generation %}{{ messages[0]['content'] }}{% endgeneration %}{{ extra }}"
     with pytest.raises(EsrError, match="it has: extra"):
         settings(template, template_args={"other": 1})
+
+
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "GPTNeoXTokenizer", "LlamaTokenizerFast"])
+def test_a_tokenizer_is_the_one_of_the_models_own_file_whatever_class_is_named(tmp_path, named):
+    """A class of that name may put its own way of splitting in the place of the file's."""
+    from tokenizers import Regex, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}|\s+|[^\s\d]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    texts = ["650 841 823 x != y", "don't I'LL it's 2023: 650841823", "Hello  world  \t ok"] * 30
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": named, "chat_template": "{{ messages[0]['content'] }}"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}), "utf-8")
+    loaded = load_tokenizer(Runtime(subject="s", model=str(tmp_path)))
+    for text in (*texts[:3], TOKENIZER_PROBE):
+        ids = loaded(text, add_special_tokens=False)["input_ids"]
+        assert list(ids) == made.encode(text, add_special_tokens=False).ids
+    assert loaded.chat_template == settings["chat_template"]

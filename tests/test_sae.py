@@ -42,6 +42,13 @@ D_MODEL, N_LATENTS = 16, 40
 REF = SAERef(release="some-release", sae_id="layer_1")
 
 
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """The models here are names alone: whether a hub or a folder has them is tested elsewhere."""
+    monkeypatch.setattr("esr_eval.provider.api.check_hub", lambda *args: None)
+    monkeypatch.setattr("esr_eval.provider.api.check_model_files", lambda *args: None)
+
+
 def make(cls=StandardSAE, config_cls=StandardSAEConfig, hook="blocks.1.hook_resid_post", **more):
     torch.manual_seed(0)
     config = config_cls(d_in=D_MODEL, d_sae=N_LATENTS, dtype="float32", device="cpu", **more)

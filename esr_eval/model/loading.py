@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -80,11 +81,34 @@ def load_tokenizer(runtime: Runtime) -> Any:
     source, extra = model_source(runtime)
     with _plain_errors(runtime):
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    filed = _as_filed(source, extra)
+    if filed is not None and _ids_of(filed) != _ids_of(tokenizer):
+        tokenizer = filed
     if tokenizer.chat_template is None:
         raise EsrError(
             f"{runtime.model} has no chat template: ESR needs an instruction-tuned model."
         )
     return tokenizer
+
+
+TOKENIZER_PROBE = "Hello  world, it's 2023: 650841823\n\nA\n b don't I'LL  \t x != y .  ok"
+"""Text on which tokenizers part that split digits, spaces or contractions differently."""
+
+
+def _as_filed(source: str, extra: dict[str, Any]) -> Any:
+    """The tokenizer just as the model's tokenizer.json has it; None where there is none.
+
+    The class that a model's files name may build one of its own instead (transformers does so for
+    byte-level tokenizers under the name of GPT-2's, GPT-NeoX's or Llama's), without a word.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(source, **extra)
+    except (OSError, ValueError):
+        return None
+
+
+def _ids_of(tokenizer: Any) -> list[int]:
+    return list(tokenizer(TOKENIZER_PROBE, add_special_tokens=False)["input_ids"])
 
 
 def read_ends(runtime: Runtime, tokenizer: Any) -> list[int]:
