@@ -177,7 +177,9 @@ def paper(
 
     from esr_eval.report.page import write_report
 
-    page = write_report([Path(made[step.key]) for step in steps], output or logs / "report")
+    # A calibration holds no trials, so a report that it is named for would refuse it.
+    named = [Path(made[step.key]) for step in steps if step.task != "calibrate"]
+    page = write_report(named, output or logs / "report")
     console.print(f"The report: {page}")
     console.print(f"Every trial: inspect view --log-dir {logs}")
 
