@@ -104,7 +104,7 @@ def test_bounds(span, bounds):
 
 
 def test_due_positions_count_each_touched_position_once_per_layer():
-    from esr_eval.steering.plan import due_positions
+    from esr_eval.steering.results import due_positions
     from esr_eval.steering.sampling import Sampling
 
     spec = Steering(

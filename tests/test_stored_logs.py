@@ -14,10 +14,13 @@ from esr_eval.cli import app
 from esr_eval.data.experiments import EXPERIMENTS, current_id
 from esr_eval.detectors.discovery import find_detectors
 from esr_eval.episodes.traces import read_traces
+from esr_eval.logs.conditions import read_condition
 from esr_eval.logs.replay import read_responses, replay_log
 from esr_eval.logs.stored import read_stored
+from esr_eval.subjects import find_subject
 
 LOGS = Path(__file__).parent / "data" / "logs"
+BASELINE = Path(__file__).resolve().parent.parent / "logs" / "baseline"
 IDS = [experiment.id for experiment in EXPERIMENTS]
 UNLIKE_TRIALS = {"detectors", "activations", "cross_judge"}
 """Logs whose samples hold no attempts, which summary leaves out."""
@@ -114,3 +117,12 @@ def test_every_experiment_is_called_as_it_is_today():
     assert {current_id(name) for name in IDS} == set(IDS)
     renamed = {"main": "esr", "meta_prompts": "meta_prompt", "prefill": "prefill_control"}
     assert {name: current_id(name) for name in renamed} == renamed
+
+
+def test_the_runtime_of_a_log_of_before_equals_todays():
+    """Fields that came later have their defaults there: such logs still compare."""
+    [first, *_] = sorted(BASELINE.glob("*.eval"))
+    told = read_condition(first).log.settings["runtime"]
+    runtime = find_subject("smollm2-135m").runtime()
+    assert told == runtime.model_dump(mode="json", exclude_none=True)
+    assert "date" in told

@@ -12,11 +12,13 @@ from inspect_ai.log import (
     read_eval_log_sample_summaries,
     read_eval_log_samples,
 )
+from pydantic import ValidationError
 
 from esr_eval.data.experiments import EXPERIMENTS, Experiment, current_id
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import planned_of, read_each, read_trial, reading, subject_of
 from esr_eval.scorers.grader import GRADER_ROLE
+from esr_eval.spec import Runtime
 
 WITHOUT_TRIALS = ("detectors",)
 """Experiments whose samples are no trials."""
@@ -93,7 +95,7 @@ class StoredLog:
             "condition": about.get("condition"),
             "subject": self.subject,
             # Logs of before the runtime was kept say it by the model and its arguments.
-            "runtime": about.get("runtime") or {"model": spec.model, **spec.model_args},
+            "runtime": _today(about.get("runtime")) or {"model": spec.model, **spec.model_args},
             # Parameters at their empty defaults are left out: new ones change nothing.
             "solvers": [
                 [step.solver, {name: value for name, value in step.params.items() if value}]
@@ -109,6 +111,14 @@ class StoredLog:
         """Libraries and device: what may move single tokens and is no setting."""
         versions = dict(self.output.get("versions") or {})
         return {"device": str(self.output.get("device"))} | versions
+
+
+def _today(runtime: Any) -> Any:
+    """A log's runtime with the defaults of fields that came later; anything else as it is."""
+    try:
+        return Runtime.model_validate(runtime).model_dump(mode="json", exclude_none=True)
+    except ValidationError:
+        return runtime
 
 
 def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[StoredLog]:
