@@ -150,9 +150,10 @@ def test_what_does_not_fit_the_server_is_told_at_the_connection(vllm_server, mon
     from esr_eval import subjects
 
     known = subjects.subjects()["smollm2-135m"]
+    adapter = subjects.subjects()["smollm2-135m-esr"].adapter
     for changes, sentence in [
         ({"dtype": "bfloat16"}, "computes in float32, but bfloat16 is asked for"),
-        ({"adapter": "some/adapter"}, "without the adapter some/adapter"),
+        ({"adapter": adapter}, f"without the adapter {adapter}"),
     ]:
         other = known.model_copy(update=changes)
         monkeypatch.setattr(subjects, "subjects", lambda other=other: {"smollm2-135m": other})
