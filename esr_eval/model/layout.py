@@ -36,6 +36,10 @@ def _in_order(layers: nn.ModuleList) -> bool:
     )
 
 
+INPUT_NORMS = ("input_layernorm", "ln_1", "input_norm", "norm1")
+"""Names of the norm at which a decoder layer begins, in the architectures that have one."""
+
+
 def final_norm_path(model: nn.Module, layers_path: str) -> str | None:
     """Dotted path of the module that receives the last decoder layer's output; None: unknown.
 
@@ -75,6 +79,10 @@ class Stack:
         norm = final_norm_path(model, path)
         self._norm = None if norm is None else descend(tree, norm)
         self._count = len(descend(model, path))
+        # Its norm gets the residual alone. To look at what a layer gets is to look at its cache as
+        # well, of which a server that runs requests apart from the model would keep a copy.
+        parts = dict(descend(model, path)[0].named_children())
+        self._input_norm = next((name for name in INPUT_NORMS if name in parts), None)
 
     def receiver(self, layer: int) -> Any:
         """The module that receives a layer's output, where an edit has to arrive.
@@ -83,7 +91,8 @@ class Stack:
             EsrError: It is the last layer's, and the model keeps its final norm elsewhere.
         """
         if layer + 1 < self._count:
-            return self.layers[layer + 1]
+            behind, norm = self.layers[layer + 1], self._input_norm
+            return behind if norm is None else getattr(behind, norm)
         if self._norm is None:
             raise EsrError(
                 f"Nothing is known to receive the output of the last decoder layer ({layer}) in "

@@ -9,10 +9,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import httpx
+import psutil
 
 from esr_eval.errors import EsrError
 from esr_eval.servers import environment
@@ -135,8 +137,9 @@ class NDIFServer(LoopbackServer):
     def kill_worker(self) -> None:
         """Kill the process that holds the model; Ray starts it again."""
         for process in self.processes.members("ray"):
-            if "CpuModelActor" in " ".join(process.cmdline()):
-                process.kill()
+            with suppress(psutil.NoSuchProcess):  # one that has ended has no command line
+                if "CpuModelActor" in " ".join(process.cmdline()):
+                    process.kill()
 
     def kill_all(self) -> None:
         """Kill everything, as a power cut would."""
