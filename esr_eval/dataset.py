@@ -4,7 +4,7 @@ import difflib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval._util.paths import given_path
 from esr_eval.data.labels import SUFFIXES, Labels, read_labels
-from esr_eval.data.trial import Condition, Trial
+from esr_eval.data.trial import Condition, Strength, Trial
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import Subject, embedded_path
@@ -240,7 +240,7 @@ class Planned(NamedTuple):
 
 def draw_trials(
     latents: Sequence[Latent],
-    strengths: dict[int, float],
+    strengths: Mapping[int, Strength],
     asked: Sequence[Prompt],
     per_latent: int,
     seed: int,
@@ -254,29 +254,83 @@ def draw_trials(
 
     Args:
         latents: Which latents.
-        strengths: Boost of each, by index; not needed when unsteered.
+        strengths: Of the latents whose strength is known, by index; the others' trials wait for
+            theirs. Not needed when unsteered.
         asked: The tasks to draw from.
         per_latent: Trials for each latent.
         seed: Seed of the draw.
         condition: Whether the boost is on.
     """
     planned = []
+    steered = condition == "steered"
     for latent in latents:
-        draw = random.Random(f"trials-{seed}-{latent.index}")  # noqa: S311
-        order: list[Prompt] = []
-        while len(order) < per_latent:
-            order += draw.sample(list(asked), len(asked))
-        for prompt in order[:per_latent]:
+        found = strengths.get(latent.index) if steered else None
+        for prompt, sampler in draw_tasks(asked, per_latent, f"trials-{seed}-{latent.index}"):
             trial = Trial(
                 condition=condition,
                 latent=latent.index,
                 label=latent.label,
-                strength=strengths[latent.index] if condition == "steered" else 0.0,
+                strength=found.value if found else 0.0,
+                strength_found=found.how if found else None,
                 topic=prompt.topic,
-                seed=draw.randrange(SEED_RANGE),
+                seed=sampler,
+                pending=steered and found is None,
             )
             planned.append(Planned(trial, prompt.text))
     return planned
+
+
+def draw_open_trials(
+    count: int, asked: Sequence[Prompt], per_latent: int, seed: int, condition: Condition
+) -> list[Planned]:
+    """Plan trials of latents that are chosen in the run: the first, the second, and so on.
+
+    Args:
+        count: How many latents there will be.
+        asked: The tasks to draw from.
+        per_latent: Trials for each latent.
+        seed: Seed of the draw.
+        condition: Whether the boost is on.
+    """
+    return [
+        Planned(
+            Trial(
+                condition=condition,
+                latent=number,
+                label="",
+                strength=0.0,
+                topic=prompt.topic,
+                seed=sampler,
+                pending=True,
+            ),
+            prompt.text,
+        )
+        for number in range(count)
+        for prompt, sampler in draw_tasks(asked, per_latent, f"trials-{seed}-open-{number}")
+    ]
+
+
+def draw_tasks(asked: Sequence[Prompt], count: int, seed: str) -> list[tuple[Prompt, int]]:
+    """Tasks, none twice before all have been drawn, each with a seed of the sampler.
+
+    Args:
+        asked: The tasks to draw from.
+        count: How many.
+        seed: Of the draw.
+    """
+    draw = random.Random(seed)  # noqa: S311
+    order: list[Prompt] = []
+    while len(order) < count:
+        order += draw.sample(list(asked), len(asked))
+    return [(prompt, draw.randrange(SEED_RANGE)) for prompt in order[:count]]
+
+
+def by_turns(planned: Sequence[Planned], per_latent: int) -> list[Planned]:
+    """Every latent's first trial, then every second, and so on.
+
+    What the first trials wait for, a search of their strength, then runs in the same batches.
+    """
+    return [one for turn in range(per_latent) for one in planned[turn::per_latent]]
 
 
 def trials_dataset(planned: Sequence[Planned], name: str) -> MemoryDataset:
@@ -286,12 +340,16 @@ def trials_dataset(planned: Sequence[Planned], name: str) -> MemoryDataset:
             Sample(
                 id=_sample_id(one.trial),
                 input=_input(one),
-                metadata=one.trial.model_dump(exclude_none=True),
+                metadata=one.trial.model_dump(exclude_none=True, exclude=_unused(one.trial)),
             )
             for one in planned
         ],
         name=name,
     )
+
+
+def _unused(trial: Trial) -> set[str]:
+    return set() if trial.pending else {"pending"}
 
 
 def _input(one: Planned) -> str | list[ChatMessage]:
@@ -304,7 +362,8 @@ def _sample_id(trial: Trial) -> str:
     """An id to read, and the same whatever the condition: it pairs trials across logs."""
     digest = fingerprint({"latent": trial.latent, "topic": trial.topic, "seed": trial.seed})[:6]
     level = "" if trial.level is None else f"-level{trial.level:+.2f}"
-    return f"{trial.latent}-{_slug(trial.label)}-{_slug(trial.topic)}-{digest}{level}"
+    latent = f"{trial.latent}-{_slug(trial.label)}" if trial.label else f"latent{trial.latent + 1}"
+    return f"{latent}-{_slug(trial.topic)}-{digest}{level}"
 
 
 def _slug(text: str) -> str:

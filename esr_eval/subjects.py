@@ -6,11 +6,20 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
-from esr_eval.spec import Dtype, Runtime, SAERef
+from esr_eval.spec import DIGEST, Dtype, Runtime, SAERef
 
 PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
 """The judge of record of the paper, and the default for every subject but the embedded one."""
@@ -23,14 +32,39 @@ class CalibrationPrior(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prior_mean: float = Field(description="Mean of the Gaussian prior over the boost.")
+    prior_mean: float = Field(description="Mean of the Gaussian prior over the strength.")
     prior_std: float = Field(gt=0, description="Standard deviation of that prior.")
-    lower: float = Field(description="Smallest boost on the grid.")
-    upper: float = Field(description="Largest boost on the grid.")
+    lower: float = Field(description="Smallest strength on the grid.")
+    upper: float = Field(description="Largest strength on the grid.")
+    unit: Literal["latent", "norm"] = Field(
+        default="latent",
+        description="Of the four: the latent's activation, or the residual's median norm at the "
+        "steering layer, to which the decoder row is scaled.",
+    )
     rounds: int = Field(default=10, ge=1)
     samples_per_round: int = Field(default=1, ge=1)
     target: float = Field(default=30.0, gt=0, lt=100, description="Mean first-attempt score.")
     max_tokens: int = Field(default=256, ge=1, description="Longest response while calibrating.")
+
+    @model_serializer(mode="wrap")
+    def _digested_as_before(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave the unit out of digests where it is the one there always was."""
+        data: dict[str, Any] = handler(self)
+        if info.context == DIGEST and self.unit == "latent":
+            data.pop("unit", None)
+        return data
+
+
+RELATIVE_PRIOR = CalibrationPrior(
+    prior_mean=0.6, prior_std=0.3, lower=0.0, upper=2.0, unit="norm", samples_per_round=2
+)
+"""The prior of a model that the paper has none for, in units of the residual's norm.
+
+Answers of Gemma 2 2B start to drift where a boost adds some 0.6 (SD 0.3) of the residual's median
+norm, those of the embedded model at 0.3 to 0.6. At 2 the boost outweighs the residual itself.
+"""
 
 
 class Subject(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from scipy.special import betainc
 
 from esr_eval.errors import EsrError
-from esr_eval.subjects import CalibrationPrior, Subject
+from esr_eval.subjects import RELATIVE_PRIOR, CalibrationPrior, Subject
 
 EVIDENCE_WEIGHT = 5.0
 """Weight w of a round's mean score in Beta(0.5 + w s, 0.5 + w (1 - s)) (paper)."""
@@ -34,28 +34,28 @@ CHECK_SAMPLES = 5
 def calibration_prior(
     subject: Subject, changes: Mapping[str, Any] | None = None
 ) -> CalibrationPrior:
-    """The subject's prior with changes; a custom subject has none and needs all its fields.
+    """The subject's prior with changes; a relative one where the paper has none for it.
 
     Raises:
-        EsrError: A field is missing or has no valid value.
+        EsrError: A changed field has no valid value.
     """
-    fields = subject.calibration.model_dump() if subject.calibration else {}
+    fields = (subject.calibration or RELATIVE_PRIOR).model_dump()
     try:
         return CalibrationPrior.model_validate({**fields, **(changes or {})})
     except ValidationError as error:
         wrong = ", ".join(str(part["loc"][0]) for part in error.errors())
         raise EsrError(
-            f"The calibration prior of {subject.name} is incomplete or invalid ({wrong}): pass "
-            'for example -T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
+            f"The calibration prior of {subject.name} is invalid ({wrong}): pass for example "
+            '-T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
         ) from None
 
 
-def responses_per_latent(subject: Subject) -> int:
+def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = None) -> int:
     """Responses that finding one latent's strength takes: the search's, and the check's.
 
     A round in which nothing could be judged is repeated and comes on top.
     """
-    prior = calibration_prior(subject)
+    prior = calibration_prior(subject, changes)
     return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
 
 
@@ -96,6 +96,10 @@ class Round(BaseModel):
         if any(not 0 <= score <= 100 for score in scores):
             raise ValueError("scores lie between 0 and 100")
         return scores
+
+    def scaled(self, factor: float) -> Self:
+        """The same test, its strength in another unit."""
+        return self.model_copy(update={"strength": self.strength * factor})
 
     @property
     def mean(self) -> float | None:

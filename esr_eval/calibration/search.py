@@ -4,7 +4,6 @@ Arithmetic is `bisection`'s, files are `store`'s; here is what lies between: whi
 asks, how its answers become evidence, and how an interrupted search goes on.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -15,8 +14,9 @@ from inspect_ai.util import collect, display_counter, span
 
 from esr_eval.calibration import store
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Bisection, Round
+from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.store import Checkpoint, Setting, StrengthRecord
-from esr_eval.dataset import SEED_RANGE, Latent, Prompt, prompts
+from esr_eval.dataset import Latent, Prompt, draw_tasks, prompts
 from esr_eval.errors import EsrError
 from esr_eval.scorers.attempts import scores_of
 from esr_eval.scorers.grader import ask, grader_model
@@ -59,17 +59,20 @@ def bisect(
             {"index": state.metadata["latent"], "label": state.metadata["label"]}
         )
 
-        def boost(strength: float) -> Boost:
-            layer = runtime_of(model).steering_layer
-            if layer is None:
-                raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
-            return Boost(latent=latent.index, strength=strength, layer=layer)
-
         def on_round(bisection: Bisection) -> None:
             state.store.set(SEARCH, bisection.to_json())
             progress(latent.index, bisection.counted)
 
-        search = StrengthSearch.of(model, latent, boost, prior, temperature, check_samples, seed)
+        search = StrengthSearch.of(
+            model,
+            latent,
+            boost_at(model, latent),
+            prior,
+            temperature,
+            check_samples,
+            seed,
+            scale=await strength_unit(model, latent, prior),
+        )
         record = None if fresh else store.find_strength(search.key, subject_of(model).strengths)
         state.store.set(CACHED, record is not None)
         if record is not None:
@@ -82,6 +85,18 @@ def bisect(
         return with_answer(state, record)
 
     return solve
+
+
+def boost_at(model: Model, latent: Latent) -> Callable[[float], Boost]:
+    """A boost of the latent at the model's steering layer, by its strength.
+
+    Raises:
+        EsrError: The model has no steering layer.
+    """
+    layer = runtime_of(model).steering_layer
+    if layer is None:
+        raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
+    return lambda strength: Boost(latent=latent.index, strength=strength, layer=layer)
 
 
 def with_answer(state: TaskState, record: StrengthRecord | None) -> TaskState:
@@ -104,11 +119,7 @@ def round_plan(
     They depend on nothing but the arguments, so that an interrupted search goes on exactly as it
     would have gone on, and one latent's rounds do not depend on the others'.
     """
-    draw = random.Random(f"calibration-{seed}-{latent}-{number}")  # noqa: S311
-    order: list[Prompt] = []
-    while len(order) < samples:
-        order += draw.sample(list(asked), len(asked))
-    return [(prompt, draw.randrange(SEED_RANGE)) for prompt in order[:samples]]
+    return draw_tasks(asked, samples, f"calibration-{seed}-{latent}-{number}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ class StrengthSearch:
         edit: What adds it to the residual stream with a given strength.
         check_samples: Fresh responses at the final strength, to state the score it achieves.
         seed: Seed of tasks and samplers.
+        scale: Strength that is one unit of the prior.
     """
 
     model: Model
@@ -132,6 +144,7 @@ class StrengthSearch:
     edit: Callable[[float], Boost | AddVector]
     check_samples: int
     seed: int
+    scale: float = 1.0
 
     @classmethod
     def of(
@@ -144,6 +157,7 @@ class StrengthSearch:
         check_samples: int,
         seed: int,
         vectors: str | None = None,
+        scale: float = 1.0,
     ) -> Self:
         """The search on this model, by the judge of this run; see `Setting.of`."""
         grader = grader_model(str(model))
@@ -155,7 +169,7 @@ class StrengthSearch:
             temperature=temperature,
             vectors=vectors,
         )
-        return cls(model, grader, setting, latent, edit, check_samples, seed)
+        return cls(model, grader, setting, latent, edit, check_samples, seed, scale)
 
     @property
     def key(self) -> str:
@@ -200,12 +214,14 @@ class StrengthSearch:
             bisection,
             check=check,
             seed=self.seed,
+            scale=self.scale,
         )
 
     async def _test(self, name: str, strength: float, number: int, samples: int) -> Round:
         plan = round_plan(prompts(), samples, self.seed, self.latent.index, number)
-        async with span(f"{name}: strength {strength:.4g}"):
-            scores = await collect(*(self._first_score(strength, *asked) for asked in plan))
+        added = strength * self.scale
+        async with span(f"{name}: strength {added:.4g}"):
+            scores = await collect(*(self._first_score(added, *asked) for asked in plan))
         judged = tuple(score for score in scores if score is not None)
         return Round(strength=strength, scores=judged, unscored=len(scores) - len(judged))
 

@@ -8,12 +8,22 @@ a read-only bundle of records, which is looked up second.
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from esr_eval._util.files import folder_digest, write_whole
 from esr_eval._util.paths import CACHE_ENV, cache_root
@@ -74,6 +84,14 @@ class Setting(BaseModel):
             rubric=RUBRIC_VERSION,
             files=local_digests(runtime) | ({"vectors": vectors} if vectors else {}),
         )
+
+    def decisive(self) -> dict[str, Any]:
+        """What a strength stands or falls with, whatever the way in which it was found."""
+        kept = self.model_dump(
+            mode="json", include={"runtime", "grader", "rubric", "files"}, context=DIGEST
+        )
+        del kept["runtime"]["backend"]
+        return {**kept, "target": self.prior.target}
 
     def key(self, latent: int, label: str) -> str:
         """Key of one latent or vector. Its label counts: graders are told what to look for.
@@ -145,6 +163,9 @@ class StrengthRecord(Sealed):
     generations: int = Field(ge=0, description="Responses generated in all.")
     unscored: int = Field(ge=0, description="Responses not judged, or without attempt.")
     seed: int = Field(description="Seed of tasks and samplers; another one is a replication.")
+    scale: float = Field(
+        default=1.0, gt=0, description="Strength that is one unit of the prior (see its `unit`)."
+    )
     created: str = Field(description="UTC time, ISO 8601.")
     esr_eval: str = Field(description="Version of this package.")
 
@@ -158,8 +179,20 @@ class StrengthRecord(Sealed):
         *,
         check: Round | None,
         seed: int,
+        scale: float = 1.0,
     ) -> Self:
-        """The record of a finished search."""
+        """The record of a finished search; its strengths are latents' activations, times `scale`.
+
+        Args:
+            setting: What decided it.
+            latent: Index of the latent or vector.
+            label: What it stands for.
+            search: The rounds, in units of the prior.
+            check: Fresh responses at the final strength.
+            seed: Seed of tasks and samplers.
+            scale: Strength that is one unit of the prior.
+        """
+        check = check and check.scaled(scale)
         rounds = (*search.rounds, *([check] if check else []))
         unscored = sum(tested.unscored for tested in rounds)
         return cls(
@@ -167,17 +200,39 @@ class StrengthRecord(Sealed):
             setting=setting,
             latent=latent,
             label=label,
-            strength=search.median,
-            interval=(search.quantile(0.05), search.quantile(0.95)),
+            strength=search.median * scale,
+            interval=(search.quantile(0.05) * scale, search.quantile(0.95) * scale),
             achieved_score=check.mean if check else None,
             check=check,
-            rounds=search.rounds,
+            rounds=tuple(tested.scaled(scale) for tested in search.rounds),
             generations=unscored + sum(len(tested.scores) for tested in rounds),
             unscored=unscored,
             seed=seed,
+            scale=scale,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             esr_eval=version("esr-eval"),
         ).sealed()
+
+    @model_serializer(mode="wrap")
+    def _digested_as_before(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave the scale out of digests where it is the one there always was."""
+        data: dict[str, Any] = handler(self)
+        if info.context == DIGEST and self.scale == 1:
+            data.pop("scale", None)
+        return data
+
+    def unlike(self, setting: Setting, label: str) -> list[str]:
+        """In what it was found otherwise than a run would find it, a word each."""
+        theirs = self.setting
+        differ = {
+            "prior": theirs.prior != setting.prior,
+            "set of tasks": theirs.prompts != setting.prompts,
+            "temperature": theirs.temperature != setting.temperature,
+            "label": self.label != label,
+        }
+        return [word for word, differs in differ.items() if differs]
 
     @model_validator(mode="after")
     def _key_fits(self) -> Self:
@@ -262,6 +317,34 @@ def calibrated_strengths(
         else:
             found[latent.index] = record
     return found, missing
+
+
+def strengths_alike(
+    setting: Setting, bundle: str | Path | None = None
+) -> dict[int, StrengthRecord]:
+    """Strengths of the same runtime, judge and target score that were found in another way.
+
+    The prior is where a search begins, and neither it nor the effort moves the strength that is
+    looked for; the label decides little. Of several the latest counts.
+
+    Args:
+        setting: What decides the strengths wanted.
+        bundle: `Subject.strengths`, looked up after the cache.
+
+    Returns:
+        By index of the latent.
+    """
+    known = list(load_bundle(bundle).values()) if bundle else []
+    for path in sorted(cache_folder().glob("*.json")):
+        if ".partial." in path.name:
+            continue
+        with suppress(OSError, ValueError):  # damage is told where this very file is wanted
+            known.append(_checked(json.loads(path.read_text("utf-8")), StrengthRecord))
+    return {
+        record.latent: record
+        for record in sorted(known, key=lambda record: record.created)
+        if record.setting.decisive() == setting.decisive()
+    }
 
 
 def load_bundle(reference: str | Path) -> dict[str, StrengthRecord]:

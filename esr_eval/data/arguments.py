@@ -15,6 +15,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    NamedTuple,
     ParamSpec,
     TypeVar,
     get_args,
@@ -63,32 +64,52 @@ A_SEED = Field(ge=0, lt=2**63)
 """Marks of numbers. `Annotated[int | None, ..., AT_LEAST_ONE]`, in tasks and in commands."""
 
 
-def strength_of(strength: str | float) -> tuple[float, float | None]:
-    """Read a task's `strength`: the multiple of the calibrated, or else the number for all.
+class StrengthRule(NamedTuple):
+    """What a task's `strength` asks for.
+
+    Attributes:
+        kind: The calibrated strength of each latent, one number for all, a share of the
+            residual's norm, or where a calibration would begin.
+        value: Multiple of the calibrated, the number, or the share; 1 for the prior.
+    """
+
+    kind: Literal["calibrated", "number", "rms", "prior"]
+    value: float
+
+
+def strength_rule(strength: str | float) -> StrengthRule:
+    """Read a task's `strength`.
 
     Raises:
-        ValueError: It is neither, or no boost can have it.
+        ValueError: It is none of its forms, or no strength can have it.
     """
-    wrong = "neither 'calibrated', nor a number (60), nor a multiple of the calibrated (1.5x)"
+    wrong = (
+        "neither 'calibrated' or 'prior', nor a number (60), a multiple of the calibrated (1.5x) "
+        "or a share of the residual's norm (0.6rms)"
+    )
     if isinstance(strength, bool) or not isinstance(strength, str | int | float):
         raise ValueError(f"it is {wrong}")
     text = str(strength).strip().lower()
-    if text == "calibrated":
-        return 1.0, None
-    multiple = text.endswith("x")
+    if text in ("calibrated", "prior"):
+        return StrengthRule("prior" if text == "prior" else "calibrated", 1.0)
+    kind: Literal["calibrated", "number", "rms"] = "number"
+    if text.endswith("x"):
+        kind = "calibrated"
+    elif text.endswith("rms"):
+        kind = "rms"
     try:
-        number = float(text.removesuffix("x"))
+        number = float(text.removesuffix("x").removesuffix("rms"))
     except ValueError:
         raise ValueError(f"it is {wrong}") from None
     if not 0 < number <= STRONGEST:  # nan is neither
         raise ValueError(
             f"a boost is above 0 and at most {STRONGEST:g}; -T steering=false turns it off"
         )
-    return (number, None) if multiple else (1.0, number)
+    return StrengthRule(kind, number)
 
 
 def _strength(value: Any) -> Any:
-    strength_of(value)
+    strength_rule(value)
     return value
 
 

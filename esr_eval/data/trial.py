@@ -1,10 +1,17 @@
 """What one trial is: the metadata every sample carries from dataset to score."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Condition = Literal["steered", "unsteered"]
+
+
+class Strength(NamedTuple):
+    """A latent's strength, and how it was found."""
+
+    value: float
+    how: str
 
 
 class Trial(BaseModel):
@@ -22,6 +29,9 @@ class Trial(BaseModel):
     strength: float = Field(
         description="Boost in units of the latent's activation; 0 when unsteered."
     )
+    strength_found: str | None = Field(
+        default=None, description="How the strength was found: calibrated, given, ..."
+    )
     topic: str = Field(description="What the task asks about, e.g. 'add two fractions'.")
     seed: int = Field(ge=0, description="Seed of the sampler for this trial.")
     level: float | None = Field(
@@ -32,4 +42,9 @@ class Trial(BaseModel):
         default=None,
         description="Name of the plain vector that is added instead of a latent's; `latent` then "
         "counts the vectors and `label` names the concept.",
+    )
+    pending: bool = Field(
+        default=False,
+        description="Whether the latent or its strength is still to be found in the run; it stays "
+        "true where that failed. A latent that is still to be chosen is only counted by `latent`.",
     )

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import anyio.from_thread
@@ -39,6 +39,25 @@ if TYPE_CHECKING:
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
 
 DEFAULT_BATCH = 32
+
+
+class DecoderRow(NamedTuple):
+    """How long a latent's decoder row is.
+
+    Attributes:
+        norm: L2 norm.
+        d_model: Width of the residual stream.
+        normalised: Whether it is added in units of the residual's own size, as the SAE normalises
+            its input.
+    """
+
+    norm: float
+    d_model: int
+    normalised: bool
+
+    def added(self, residual_norm: float) -> float:
+        """L2 norm of what strength 1 adds to a residual of this norm."""
+        return self.norm * residual_norm / self.d_model**0.5 if self.normalised else self.norm
 
 
 class ESRModelAPI(ModelAPI):
@@ -169,6 +188,20 @@ class ESRModelAPI(ModelAPI):
                         f"0 to {subject.n_latents - 1}."
                     )
 
+    def decoder_row(self, latent: int) -> DecoderRow:
+        """How long a latent's decoder row is; downloads the SAE where it is not here.
+
+        Raises:
+            EsrError: The run has no SAE, or the SAE no such latent.
+        """
+        from esr_eval.sae.sparse import open_sae
+
+        if self.runtime.sae is None:
+            raise EsrError(f"{self.subject.name} has no SAE: name one with -M sae_release=.")
+        sae = open_sae(self.runtime.sae, self.args.sae_rows)
+        row = sae.decoder_row(latent)
+        return DecoderRow(float(row.norm()), row.shape[0], sae.output_scale is not None)
+
     @cached_property
     def _rows(self) -> RowsFile | None:
         sae, file = self.runtime.sae, self.args.sae_rows
@@ -198,7 +231,7 @@ class ESRModelAPI(ModelAPI):
             raise EsrError("The provider esr does not call tools.")
         check_settings(config)
         steering = self._steering(config)
-        backend = await self._ready()
+        backend = await self.ready()
         row = to_row(backend, input, config, steering, self.runtime)
         backend.check(row)
         started = time.monotonic()
@@ -227,7 +260,7 @@ class ESRModelAPI(ModelAPI):
         if not messages or messages[-1].role != "assistant":
             raise EsrError("Activations are read over an answer: the last message is no answer.")
         self._check_runtime(steering)
-        backend = await self._ready()
+        backend = await self.ready()
         chat = [{"role": message.role, "content": message.text} for message in messages[:-1]]
         passage = backend.passage(chat, messages[-1].text, steering)
         backend.check(passage)
@@ -251,7 +284,12 @@ class ESRModelAPI(ModelAPI):
                 f"{_difference(steering.runtime, self.runtime)}. Pass the same -M arguments."
             )
 
-    async def _ready(self) -> "Backend":
+    async def ready(self) -> "Backend":
+        """The engine, loaded by whoever needs it first.
+
+        Raises:
+            EsrError: It cannot be loaded; every later request is told the same.
+        """
         async with self._loading:
             if self._refused is not None:
                 raise self._refused
@@ -305,7 +343,7 @@ class ESRModelAPI(ModelAPI):
 
     async def count_text_tokens(self, text: str) -> int:
         """Count with the subject's own tokenizer."""
-        return (await self._ready()).count_tokens(text)
+        return (await self.ready()).count_tokens(text)
 
     def max_tokens(self) -> int | None:
         """The subject's usual length of response."""

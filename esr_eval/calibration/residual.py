@@ -1,0 +1,161 @@
+"""How long the residual stream is where latents are boosted, and whether the SAE describes it.
+
+Measured once for each model and kept, on answers of the model's own to some of the tasks: prompts
+hold the template's tokens, whose residuals are unlike an answer's.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import anyio
+import anyio.to_thread
+import numpy as np
+from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, Model
+from inspect_ai.util import collect
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esr_eval._util.files import write_whole
+from esr_eval._util.paths import cache_root
+from esr_eval.calibration.store import local_digests
+from esr_eval.dataset import Latent, prompts
+from esr_eval.errors import EsrError
+from esr_eval.provider.api import ESRModelAPI
+from esr_eval.solvers import provider_of, steering_config, subject_of
+from esr_eval.spec import DIGEST, Readout, Runtime, Steering, fingerprint
+from esr_eval.subjects import CalibrationPrior
+
+logger = logging.getLogger(__name__)
+
+ANSWERS, ANSWER_TOKENS = 16, 64
+"""Answers measured on, and how long they are: some 1,000 tokens."""
+LEAST_EXPLAINED = 0.5
+"""Explained variance below which an SAE hardly describes what is steered or read."""
+
+
+class LayerFit(BaseModel):
+    """What an SAE makes of the residual stream at one layer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int
+    explained_variance: float = Field(description="Of the answers' residuals, 1 at best.")
+    l0: float = Field(description="Active latents per token.")
+
+
+class Residual(BaseModel):
+    """The residual stream of a model's own answers.
+
+    The SAE's fit is measured where its weights and the model's are on this machine.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    layer: int = Field(description="The steering layer.")
+    norm: float = Field(gt=0, description="Median L2 norm over the answers' tokens.")
+    tokens: int = Field(description="How many tokens these are.")
+    tokens_per_second: float | None = Field(
+        default=None, description="At which the answers were generated, all at once."
+    )
+    fits: tuple[LayerFit, ...] = Field(default=(), description="At the steering and SAE's layer.")
+
+    def warnings(self) -> list[str]:
+        """Where the SAE does not describe what is steered or read."""
+        return [
+            f"the SAE explains {fit.explained_variance:.0%} of the variance of the model's own "
+            f"answers at layer {fit.layer}, with {fit.l0:.0f} latents active per token: boosts and "
+            "clamps there may not mean what their labels say"
+            for fit in self.fits
+            if fit.explained_variance < LEAST_EXPLAINED
+        ]
+
+
+_measuring = anyio.Lock()
+
+
+async def measured_residual(model: Model) -> Residual:
+    """The residual of the model under test, from the cache where it was measured before.
+
+    Raises:
+        EsrError: The model has no steering layer, or answers nothing.
+    """
+    provider = provider_of(model)
+    path = cache_root() / "residuals" / f"{_key(provider.runtime)}.json"
+    async with _measuring:
+        try:
+            return Residual.model_validate_json(path.read_text("utf-8"))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValidationError, ValueError) as error:
+            logger.warning("Measuring the residual again: %s is damaged (%s).", path, error)
+        residual = await _measure(model, provider)
+        try:
+            write_whole(path, json.dumps(residual.model_dump(mode="json"), indent=1).encode())
+        except OSError as error:
+            logger.warning("The residual's norm is not kept: %s (%s).", path, error.strerror)
+        for warning in residual.warnings():
+            logger.warning("%s: %s.", provider.subject.name, warning)
+        return residual
+
+
+def _key(runtime: Runtime) -> str:
+    decides = runtime.model_dump(mode="json", context=DIGEST, exclude={"backend"})
+    return fingerprint({**decides, "files": local_digests(runtime)})
+
+
+async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
+    layer = provider.runtime.steering_layer
+    if layer is None:
+        raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
+    every = prompts()
+    asked = [every[at * len(every) // ANSWERS].text for at in range(ANSWERS)]
+    temperature = subject_of(model).temperature
+
+    async def answer(number: int) -> str:
+        config = steering_config(
+            model, seed=number, max_tokens=ANSWER_TOKENS, temperature=temperature
+        )
+        return (await model.generate(asked[number], config=config)).completion
+
+    await provider.ready()  # loading is no part of the speed
+    started = time.monotonic()
+    answers = await collect(*(answer(number) for number in range(ANSWERS)))
+    seconds = time.monotonic() - started
+    spec = Steering(
+        runtime=provider.runtime,
+        readouts=(Readout(latents="norm", layer=layer, reduce="tokens", positions="generated"),),
+    )
+    chats = [
+        [ChatMessageUser(content=question), ChatMessageAssistant(content=text)]
+        for question, text in zip(asked, answers, strict=True)
+        if text.strip()
+    ]
+    if not chats:
+        raise EsrError(f"{provider.subject.name} answers nothing, so its residual has no norm.")
+    readings = await collect(*(provider.read(chat, spec) for chat in chats))
+    norms = np.concatenate([reading.values[0].ravel() for reading in readings])
+    tokens = int(sum(reading.answer_tokens for reading in readings))
+    return Residual(
+        layer=layer,
+        norm=float(np.median(norms)),
+        tokens=tokens,
+        tokens_per_second=tokens / seconds,
+        fits=await _fits(provider, chats),
+    )
+
+
+async def strength_unit(model: Model, latent: Latent, prior: CalibrationPrior | None) -> float:
+    """Strength that is one unit of a prior: 1, or what adds the residual's median norm.
+
+    Args:
+        model: The model under test.
+        latent: Whose decoder row.
+        prior: Names the unit; None is the residual's norm.
+    """
+    if prior is not None and prior.unit == "latent":
+        return 1.0
+    residual = await measured_residual(model)
+    row = await anyio.to_thread.run_sync(provider_of(model).decoder_row, latent.index)
+    return residual.norm / row.added(residual.norm)
