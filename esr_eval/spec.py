@@ -136,16 +136,28 @@ Edit = Annotated[Boost | Clamp | AddVector, Field(discriminator="kind")]
 
 
 class Readout(Span):
-    """Read latents' activations, after the edits of the same layer."""
+    """Read latents' activations or the residual's norm, after the edits of the same layer."""
 
-    latents: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["all"] = Field(
-        description="Which latents; the whole SAE only over finished answers (`provider.read`)."
+    latents: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["all", "norm"] = Field(
+        description="Which latents; the whole SAE only over finished answers (`provider.read`). "
+        "Or the residual stream's L2 norm, in the place of one latent's activation."
     )
     layer: int = Field(ge=0, description="Decoder layer whose output is read.")
     reduce: Literal["max", "mean", "rate", "tokens"] = Field(
         default="max",
         description="Over positions: maximum, mean, share above 0, or every token's value.",
     )
+
+    @model_validator(mode="after")
+    def _tells_something(self) -> Self:
+        if self.latents == "norm" and self.reduce == "rate":
+            raise ValueError("a norm is above 0 everywhere: reduce it to max, mean or tokens")
+        return self
+
+    @property
+    def of_sae(self) -> bool:
+        """Whether latents are read; the residual's norm needs no SAE."""
+        return self.latents != "norm"
 
 
 class SAERef(_Data):
@@ -214,9 +226,10 @@ class Steering(_Data):
 
     @model_validator(mode="after")
     def _sae_named(self) -> Self:
-        needs = any(not isinstance(edit, AddVector) for edit in self.edits) or self.readouts
-        if needs and self.runtime.sae is None:
-            raise ValueError("boosts, clamps and readouts need an SAE (runtime.sae)")
+        edited = any(not isinstance(edit, AddVector) for edit in self.edits)
+        read = any(readout.of_sae for readout in self.readouts)
+        if (edited or read) and self.runtime.sae is None:
+            raise ValueError("boosts, clamps and readouts of latents need an SAE (runtime.sae)")
         return self
 
     def to_extra_body(self) -> dict[str, Any]:

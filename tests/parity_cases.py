@@ -79,7 +79,12 @@ def cases() -> list[Case]:
         Case(
             "readouts of every token, sampled",
             (boost(), clamp(20, 0.0)),
-            (Readout(latents=(8, 20), layer=LAYER, reduce="tokens"), *read),
+            (
+                Readout(latents=(8, 20), layer=LAYER, reduce="tokens"),
+                Readout(latents="norm", layer=LATER, reduce="tokens"),
+                Readout(latents="norm", layer=LAYER, reduce="mean", positions="generated"),
+                *read,
+            ),
             sampled=True,
         ),
     ]

@@ -23,7 +23,7 @@ from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.sae.encoder import LatentEncoder
 from esr_eval.servers.processes import free_ports
-from esr_eval.spec import AddVector, Boost, Clamp, Runtime, SAERef, Steering
+from esr_eval.spec import AddVector, Boost, Clamp, Readout, Runtime, SAERef, Steering
 from esr_eval.steering.decoding import Decoding
 from esr_eval.steering.edits import LayerEdits, Term
 from esr_eval.steering.plan import padded, plan_batch
@@ -121,7 +121,11 @@ def test_rows_of_a_batch_share_the_latents_they_have_in_common(wide):
 
 
 def test_what_travels_is_source_and_data_and_names_no_module_of_ours():
-    steering = Steering(runtime=RUNTIME, edits=(Boost(latent=3, strength=9.0, layer=14),))
+    steering = Steering(
+        runtime=RUNTIME,
+        edits=(Boost(latent=3, strength=9.0, layer=14),),
+        readouts=(Readout(latents="norm", layer=20),),
+    )
     _, sent = payload(RUNTIME, [Row((1, 2, 3), sampling(), steering)])
     plain = unpacked(sent)
     strings, needed = [], set()

@@ -97,18 +97,22 @@ def test_readings_over_a_finished_answer_equal_the_local_ones(engine, backend):
     everything = (
         Readout(latents="all", layer=14, reduce="max", positions="generated"),
         Readout(latents=(8, 20), layer=14, reduce="tokens"),
+        Readout(latents="norm", layer=20, reduce="tokens"),
         # Beyond the answer's end: no position at all.
         Readout(latents="all", layer=14, reduce="mean", from_token=999),
         Readout(latents=(8, 20), layer=14, reduce="rate", from_token=999),
         Readout(latents=(8, 20), layer=14, reduce="tokens", from_token=999),
+        Readout(latents="norm", layer=20, from_token=999),
+        Readout(latents="norm", layer=20, reduce="tokens", from_token=999),
     )
     spec = {"edits": (boost(),), "readouts": everything}
     got = engine.read([engine.passage(chat, answer, Steering(runtime=engine.runtime, **spec))])[0]
     want = backend.read([backend.passage(chat, answer, Steering(runtime=backend.runtime, **spec))])
     assert got.edited_positions == got.expected_positions == want[0].expected_positions
     assert (got.prompt_tokens, got.answer_tokens) == (want[0].prompt_tokens, want[0].answer_tokens)
-    assert [value.shape for value in got.values[2:]] == [(4096,), (2,), (2, 0)]
-    assert not any(value.any() for value in got.values[2:])
+    shapes = [(4096,), (2,), (2, 0), (1,), (1, 0)]
+    assert [value.shape for value in got.values[3:]] == shapes
+    assert not any(value.any() for value in got.values[3:])
     for ours, theirs in zip(got.values, want[0].values, strict=True):
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, **CLOSE)

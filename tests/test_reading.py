@@ -59,6 +59,47 @@ def test_the_whole_sae_agrees_with_single_latents_and_their_reductions(backend):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-3)
 
 
+def test_norms_equal_those_of_the_models_own_hidden_states(backend):
+    readouts = [
+        Readout(latents="norm", layer=LAYER, reduce=how, positions=where)
+        for how, where in (("tokens", "all"), ("mean", "generated"), ("max", "prompt"))
+    ]
+    spec = steering(backend, *readouts)
+    passages = [backend.passage(CHAT, ANSWER * times, spec) for times in (1, 3)]
+    skip = backend.runtime.skip_first
+    assert skip > 0
+    for passage, reading in zip(passages, backend.read(passages), strict=True):
+        backend.check(passage)
+        ids = torch.tensor([[*passage.prompt, *passage.answer]])
+        with torch.inference_mode():
+            states = backend._model(ids, output_hidden_states=True).hidden_states[LAYER + 1]
+        norms, first = states[0].norm(dim=-1).numpy(), len(passage.prompt)
+        wanted = norms[None, skip:], norms[None, first:].mean(1), norms[None, skip:first].max(1)
+        for value, want in zip(reading.values, wanted, strict=True):
+            assert value.shape == want.shape and value.dtype == np.float32
+            np.testing.assert_allclose(value, want, rtol=1e-4)
+
+
+def test_norms_are_read_of_the_edited_residual_in_a_batch_as_alone(backend):
+    readout = Readout(latents="norm", layer=LAYER, reduce="tokens")
+    rows = [
+        Row(
+            tuple(backend.encode_chat([{"role": "user", "content": "Hello! " * times}], None)),
+            Sampling(times, 0.6, None, None, 1.1, 6),
+            steering(backend, readout, edits=edits),
+        )
+        for times in (1, 20)
+        for edits in ((), (Boost(latent=7, strength=500.0, layer=LAYER),))
+    ]
+    together = backend.generate(rows)
+    for row, one in zip(rows, together, strict=True):
+        [alone] = backend.generate([row])
+        assert one.readouts[0].positions == alone.readouts[0].positions > len(row.prompt)
+        np.testing.assert_allclose(one.readouts[0].values, alone.readouts[0].values, rtol=1e-4)
+    plain, boosted = (np.median(one.readouts[0].values) for one in together[:2])
+    assert boosted > plain + 100
+
+
 def test_a_passage_reads_the_same_alone_and_beside_others(backend):
     readout = Readout(latents="all", layer=LAYER)
     plain = steering(backend, readout)
@@ -108,6 +149,11 @@ def test_reading_through_the_provider_and_what_it_refuses():
             await model.api.read(chat[:1], spec)
         with pytest.raises(EsrError, match="read over the finished answer"):
             await model.generate(chat[:1], config={"extra_body": spec.to_extra_body()})
+        norm = Readout(latents="norm", layer=LAYER, positions="generated")
+        asked = Steering(runtime=runtime, readouts=(norm,)).to_extra_body()
+        made = await model.generate(chat[:1], config={"extra_body": asked, "max_tokens": 3})
+        [told] = made.metadata["readouts"]
+        assert told["latents"] == "norm" and told["positions"] == 2 and told["values"][0] > 1
         return await model.api.read(chat, spec)
 
     reading = anyio.run(both)

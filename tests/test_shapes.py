@@ -19,7 +19,7 @@ from transformers import (
 
 from esr_eval.backends.local import LocalBackend
 from esr_eval.model.loading import load_tokenizer
-from esr_eval.spec import AddVector, Runtime, Steering
+from esr_eval.spec import AddVector, Readout, Runtime, Steering
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling
 from esr_eval.subjects import find_subject
@@ -115,8 +115,23 @@ def plain_tokens(model, layers, layer, direction, prompt, penalty, ends, count):
     return tokens[len(prompt) :]
 
 
+def plain_norms(model, layers, layer, direction, ids):
+    """Norms behind a layer in one forward pass of plain transformers, with and without a push."""
+    seen = []
+
+    def hook(module, args, output):
+        x = output[0] if isinstance(output, tuple) else output
+        seen.append((x[0] + direction).norm(dim=-1))
+
+    handle = model.get_submodule(layers)[layer].register_forward_hook(hook)
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    return seen[0]
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_steered_tokens_equal_a_plain_forward_hook(name, tmp_path, tokenizer):
+def test_steered_tokens_and_norms_equal_a_plain_forward_hook(name, tmp_path, tokenizer):
     config, layer, penalty, layers = SHAPES[name]
     torch.manual_seed(1)
     kind = (
@@ -136,11 +151,15 @@ def test_steered_tokens_equal_a_plain_forward_hook(name, tmp_path, tokenizer):
     generator = torch.Generator().manual_seed(layer)
     direction = torch.randn(WIDTH, generator=generator)
     edit = AddVector(vector=tuple(direction.tolist()), strength=4.0, layer=layer)
+    norms = Readout(latents="norm", layer=layer, reduce="tokens")
+    mean = Readout(latents="norm", layer=layer, reduce="mean", positions="generated")
     rows = [
         Row(
             tuple(backend.encode_chat([{"role": "user", "content": text}], None)),
             Sampling(0, 0.0, None, None, penalty, 12),
-            Steering(runtime=backend.runtime, edits=(edit,)) if steered else None,
+            Steering(
+                runtime=backend.runtime, edits=(edit,) if steered else (), readouts=(norms, mean)
+            ),
         )
         for text in ("Hi", "How do you boil an egg so that it is neither hard nor raw?")
         for steered in (True, False)
@@ -151,8 +170,16 @@ def test_steered_tokens_equal_a_plain_forward_hook(name, tmp_path, tokenizer):
         tmp_path, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     for row, answer in zip(rows, answers, strict=True):
-        push = 4.0 * direction if row.steering else torch.zeros(WIDTH)
+        push = 4.0 * direction if row.steering.edits else torch.zeros(WIDTH)
         want = plain_tokens(plain, layers, layer, push, row.prompt, penalty, backend.ends, 12)
         assert answer.tokens == want
         assert answer.edited_positions == answer.expected_positions
+        every, generated = answer.readouts
+        fed = [*row.prompt, *answer.tokens][: every.positions]
+        assert every.latents == "norm" and every.positions >= len(row.prompt) + len(want) - 1
+        made = plain_norms(plain, layers, layer, push, fed)
+        torch.testing.assert_close(torch.tensor(every.values), made[None], rtol=1e-4, atol=1e-4)
+        assert generated.positions == every.positions - len(row.prompt) > 0
+        rest = made[len(row.prompt) :].mean().item()
+        assert generated.values == [pytest.approx(rest, rel=1e-4)]
     assert answers[0].tokens != answers[1].tokens

@@ -81,11 +81,26 @@ def test_fingerprint_sees_every_difference():
             runtime=RUNTIME.model_copy(update={"sae": None}),
             edits=(Boost(latent=1, strength=1, layer=2),),
         ),
+        lambda: Steering(
+            runtime=RUNTIME.model_copy(update={"sae": None}),
+            readouts=(Readout(latents=(1,), layer=2),),
+        ),
+        lambda: Readout(latents="norm", layer=2, reduce="rate"),
+        lambda: Readout(latents="norms", layer=2),
     ],
 )
 def test_impossible_specs_are_refused(bad):
     with pytest.raises(ValidationError):
         bad()
+
+
+def test_vectors_and_norms_need_no_sae():
+    spec = Steering(
+        runtime=RUNTIME.model_copy(update={"sae": None}),
+        edits=(AddVector(vector=(1.0, 2.0), strength=1, layer=2),),
+        readouts=(Readout(latents="norm", layer=2, reduce="tokens"),),
+    )
+    assert Steering.from_extra_body(spec.to_extra_body()) == spec
 
 
 @pytest.mark.parametrize(

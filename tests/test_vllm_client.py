@@ -186,7 +186,8 @@ def test_pickled_answers_are_refused():
 def test_readouts_come_back_by_position(sae, batch):
     readout = Readout(latents=(8, 20), layer=LAYER, reduce="tokens")
     whole = Readout(latents="all", layer=LAYER, positions="generated")
-    wanted = row(readouts=(readout, whole))
+    norm = Readout(latents="norm", layer=LAYER, reduce="tokens", until_token=0)
+    wanted = row(readouts=(readout, whole, norm))
     edit, _ = hook_of(args_of(wanted, sae))
     x, here = torch.randn(10, D_MODEL) * 20, batch.saved()
     for first, end in [(0, 6), (6, 9), (9, 10)]:
@@ -195,6 +196,7 @@ def test_readouts_come_back_by_position(sae, batch):
     assert torch.equal(saved.read(0, 1, 9), sae.encoder((8, 20))(x[1:9]))
     assert torch.equal(saved.read(1, 8, 10), x[8:10])
     assert saved.read(1, 10, 10) is None
+    torch.testing.assert_close(saved.read(2, 1, 8), x[1:8].norm(dim=-1, keepdim=True))
     with pytest.raises(RuntimeError, match="read 2 positions where 4 were due"):
         saved.read(1, 8, 12)
 

@@ -138,7 +138,10 @@ class Chat:
         fed = len(row.prompt) + made - isinstance(row, Row)  # the last token made is not fed back
         for part in (*row.steering.edits, *row.steering.readouts):
             check_layer(part.layer, self.shape.n_layers, subject)
-            if not isinstance(part, Readout):
+            if isinstance(part, Readout):
+                if not part.of_sae:
+                    continue
+            else:
                 self._check_span(part, len(row.prompt), fed, row.steering.runtime.skip_first)
             if isinstance(part, AddVector):
                 width = load_vector(part).shape[-1]

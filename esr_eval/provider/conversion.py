@@ -202,7 +202,11 @@ def to_output(
             metadata["template"] = backend.template.told
         if generated.readouts:
             metadata["readouts"] = [
-                {"latents": list(r.latents), "values": r.values, "positions": r.positions}
+                {
+                    "latents": "norm" if r.latents == "norm" else list(r.latents),
+                    "values": r.values,
+                    "positions": r.positions,
+                }
                 for r in generated.readouts
             ]
     return ModelOutput(

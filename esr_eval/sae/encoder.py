@@ -1,4 +1,4 @@
-"""Activations of single latents, from their own rows. Pure tensor maths."""
+"""What is read of a residual: single latents' activations, and its norm. Pure tensor maths."""
 
 from collections.abc import Callable
 
@@ -91,3 +91,15 @@ class LatentEncoder:
         self.__dict__.update(state)
         self.weight = self.weight.float()
         self.centre = None if self.centre is None else self.centre.float()
+
+
+class ResidualNorm:
+    """The residual's L2 norm, in the place of one latent's activation."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Residuals (..., d_model) to norms (..., 1), float32."""
+        return x.float().norm(dim=-1, keepdim=True)
+
+
+SMALL = (LatentEncoder, ResidualNorm)
+"""What travels to a server with a request; an SAE as a whole does not."""

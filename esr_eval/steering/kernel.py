@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esr_eval.sae.encoder import ResidualNorm
 from esr_eval.steering.edits import Change, LayerEdits
 
 
@@ -46,7 +47,7 @@ class MeanParts:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Residuals (..., d_model) to (..., d_model + 1)."""
-        return torch.cat([x, x.norm(dim=-1, keepdim=True)], dim=-1)
+        return torch.cat([x, ResidualNorm()(x)], dim=-1)
 
 
 class Read:
@@ -57,7 +58,7 @@ class Read:
         start: First position read.
         stop: Position after the last.
         how: `spec.Readout.reduce`.
-        encode: Activations of its latents; None brings the residuals themselves, as they are.
+        encode: Activations of its latents, or the norm; None brings the residuals as they are.
     """
 
     def __init__(self, key: tuple[int, int], start: int, stop: int, how: str, encode: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esr_eval._util.files import file_sha256
 from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import EncodeFn
+from esr_eval.sae.encoder import EncodeFn, ResidualNorm
 from esr_eval.sae.sparse import SparseSAE
 from esr_eval.spec import AddVector, Clamp, Edit, Readout
 from esr_eval.steering.edits import NO_END, LayerEdits, Term
@@ -28,7 +28,7 @@ def plan_batch(
 
     Args:
         rows: The batch.
-        sae: The SAE of the runtime; None when only plain vectors are added.
+        sae: The SAE of the runtime; None when no latent is edited or read.
         device_of: Where a layer's output lives.
         once: Whether there is one forward pass only.
     """
@@ -37,7 +37,7 @@ def plan_batch(
     reads: dict[int, list[Read]] = {}
     for b, row in enumerate(rows):
         for index, readout in enumerate(row.steering.readouts if row.steering else ()):
-            assert sae is not None and row.steering is not None
+            assert row.steering is not None
             start, stop = readout.bounds(len(row.prompt), row.steering.runtime.skip_first)
             encode = _encoder(sae, readout, device_of(readout.layer))
             end = NO_END if stop is None else stop
@@ -65,7 +65,10 @@ def plan_means(passages: Sequence[Passage], layer: int) -> Intervention:
     return Intervention(len(passages), {}, {layer: reads}, once=True)
 
 
-def _encoder(sae: SparseSAE, readout: Readout, device: torch.device) -> EncodeFn:
+def _encoder(sae: SparseSAE | None, readout: Readout, device: torch.device) -> EncodeFn:
+    if readout.latents == "norm":
+        return ResidualNorm()
+    assert sae is not None
     if readout.latents == "all":
         return sae.whole_encoder(device)
     return sae.encoder(readout.latents, device)

@@ -51,7 +51,8 @@ class Reading(NamedTuple):
 
     Attributes:
         values: One float32 array per readout of the spec: (latents,) for max, mean and rate,
-            (latents, positions) for tokens. Maxima and means of no position are 0.
+            (latents, positions) for tokens; the norm counts as one latent. Maxima and means of
+            no position are 0.
         prompt_tokens: Length of the prompt.
         answer_tokens: Length of the answer.
         offsets: As in the passage.
@@ -88,13 +89,13 @@ class ReadoutResult:
     """Activations of one readout.
 
     Attributes:
-        latents: Which latents.
+        latents: Which latents, or that the norm was read.
         values: One value per latent (max, mean, rate), or one list of values per latent over
             the positions read (tokens).
         positions: How many positions were read.
     """
 
-    latents: tuple[int, ...]
+    latents: tuple[int, ...] | Literal["norm"]
     values: list[float] | list[list[float]]
     positions: int
 

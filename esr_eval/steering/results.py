@@ -130,9 +130,11 @@ def read_value(
         sae: The SAE whose latents it names.
     """
     if value is None:
-        assert sae is not None
-        whole = readout.latents == "all"
-        width = sae.config.n_latents if whole else len(readout.latents)
+        if readout.latents == "all":
+            assert sae is not None
+            width = sae.config.n_latents
+        else:
+            width = 1 if readout.latents == "norm" else len(readout.latents)
         value = reduced(torch.zeros(0, width), readout.reduce)
     return np.asarray(value.float().numpy())
 

@@ -19,7 +19,7 @@ from esr_eval.backends.ndif.preflight import check_settings, preflight
 from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.decoding import Decoding
 from esr_eval.steering.kernel import Intervention, Read, reduced
@@ -89,7 +89,8 @@ class NDIFBackend(Backend):
         if row.steering is None or self.has_single_latents:
             return
         clamps = any(isinstance(edit, Clamp) for edit in row.steering.edits)
-        if clamps or (row.steering.readouts and isinstance(row, Row)):
+        reads = any(readout.of_sae for readout in row.steering.readouts)
+        if clamps or (reads and isinstance(row, Row)):
             raise EsrError(
                 "In this SAE a latent's activation depends on all the others, so clamps and "
                 "readouts while generating need the whole SAE beside the model: use "
@@ -158,7 +159,7 @@ class NDIFBackend(Backend):
         readings = dict(found["readings"])
         for read in (read for reads in plan.reads.values() for read in reads):
             residuals, count = readings[read.key]
-            if residuals is not None and not isinstance(read.encode, LatentEncoder):
+            if residuals is not None and not isinstance(read.encode, SMALL):
                 with torch.inference_mode():
                     activations = read.encode(residuals.float()).float()
                 readings[read.key] = reduced(activations, read.how), count
@@ -171,7 +172,7 @@ class NDIFBackend(Backend):
         size = torch.finfo(getattr(torch, self.runtime.dtype)).bits // 8
         positions = 0
         for readout in passage.steering.readouts:
-            if readout.latents == "all" or not self.has_single_latents:
+            if readout.of_sae and (readout.latents == "all" or not self.has_single_latents):
                 skip = passage.steering.runtime.skip_first
                 start, stop = readout.bounds(len(passage.prompt), skip)
                 end = len(passage.prompt) + len(passage.answer)
@@ -204,7 +205,7 @@ def _without_sae(plan: Intervention, rows: int) -> Intervention:
     """The same for one pass, bringing residuals back where an encoder is too large to travel."""
 
     def sent(read: Read) -> Read:
-        encode = read.encode if isinstance(read.encode, LatentEncoder) else None
+        encode = read.encode if isinstance(read.encode, SMALL) else None
         return Read(read.key, read.start, read.stop, read.how, encode)
 
     reads = {layer: [sent(read) for read in reads] for layer, reads in plan.reads.items()}

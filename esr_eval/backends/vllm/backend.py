@@ -18,7 +18,7 @@ from esr_eval.backends.vllm.client import Server
 from esr_eval.backends.vllm.payload import Saved, hook_args, sampling_args
 from esr_eval.backends.vllm.preflight import check_server, check_trust, first_check
 from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.kernel import Intervention, reduced
 from esr_eval.steering.plan import plan_batch, plan_means
@@ -186,7 +186,7 @@ class VLLMBackend(Backend):
             if series is None:
                 found[read.key] = None, 0
                 continue
-            if not isinstance(read.encode, LatentEncoder):
+            if not isinstance(read.encode, SMALL):
                 with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
                     series = read.encode(series).float()
             found[read.key] = reduced(series, read.how), len(series)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esr_eval.sae.encoder import LatentEncoder, norm_scale, spread
+from esr_eval.sae.encoder import LatentEncoder, ResidualNorm, norm_scale, spread
 from esr_eval.steering.edits import Change, LayerEdits
 
 _DTYPES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -50,9 +50,9 @@ def _tensor(dtype: str, shape: list[int], raw: bytes) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=getattr(torch, dtype)).reshape(shape)
 
 
-def _encoder(data: dict[str, Any] | None, device: Any) -> LatentEncoder | None:
-    if data is None:
-        return None
+def _encoder(data: dict[str, Any] | None, device: Any) -> LatentEncoder | ResidualNorm | None:
+    if not data:  # the norm has no state
+        return None if data is None else ResidualNorm()
     made = LatentEncoder.__new__(LatentEncoder)
     made.__setstate__(_state(data))
     return made.to(device)

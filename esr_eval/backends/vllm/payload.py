@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from esr_eval.backends.vllm import SAMPLING_ARG
-from esr_eval.sae.encoder import LatentEncoder
+from esr_eval.sae.encoder import LatentEncoder, ResidualNorm
 from esr_eval.steering.edits import LayerEdits
 from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.sampling import Sampling
@@ -128,6 +128,8 @@ def _plain_edits(edits: LayerEdits) -> dict[str, Any]:
 
 
 def _plain_encoder(encode: Any) -> dict[str, Any] | None:
+    if isinstance(encode, ResidualNorm):
+        return {}  # it has no state
     return _plain_state(encode) if isinstance(encode, LatentEncoder) else None
 
 
