@@ -192,7 +192,7 @@ def pick_latents(
     Raises:
         EsrError: See `load_latents` and `choose_latents`.
     """
-    file = _file_of(latents)
+    file = file_of(latents)
     known = load_latents(subject, file, runtime)
     return choose_latents(known, latents if file is None else None, count, seed)
 
@@ -207,11 +207,12 @@ def labels_note(
         latents: As in `pick_latents`.
         runtime: As in `pick_latents`.
     """
-    notes = _labels(subject, _file_of(latents), runtime).notes
+    notes = _labels(subject, file_of(latents), runtime).notes
     return {"labels": list(notes)} if notes else {}
 
 
-def _file_of(latents: str | int | Sequence[int] | None) -> str | None:
+def file_of(latents: str | int | Sequence[int] | None) -> str | None:
+    """The file or folder of labels that the `latents` argument names, if it names one."""
     return latents if isinstance(latents, str) and is_latents_file(latents) else None
 
 

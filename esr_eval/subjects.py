@@ -5,7 +5,6 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
-
 from typing import Any, Literal
 
 from pydantic import (

@@ -1,6 +1,7 @@
 """Boost sweep (paper, experiment on boost strength): how attempts depend on the strength."""
 
 import statistics
+from dataclasses import replace
 from typing import Annotated
 
 from inspect_ai import Task, task
@@ -13,11 +14,12 @@ from esr_eval.data.arguments import (
     LogFile,
     Number,
     Positive,
+    Prior,
     Seed,
     Topics,
     checked,
 )
-from esr_eval.dataset import Planned, choose_prompts, draw_trials, is_latents_file
+from esr_eval.dataset import Planned, is_latents_file
 from esr_eval.errors import EsrError
 from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, check_replayed, experiment
 
@@ -37,6 +39,7 @@ def boost_sweep(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    prior: Prior = None,
 ) -> Task:
     """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
 
@@ -54,6 +57,7 @@ def boost_sweep(
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     setup = Setup.open()
     extra: dict[str, float] = {}
@@ -64,7 +68,7 @@ def boost_sweep(
         # The default number is of latents that are drawn, from the subject's labels or a file's.
         named = latents is not None and not is_latents_file(latents)
         count = None if named and n_latents == N_LATENTS else n_latents
-        draw = Draw(latents, count, trials_per_latent, "calibrated", topics, seed)
+        draw = Draw(latents, count, trials_per_latent, "calibrated", topics, seed, prior)
         plan, extra = _swept(setup, draw, levels, span_sd)
     return experiment(
         setup,
@@ -80,21 +84,28 @@ def boost_sweep(
 
 
 def _swept(setup: Setup, draw: Draw, levels: int, span_sd: float) -> tuple[Plan, dict[str, float]]:
-    chosen = setup.latents(draw.latents, draw.n_latents, draw.seed)
-    calibrated = list(setup.strengths(draw.strength, chosen).values())
-    if len(calibrated) < 2:
+    """The trials of every level; where a strength is not known yet, its level alone is.
+
+    Raises:
+        EsrError: There are fewer than two latents.
+    """
+    base = setup.plan(draw, True, None)
+    known = {one.trial.latent: one.trial.strength for one in base.planned}
+    if len(known) < 2:
         raise EsrError("A sweep needs two latents or more: their strengths span its range.")
-    mean, sd = statistics.mean(calibrated), statistics.stdev(calibrated)
-    asked = choose_prompts(draw.topics)
+    pending = base.preparation is not None
+    mean, sd = statistics.mean(known.values()), statistics.stdev(known.values())
+    steps = [span_sd * (2 * step / (levels - 1) - 1) for step in range(levels)]
     planned: list[Planned] = []
-    for step in range(levels):
-        level = span_sd * (2 * step / (levels - 1) - 1)
-        strengths = dict.fromkeys((one.index for one in chosen), max(0.0, mean + level * sd))
-        planned += [
-            one._replace(trial=one.trial.model_copy(update={"level": round(level, 2)}))
-            for one in draw_trials(
-                chosen, strengths, asked, draw.trials_per_latent, draw.seed, "steered"
-            )
-        ]
-    plan = Plan(planned, labels=setup.labels_note(draw.latents))
-    return plan, {"strength_mean": mean, "strength_sd": sd}
+    for level in steps:
+        about = {
+            "level": round(level, 2),
+            "pending": pending,
+            "strength": 0.0 if pending else max(0.0, mean + level * sd),
+            "strength_found": None if pending else "mean and SD of the calibrated",
+        }
+        planned += [one._replace(trial=one.trial.model_copy(update=about)) for one in base.planned]
+    if base.preparation is None:
+        return replace(base, planned=planned), {"strength_mean": mean, "strength_sd": sd}
+    needs = {**base.preparation, "trials": len(planned), "levels": steps}
+    return replace(base, planned=planned, preparation=needs), {}

@@ -28,6 +28,7 @@ from esr_eval.data.arguments import (
     Flag,
     LatentsArgument,
     Number,
+    Prior,
     Seed,
     check_choice,
     checked,
@@ -53,7 +54,7 @@ PAPER = {
 def calibrate(
     latents: LatentsArgument = None,
     n_latents: Number | None = None,
-    prior: dict[str, Any] | None = None,
+    prior: Prior = None,
     temperature: Annotated[float, NOT_NEGATIVE] | None = None,
     check_samples: CountOrNone = CHECK_SAMPLES,
     seed: Seed = 0,

@@ -8,6 +8,7 @@ from esr_eval.data.arguments import (
     LatentsArgument,
     LogFile,
     Number,
+    Prior,
     Seed,
     Strength,
     Topics,
@@ -35,6 +36,7 @@ def esr(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    prior: Prior = None,
     until_token: Number | None = None,
 ) -> Task:
     """Endogenous steering resistance: attempts and their scores under a boosted latent.
@@ -45,18 +47,22 @@ def esr(
     Args:
         latents: Indices (7,12,40) among the subject's labelled latents, or a file of labels (CSV
             index_in_sae,label, or a Neuronpedia export). Default: the subject's own.
-        n_latents: How many of them to draw at random. Default: all.
+        n_latents: How many of them to draw at random. Default: all; of a whole SAE's labels 20,
+            chosen in the run: concrete by the judge, and silent on the tasks.
         trials_per_latent: Trials for each latent, each with another task and seed.
-        strength: `calibrated` (per latent), a number, or a multiple of the calibrated (`1.5x`).
+        strength: `calibrated` (per latent; searched in the run where none is known), a number, a
+            multiple of the calibrated (`1.5x`), a share of the residual's norm (`0.6rms`), or
+            `prior`: uncalibrated, where a search would begin.
         topics: Topics to ask about, of the 38. Default: all.
         steering: false for the baseline: the same latents, tasks and seeds with the boost off.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log whose latents, strengths, tasks and seeds are run again, trial by trial.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
     setup = Setup.open()
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     return experiment(
         setup,
         setup.plan(draw, steering, replay),

@@ -15,17 +15,21 @@ from inspect_ai.viewer import (
     ViewerConfig,
 )
 
-from esr_eval.calibration.lookup import resolve_strengths
+from esr_eval.calibration.strengths import known_strengths, parse_strength
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
-from esr_eval.data.trial import Condition
+from esr_eval.data.trial import Condition, Strength
 from esr_eval.dataset import (
     Latent,
     Planned,
     PromptSet,
+    by_turns,
     choose_prompts,
+    draw_open_trials,
     draw_trials,
+    file_of,
     labels_note,
+    load_latents,
     pick_latents,
     trials_dataset,
 )
@@ -35,9 +39,14 @@ from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
 from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.improvement import improvement
+from esr_eval.selection.prepare import prepare
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
 from esr_eval.spec import Runtime
 
+DEFAULT_LATENTS = 20
+"""Latents of a run that is given the labels of a whole SAE and no number."""
+MOST_AT_ONCE = 2_000
+"""Labels beyond which a list is a whole SAE's, not somebody's choice."""
 MOST_ERRORS = 0.1
 """Share of trials that may fail before the run as a whole counts as failed."""
 
@@ -70,6 +79,7 @@ class Draw(NamedTuple):
     strength: str | float
     topics: str | Sequence[str] | None
     seed: int
+    prior: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +90,15 @@ class Plan:
         planned: The trials.
         source: The log they came from, when they are another's.
         labels: What the log says of the file of labels (`dataset.labels_note`).
+        preparation: Arguments of `prepare`, where latents or strengths are found in the run.
+        strength: What is to be said of strengths that are not calibrated, in a few words.
     """
 
     planned: list[Planned]
     source: dict[str, str] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] | None = None
+    strength: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +152,45 @@ class Setup:
         self.provider.check_latents([latent.index for latent in chosen])
         return chosen
 
-    def strengths(self, strength: str | float, latents: Sequence[Latent]) -> dict[int, float]:
-        """The strength of every latent, by index; see `boosts.resolve_strengths`."""
-        return resolve_strengths(
-            strength, self.provider.runtime, self.provider.subject, latents, str(self.judge)
+    def strengths(self, draw: Draw, latents: Sequence[Latent]) -> dict[int, Strength]:
+        """The strengths that are known before the run, by index; see `known_strengths`."""
+        provider = self.provider
+        return known_strengths(
+            parse_strength(draw.strength),
+            provider.runtime,
+            provider.subject,
+            latents,
+            str(self.judge),
+            draw.prior,
+        )
+
+    def restrengthened(self, planned: Sequence[Planned], draw: Draw) -> Plan:
+        """The same trials at this run's strengths.
+
+        Args:
+            planned: Trials, steered.
+            draw: Names the strengths.
+        """
+        labels = {one.trial.latent: one.trial.label for one in planned}
+        latents = [Latent(index=index, label=label) for index, label in labels.items()]
+        known = self.strengths(draw, latents)
+        unknown = Strength(0.0, "")
+        changed = [
+            one._replace(
+                trial=one.trial.model_copy(
+                    update={
+                        "strength": known.get(one.trial.latent, unknown).value,
+                        "strength_found": known.get(one.trial.latent, unknown).how or None,
+                        "pending": one.trial.latent not in known,
+                    }
+                )
+            )
+            for one in planned
+        ]
+        return Plan(
+            changed,
+            preparation=preparation(changed, draw, latents=latents),
+            strength=_said(draw, True),
         )
 
     def plan(
@@ -161,16 +210,42 @@ class Setup:
         if replay is not None:
             check_replayed(latents=draw.latents, n_latents=draw.n_latents, topics=draw.topics)
             return self.replayed(replay, None if steering else "unsteered")
-        chosen = self.latents(draw.latents, draw.n_latents, draw.seed)
-        planned = draw_trials(
-            chosen,
-            self.strengths(draw.strength, chosen) if steering else {},
-            choose_prompts(draw.topics, prompt_set),
-            draw.trials_per_latent,
-            draw.seed,
-            "steered" if steering else "unsteered",
-        )
-        return Plan(planned, labels=self.labels_note(draw.latents))
+        condition: Condition = "steered" if steering else "unsteered"
+        asked, per_latent = choose_prompts(draw.topics, prompt_set), draw.trials_per_latent
+        labels = self.labels_note(draw.latents)
+        wanted = self.to_choose(draw)
+        if wanted is not None:
+            planned = draw_open_trials(wanted, asked, per_latent, draw.seed, condition)
+            needs = preparation(planned, draw, wanted=wanted)
+        else:
+            chosen = self.latents(draw.latents, draw.n_latents, draw.seed)
+            known = self.strengths(draw, chosen) if steering else {}
+            planned = draw_trials(chosen, known, asked, per_latent, draw.seed, condition)
+            needs = preparation(planned, draw, latents=chosen)
+        if needs is not None:
+            planned = by_turns(planned, per_latent)
+        return Plan(planned, labels=labels, preparation=needs, strength=_said(draw, steering))
+
+    def to_choose(self, draw: Draw) -> int | None:
+        """How many latents the run chooses by itself; None where it is told which.
+
+        Labels of a whole SAE are many, and most of them not fit to be boosted.
+
+        Raises:
+            EsrError: There are no labels, or fewer than latents are asked for.
+        """
+        check_choice(draw.latents, draw.n_latents)
+        if isinstance(draw.latents, list | tuple | int):
+            return None
+        file = file_of(draw.latents)
+        labelled = load_latents(self.provider.subject, file, self.provider.runtime)
+        if len(labelled) <= MOST_AT_ONCE:
+            return None
+        self.provider.check_latents([])
+        wanted = draw.n_latents or DEFAULT_LATENTS
+        if wanted > len(labelled):
+            raise EsrError(f"n_latents={wanted}, but there are {len(labelled)} labelled latents.")
+        return wanted
 
     def replayed(self, log: str, condition: Condition | None) -> Plan:
         """Take another log's trials, with the boost as there (None), surely on, or off.
@@ -185,6 +260,47 @@ class Setup:
     def labels_note(self, latents: str | int | Sequence[int] | None) -> dict[str, Any]:
         """What the log says of the file of labels; see `dataset.labels_note`."""
         return labels_note(self.provider.subject, latents, self.provider.runtime)
+
+
+def preparation(
+    planned: Sequence[Planned],
+    draw: Draw,
+    *,
+    wanted: int | None = None,
+    latents: Sequence[Latent] = (),
+) -> dict[str, Any] | None:
+    """Arguments of `prepare` for these trials; None where none waits for anything.
+
+    Args:
+        planned: The trials.
+        draw: How they were drawn.
+        wanted: How many latents the run chooses.
+        latents: The latents where they are known.
+    """
+    if not any(one.trial.pending for one in planned):
+        return None
+    topics = draw.topics.split(",") if isinstance(draw.topics, str) else draw.topics
+    file = file_of(draw.latents)
+    given = {
+        "strength": draw.strength,
+        "seed": draw.seed,
+        "trials": len(planned),
+        "labels": file if wanted is not None else None,
+        "wanted": wanted,
+        "topics": None if topics is None else list(topics),
+        "latents": [(one.index, one.label) for one in latents] or None,
+        "prior": draw.prior,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _said(draw: Draw, steering: bool) -> str | None:
+    rule = parse_strength(draw.strength)
+    if not steering or rule.kind not in ("prior", "rms"):
+        return None
+    if rule.kind == "prior":
+        return "uncalibrated strengths"
+    return f"uncalibrated: {rule.value:g} of the residual's norm"
 
 
 def check_replayed(**beside: object) -> None:
@@ -249,6 +365,8 @@ def experiment(
     """
     subject, runtime = setup.provider.subject, setup.provider.runtime
     ending = f", boost off after {until_token} tokens" if until_token is not None else ""
+    if plan.strength is not None:
+        ending = f", {plan.strength}{ending}"
     metadata = {
         **protocol.about,
         "experiment_id": experiment_id,
@@ -262,14 +380,16 @@ def experiment(
         **({"until_token": until_token} if until_token else {}),
         **(extra or {}),
     }
+    steered = steered_generate(
+        ablated=list(ablation.latents) if ablation else [],
+        ablation_layer=ablation.layer if ablation else None,
+        vectors=vectors,
+        until_token=until_token,
+    )
+    waiting = [prepare(**plan.preparation)] if plan.preparation else []
     return Task(
         dataset=trials_dataset(plan.planned, name),
-        solver=steered_generate(
-            ablated=list(ablation.latents) if ablation else [],
-            ablation_layer=ablation.layer if ablation else None,
-            vectors=vectors,
-            until_token=until_token,
-        ),
+        solver=[*waiting, steered] if waiting else steered,
         scorer=[attempts(), improvement()] if holistic else attempts(),
         metrics=None if grouped_by is None else grouped_metrics(grouped_by),
         config=GenerateConfig(

@@ -1,5 +1,7 @@
 """Fine-tuned subject (paper, experiment on fine-tuning): the main run on a trained model."""
 
+from dataclasses import replace
+
 from inspect_ai import Task, task
 
 from esr_eval.data.arguments import (
@@ -8,15 +10,15 @@ from esr_eval.data.arguments import (
     LatentsArgument,
     LogFile,
     Number,
+    Prior,
     Seed,
     StrengthOrReplay,
     Topics,
     checked,
 )
-from esr_eval.dataset import Latent, Planned
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import adapter_facts
-from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, experiment, no_steering
+from esr_eval.tasks.experiment import Draw, Protocol, Setup, experiment, no_steering
 
 PROTOCOL = Protocol("4 (fine-tuning)", "How the adapter was trained is told by its model card.")
 
@@ -33,14 +35,14 @@ def finetuned(
     steering: Flag = True,
     seed: Seed = 0,
     holistic: Flag = False,
+    prior: Prior = None,
     until_token: Number | None = None,
 ) -> Task:
     """The main experiment on a subject with an adapter, at strengths of its own.
 
-    Name the adapter with `-M adapter=PATH` (or run a subject that has one), and calibrate it first:
-    `esr-eval calibrate NAME -M adapter=PATH`. Training moves the strength at which a latent derails
-    the model, so a replay takes latents, tasks and seeds from the base model's log, and the
-    strengths from the calibration of the tuned model.
+    Name the adapter with `-M adapter=PATH` (or run a subject that has one). Training moves the
+    strength at which a latent derails the model, so a replay takes latents, tasks and seeds from
+    the base model's log, and the strengths from the calibration of the tuned model.
 
     Args:
         replay: A log of the base model whose latents, tasks and seeds are run.
@@ -53,6 +55,7 @@ def finetuned(
         steering: false for the tuned model's own baseline.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
     setup = Setup.open()
@@ -62,10 +65,10 @@ def finetuned(
         raise EsrError(f"{subject.name} has no adapter: pass one as -M adapter=PATH.")
     if strength == "replay" and replay is None:
         raise EsrError("strength=replay takes the strengths of a log: pass it as replay=LOG.")
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     plan = setup.plan(draw, steering, replay)
     if replay is not None and steering and strength != "replay":
-        plan = Plan(_recalibrated(setup, plan.planned, strength), plan.source)
+        plan = replace(setup.restrengthened(plan.planned, draw), source=plan.source)
     facts = adapter_facts(adapter)
     # A subject that always has its adapter is told by its name; of others the mix tells them apart.
     unnamed = adapter != subject.adapter
@@ -81,14 +84,3 @@ def finetuned(
         until_token=until_token,
         extra={"adapter": facts.model_dump(mode="json")} if facts is not None else None,
     )
-
-
-def _recalibrated(setup: Setup, planned: list[Planned], strength: str | float) -> list[Planned]:
-    labels = {one.trial.latent: one.trial.label for one in planned}
-    strengths = setup.strengths(
-        strength, [Latent(index=index, label=label) for index, label in labels.items()]
-    )
-    return [
-        one._replace(trial=one.trial.model_copy(update={"strength": strengths[one.trial.latent]}))
-        for one in planned
-    ]

@@ -8,6 +8,7 @@ from esr_eval.data.arguments import (
     LatentsArgument,
     LogFile,
     Number,
+    Prior,
     Seed,
     Strength,
     Topics,
@@ -30,6 +31,7 @@ def held_out(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    prior: Prior = None,
 ) -> Task:
     """The main experiment on 20 questions that no strength was calibrated on.
 
@@ -37,15 +39,16 @@ def held_out(
         latents: Indices or a file of labels, as in `esr`.
         n_latents: How many latents to draw at random. Default: all.
         trials_per_latent: Trials for each latent, each with another question and seed.
-        strength: `calibrated` (on the main tasks), a number, or a multiple (`1.5x`).
+        strength: As in `esr`; calibrated on the main tasks.
         topics: Topics to ask about, of the 20. Default: all.
         steering: false for the baseline: the same questions and seeds with the boost off.
         seed: Seed of the draw of latents, questions and sampling seeds.
         replay: A log of `held_out` whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     setup = Setup.open()
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     return experiment(
         setup,
         setup.plan(draw, steering, replay, "held_out"),

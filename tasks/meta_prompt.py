@@ -8,6 +8,7 @@ from esr_eval.data.arguments import (
     LatentsArgument,
     LogFile,
     Number,
+    Prior,
     Seed,
     Strength,
     Topics,
@@ -33,6 +34,7 @@ def meta_prompt(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    prior: Prior = None,
 ) -> Task:
     """The main experiment with a sentence appended to every task.
 
@@ -41,18 +43,19 @@ def meta_prompt(
         latents: Indices or a file of labels, as in `esr`.
         n_latents: How many latents to draw at random. Default: all.
         trials_per_latent: Trials for each latent.
-        strength: `calibrated`, a number, or a multiple of the calibrated (`1.5x`).
+        strength: As in `esr`.
         topics: Topics to ask about, of the 38. Default: all.
         steering: false for the sentence alone, with the boost off.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log of `esr` whose trials are run again with the sentence.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     sentences = meta_prompts()
     if variant not in sentences:
         raise EsrError(f"There is no meta-prompt '{variant}'; there are {', '.join(sentences)}.")
     setup = Setup.open()
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
+    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     plan = setup.plan(draw, steering, replay)
     planned = [
         one._replace(text=f"{one.text} {sentences[variant].format(label=one.trial.label)}")

@@ -1,13 +1,15 @@
 """Prefill control and its mirror (2026): noticing bad text, or resisting the boost?"""
 
+from dataclasses import replace
+
 from inspect_ai import Task, task
 
-from esr_eval.data.arguments import Flag, LogFile, Number, Strength, checked
-from esr_eval.dataset import Latent, Planned
+from esr_eval.data.arguments import Flag, LogFile, Number, Prior, Seed, Strength, checked
+from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
-from esr_eval.tasks.experiment import Plan, Protocol, Setup, experiment
+from esr_eval.tasks.experiment import Draw, Plan, Protocol, Setup, experiment
 
 PROTOCOL = Protocol(
     "11 (prefill control, and its mirror)",
@@ -22,6 +24,8 @@ def prefill_control(
     characters: Number = 1100,
     mirror: Flag = False,
     strength: Strength = "calibrated",
+    seed: Seed = 0,
+    prior: Prior = None,
     holistic: Flag = False,
 ) -> Task:
     """The unsteered model continues steered answers; mirrored, the steered one unsteered answers.
@@ -34,7 +38,9 @@ def prefill_control(
             unsteered one.
         characters: Length of the beginning that is taken from each answer (2026: 1,100).
         mirror: Continue on-topic beginnings with the boost on.
-        strength: For the mirror: `calibrated`, a number, or a multiple of the calibrated.
+        strength: For the mirror, as in `esr`.
+        seed: Of searches for strengths that the mirror lacks.
+        prior: Of these searches, as in `calibrate`.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
     setup = Setup.open()
@@ -42,15 +48,12 @@ def prefill_control(
     wanted = "unsteered" if mirror else "steered"
     if any(one.trial.condition != wanted for one in responses):
         raise EsrError(f"{source} holds trials that are not {wanted}: name another log as source=.")
-    latents = {one.trial.latent: one.trial.label for one in responses}
-    setup.provider.check_latents(list(latents))
-    strengths = (
-        setup.strengths(strength, [Latent(index=i, label=label) for i, label in latents.items()])
-        if mirror
-        else dict.fromkeys(latents, 0.0)
-    )
-    planned = [_continued(one, characters, mirror, strengths) for one in responses]
+    setup.provider.check_latents(list({one.trial.latent for one in responses}))
+    planned = [_continued(one, characters, mirror) for one in responses]
     plan = Plan([one for one in planned if one.prefill], origin)
+    if mirror:
+        draw = Draw(None, None, 1, strength, None, seed, prior)
+        plan = replace(setup.restrengthened(plan.planned, draw), source=origin)
     return experiment(
         setup,
         plan,
@@ -62,18 +65,14 @@ def prefill_control(
     )
 
 
-def _continued(
-    one: Response, characters: int, mirror: bool, strengths: dict[int, float]
-) -> Planned:
+def _continued(one: Response, characters: int, mirror: bool) -> Planned:
     beginning = one.response[:characters]
     restarts = find_restarts(beginning)
     if restarts:
         beginning = beginning[: restarts[0].start]
+    condition = "steered" if mirror else "unsteered"
     trial = one.trial.model_copy(
-        update={
-            "condition": "steered" if mirror else "unsteered",
-            "strength": strengths[one.trial.latent],
-        }
+        update={"condition": condition, "strength": 0.0, "strength_found": None}
     )
     # Templates end in white space, and a beginning that ends in it makes an unusual next token.
     return Planned(trial, one.text, beginning.rstrip())

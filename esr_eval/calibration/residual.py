@@ -8,12 +8,11 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import anyio
 import anyio.to_thread
 import numpy as np
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, Model
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, Model
 from inspect_ai.util import collect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -127,7 +126,7 @@ async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
         runtime=provider.runtime,
         readouts=(Readout(latents="norm", layer=layer, reduce="tokens", positions="generated"),),
     )
-    chats = [
+    chats: list[list[ChatMessage]] = [
         [ChatMessageUser(content=question), ChatMessageAssistant(content=text)]
         for question, text in zip(asked, answers, strict=True)
         if text.strip()
@@ -143,6 +142,20 @@ async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
         tokens=tokens,
         tokens_per_second=tokens / seconds,
         fits=await _fits(provider, chats),
+    )
+
+
+async def _fits(
+    provider: ESRModelAPI, chats: Sequence[Sequence[ChatMessage]]
+) -> tuple[LayerFit, ...]:
+    """The SAE's fit at the steering and at its own layer, where its weights are at hand."""
+    runtime = provider.runtime
+    layers = dict.fromkeys((runtime.steering_layer, runtime.feature_layer))
+    found = [await provider.sae_fit(chats, layer) for layer in layers if layer is not None]
+    return tuple(
+        LayerFit(layer=fit.layer, explained_variance=fit.explained_variance, l0=fit.l0)
+        for fit in found
+        if fit is not None
     )
 
 

@@ -41,9 +41,7 @@ def parse_strength(strength: str | float) -> StrengthRule:
         raise EsrError(f"-T strength={shown(strength)} is refused: {error}.") from None
 
 
-def setting_of(
-    runtime: Runtime, subject: Subject, grader: str, prior: CalibrationPrior
-) -> Setting:
+def setting_of(runtime: Runtime, subject: Subject, grader: str, prior: CalibrationPrior) -> Setting:
     """What the strengths of a run on the main tasks are kept under."""
     return Setting.of(
         runtime,

@@ -194,6 +194,7 @@ Names = Annotated[str | list[str], BeforeValidator(_names)]
 Topics = Annotated[str | list[str] | None, BeforeValidator(_names)]
 Sources = Annotated[str, BeforeValidator(_rejoined)]
 LogFile = Annotated[str, AfterValidator(_file_to_read)]
+Prior = dict[str, Any] | None
 RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
 

@@ -1,5 +1,6 @@
 """Trials of a stored log, to be run again under another condition, trial by trial."""
 
+import logging
 from typing import NamedTuple
 
 from inspect_ai.log import (
@@ -16,6 +17,8 @@ from esr_eval.data.trial import Condition, Trial
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import reading, source_of
+
+logger = logging.getLogger(__name__)
 
 
 class Replayed(NamedTuple):
@@ -51,19 +54,26 @@ def replay_log(path: str, condition: Condition | None = None) -> Replayed:
         summaries = read_eval_log_sample_summaries(path)
     place = {name: at for at, name in enumerate(header.eval.dataset.sample_ids or [])}
     planned = []
+    unfound = 0
     for summary in sorted(summaries, key=lambda s: place.get(s.id, len(place))):
         if summary.epoch != 1:
             continue
         trial = _trial(path, summary)
+        if trial.pending:  # it failed before its latent or strength was found
+            unfound += 1
+            continue
         if condition == "steered" and trial.condition != "steered":
             raise EsrError(f"The log {path} is unsteered: it has no strengths to replay.")
         if condition == "unsteered":
-            trial = trial.model_copy(update={"condition": "unsteered", "strength": 0.0})
+            off = {"condition": "unsteered", "strength": 0.0, "strength_found": None}
+            trial = trial.model_copy(update=off)
         if not isinstance(summary.input, str):
             raise EsrError(f"The log {path} gave its answers a beginning: it cannot be replayed.")
         planned.append(Planned(trial, summary.input))
     if not planned:
         raise EsrError(f"The log {path} holds no trials to replay.")
+    if unfound:
+        logger.warning("%s: %d trials without a strength are not replayed.", path, unfound)
     return Replayed(planned, source_of(header))
 
 

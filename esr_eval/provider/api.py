@@ -188,6 +188,34 @@ class ESRModelAPI(ModelAPI):
                         f"0 to {subject.n_latents - 1}."
                     )
 
+    async def sae_fit(self, chats: Sequence[Sequence[ChatMessage]], layer: int) -> Any:
+        """How well the SAE describes a layer's residuals over answers of the model's own.
+
+        Args:
+            chats: Conversations; the last message of each is the assistant's whole answer.
+            layer: Decoder layer whose output is read.
+
+        Returns:
+            None where model and SAE are not both on this machine.
+        """
+        backend = await self.ready()
+        if (
+            self.runtime.sae is None
+            or self.runtime.backend != "local"
+            or not hasattr(backend, "sae_fit")
+        ):
+            return None
+        spec = Steering(runtime=self.runtime)
+        passages = [
+            backend.passage(
+                [{"role": message.role, "content": message.text} for message in chat[:-1]],
+                chat[-1].text,
+                spec,
+            )
+            for chat in chats
+        ]
+        return await anyio.to_thread.run_sync(backend.sae_fit, passages, layer)
+
     def decoder_row(self, latent: int) -> DecoderRow:
         """How long a latent's decoder row is; downloads the SAE where it is not here.
 

@@ -11,10 +11,11 @@ import logging
 import random
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, Model, get_model
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, display_counter
 
@@ -25,6 +26,7 @@ from esr_eval.calibration.cost import Cost
 from esr_eval.calibration.residual import Residual, measured_residual
 from esr_eval.calibration.store import local_digests
 from esr_eval.calibration.strengths import Strengths, known_strengths, parse_strength
+from esr_eval.data.arguments import StrengthRule
 from esr_eval.data.trial import Strength, Trial
 from esr_eval.dataset import Latent, Prompt, choose_prompts, load_latents
 from esr_eval.errors import EsrError
@@ -60,7 +62,9 @@ class LatentChoice:
     choice of latents). The order depends on the seed alone.
     """
 
-    def __init__(self, labels: str | None, wanted: int, topics: list[str] | None, seed: int) -> None:
+    def __init__(
+        self, labels: str | None, wanted: int, topics: list[str] | None, seed: int
+    ) -> None:
         """Take the arguments; nothing is asked yet.
 
         Args:
@@ -157,15 +161,16 @@ async def activity_on(
         spec = Steering(
             runtime=provider.runtime,
             readouts=(
-                Readout(
-                    latents=tuple(missing), layer=layer, reduce="tokens", positions="prompt"
-                ),
+                Readout(latents=tuple(missing), layer=layer, reduce="tokens", positions="prompt"),
             ),
         )
         first = 0 if provider.runtime.skip_first else 1
 
         async def highest(prompt: Prompt) -> Sequence[float]:
-            chat = [ChatMessageUser(content=prompt.text), ChatMessageAssistant(content="")]
+            chat: list[ChatMessage] = [
+                ChatMessageUser(content=prompt.text),
+                ChatMessageAssistant(content=""),
+            ]
             values = (await provider.read(chat, spec)).values[0]
             return [float(row[first:].max(initial=0.0)) for row in values]
 
@@ -193,7 +198,7 @@ def _activity_key(runtime: Runtime, asked: Sequence[Prompt]) -> str:
     )
 
 
-def _known_activity(path: Any) -> dict[int, Activity]:
+def _known_activity(path: Path) -> dict[int, Activity]:
     try:
         entries = json.loads(path.read_text("utf-8"))
         return {int(latent): Activity.model_validate(one) for latent, one in entries.items()}
@@ -204,7 +209,7 @@ def _known_activity(path: Any) -> dict[int, Activity]:
         return {}
 
 
-def _keep_activity(path: Any, known: dict[int, Activity]) -> None:
+def _keep_activity(path: Path, known: dict[int, Activity]) -> None:
     entries = {latent: one.model_dump(mode="json") for latent, one in sorted(known.items())}
     try:
         write_whole(path, json.dumps(entries).encode())
@@ -222,6 +227,7 @@ def prepare(
     topics: list[str] | None = None,
     latents: list[tuple[int, str]] | None = None,
     prior: dict[str, Any] | None = None,
+    levels: list[float] | None = None,
 ) -> Solver:
     """Find the latent and the strength of trials that wait for them.
 
@@ -236,6 +242,8 @@ def prepare(
         topics: Topics that the latents must have nothing to do with; None is all.
         latents: The run's latents where they are known, with their labels.
         prior: Changes to the prior of the searches.
+        levels: Of a sweep, distances from the mean of all strengths in their SDs; a trial's own
+            level is one of these, rounded.
     """
     rule = parse_strength(strength)
     strengths = Strengths(rule, prior, seed)
@@ -271,7 +279,11 @@ def prepare(
         await tell(model, steered)
         if steered:
             residual = await measured_residual(model)
-            found = await _strength(model, strengths, latent, trial, await all_latents(model))
+            if trial.level is None:
+                found = await strengths.of(model, latent)
+            else:
+                level = _exact(trial.level, levels)
+                found = await _at_level(model, strengths, await all_latents(model), level)
             about.update(strength=found.value, strength_found=found.how)
             about.update(_told(provider_of(model), residual, latent, found.value))
         about.pop("pending", None)
@@ -284,15 +296,17 @@ PASSED_OVER = "latents_passed_over"
 """Key of the sample store: candidates between this trial's latent and the one before."""
 
 
-async def _strength(
-    model: Model, strengths: Strengths, latent: Latent, trial: Trial, every: Sequence[Latent]
+def _exact(level: float, levels: Sequence[float] | None) -> float:
+    return min(levels or [level], key=lambda exact: abs(exact - level))
+
+
+async def _at_level(
+    model: Model, strengths: Strengths, latents: Sequence[Latent], level: float
 ) -> Strength:
-    if trial.level is None:
-        return await strengths.of(model, latent)
-    found = await collect(*(strengths.of(model, one) for one in every))
+    found = await collect(*(strengths.of(model, latent) for latent in latents))
     values = [one.value for one in found]
-    mean, sd = statistics.mean(values), statistics.stdev(values)
-    return Strength(max(0.0, mean + trial.level * sd), f"mean {mean:.4g}, SD {sd:.4g} of all")
+    value = max(0.0, statistics.mean(values) + level * statistics.stdev(values))
+    return Strength(value, "mean and SD of the calibrated")
 
 
 def _told(
@@ -311,7 +325,7 @@ def _told(
 async def _estimate(
     model: Model,
     latents: Sequence[Latent],
-    rule: Any,
+    rule: StrengthRule,
     prior: dict[str, Any] | None,
     trials: int,
     steered: bool,

@@ -12,8 +12,9 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from pydantic import BaseModel, ConfigDict
 
 from esr_eval.calibration.bisection import Round, calibration_prior
-from esr_eval.calibration.lookup import parse_strength
 from esr_eval.calibration.search import StrengthSearch, with_answer
+from esr_eval.calibration.strengths import UNCALIBRATED, parse_strength
+from esr_eval.data.trial import Strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.solvers import VectorSource
@@ -103,11 +104,11 @@ def bisect_vector(
 
 def vector_strengths(
     strength: str | float, file: VectorFile, chosen: Sequence[Latent], grader: str
-) -> dict[int, float]:
+) -> dict[int, Strength]:
     """The strength of every vector by its index, in units of the mean residual norm.
 
     Args:
-        strength: `calibrated`, a number, or a multiple of the calibrated strength (`1.5x`).
+        strength: As in the task.
         file: Holds the calibrated strengths.
         chosen: Which vectors.
         grader: The judge of this run; strengths found by another judge's scores are not its.
@@ -115,9 +116,12 @@ def vector_strengths(
     Raises:
         EsrError: The strength is none of these, or was not calibrated by this judge.
     """
-    factor, fixed = parse_strength(strength)
-    if fixed is not None:
-        return {vector.index: fixed for vector in chosen}
+    rule = parse_strength(strength)
+    # A vector is as long as the mean residual: a number already is a share of it.
+    if rule.kind in ("number", "rms"):
+        return {vector.index: Strength(rule.value, "given") for vector in chosen}
+    if rule.kind == "prior":
+        return {vector.index: Strength(PRIOR["prior_mean"], UNCALIBRATED) for vector in chosen}
     calibration = file.info.calibration or {}
     again = _way_out(file, grader)
     if calibration and calibration.get("grader") != grader:
@@ -129,7 +133,11 @@ def vector_strengths(
     missing = [vector.label for vector in chosen if found[vector.index] is None]
     if missing:
         raise EsrError(f"{file.path} has no strength for {', '.join(missing)}: run {again}.")
-    return {index: factor * value for index, value in found.items() if value is not None}
+    return {
+        index: Strength(rule.value * value, "calibrated")
+        for index, value in found.items()
+        if value is not None
+    }
 
 
 def _way_out(file: VectorFile, grader: str) -> str:
