@@ -243,7 +243,6 @@ def test_the_saes_fit_is_that_of_sae_lens_on_the_models_own_states(backend, laye
     assert fit.l0 == pytest.approx((latents > 0).sum(-1).double().mean().item(), rel=1e-3)
     assert fit.median_norm == pytest.approx(x.norm(dim=-1).median().item(), rel=1e-4)
     assert (fit.layer, fit.tokens) == (layer, len(x))
-    print(fit)
 
 
 def test_a_fit_of_no_answer_or_no_layer_is_refused(backend):

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from esr_eval._util.files import SUMS_FILE, file_sha256, folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.model.names import difference, name_of_model
+from esr_eval.model.weights import difference, name_of_model
 from esr_eval.sae import files as sae_files
 from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE
 from esr_eval.sae.files import local_folder, read_sae_config

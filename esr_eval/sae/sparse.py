@@ -199,9 +199,8 @@ class SparseSAE:
     def _reconstructed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """d(f(x)), and how many latents are active, for residuals (position, d_model).
 
-        Takes a tensor of x's size, and a few blocks of latents: at d_model 8,192 about 64 MB for
-        each of encoder and decoder, whatever the SAE's size. An SAE whose latents depend on each
-        other is loaded whole.
+        Takes a tensor of x's size and a few blocks of latents: at d_model 8,192 some 230 MB,
+        whatever the SAE's size. An SAE whose latents depend on each other is loaded whole.
         """
         made = torch.zeros_like(x)
         active = torch.zeros(len(x), dtype=torch.int64, device=x.device)
