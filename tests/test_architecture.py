@@ -52,7 +52,6 @@ HEAVY = {"torch", "transformers", "nnsight", "sae_lens", "safetensors", "peft", 
 WITH_MODELS = {"backends", "steering", "sae", "model"}
 """The only packages that import torch and its like when they are imported."""
 LIGHT = {
-    "esr_eval.model.names",
     "esr_eval.model.weights",
     "esr_eval.sae.config",
     "esr_eval.sae.files",

@@ -8,9 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from esr_eval.errors import EsrError
-from esr_eval.model.answers import Answers, continued
+from esr_eval.model.chat import Answers, continued, render, template_settings, turn_end
 from esr_eval.model.loading import TOKENIZER_PROBE, load_tokenizer
-from esr_eval.model.template import render, template_settings, turn_end
 from esr_eval.spec import Runtime
 
 CHATML = (

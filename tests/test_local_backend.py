@@ -216,6 +216,43 @@ def test_readouts_see_the_boost_and_equal_the_dense_encode(backend):
     )
 
 
+@pytest.mark.parametrize("layer", [LAYER, LAYER - 4])
+def test_the_saes_fit_is_that_of_sae_lens_on_the_models_own_states(backend, layer):
+    from sae_lens import SAE
+
+    # An edit in the spec is not made: what is measured is the stream that the SAE describes.
+    steering = spec(backend, Boost(latent=3, strength=500.0, layer=layer))
+    passages = [
+        backend.passage([{"role": "user", "content": prompt.text}], answer, steering)
+        for prompt, answer in zip(
+            prompts(), ("Mix flour and water, and wait.", "No."), strict=False
+        )
+    ]
+    fit = backend.sae_fit(passages, layer)
+    sae = SAE.load_from_disk(backend.sae.config.folder, device="cpu", dtype="float32")
+    found = []
+    with torch.no_grad():
+        for one in passages:
+            ids = torch.tensor([[*one.prompt, *one.answer]])
+            states = backend._model(ids, output_hidden_states=True).hidden_states
+            found.append(states[layer + 1][0, len(one.prompt) :])
+        x = torch.cat(found)
+        latents = sae.encode(x)
+        explained = 1 - (x - sae.decode(latents)).square().sum() / (x - x.mean(0)).square().sum()
+    assert fit.explained_variance == pytest.approx(explained.item(), abs=1e-4)
+    assert fit.l0 == pytest.approx((latents > 0).sum(-1).double().mean().item(), rel=1e-3)
+    assert fit.median_norm == pytest.approx(x.norm(dim=-1).median().item(), rel=1e-4)
+    assert (fit.layer, fit.tokens) == (layer, len(x))
+
+
+def test_a_fit_of_no_answer_or_no_layer_is_refused(backend):
+    chat = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(EsrError, match="no activations"):
+        backend.sae_fit([backend.passage(chat, "", spec(backend))], LAYER)
+    with pytest.raises(EsrError, match="Layer 77"):
+        backend.sae_fit([backend.passage(chat, "Yes.", spec(backend))], 77)
+
+
 def test_a_request_that_cannot_be_carried_out_is_told_before_it_joins_a_batch(backend):
     prompt = chat(backend, "Hi")
     narrow = AddVector(vector=(1.0, 2.0), strength=1.0, layer=LAYER)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from esr_eval._util.files import SUMS_FILE, file_sha256, folder_digest
 from esr_eval.errors import EsrError
-from esr_eval.model.names import difference, name_of_model
+from esr_eval.model.weights import difference, name_of_model
 from esr_eval.sae import files as sae_files
 from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE
 from esr_eval.sae.files import local_folder, read_sae_config
@@ -76,6 +76,53 @@ def saved(folder, sae=None, cfg=None, **tensors):
 def provider(model, folder, **args):
     args = {"sae_release": str(folder), "steering_layer": 1, "feature_layer": 1, **args}
     return get_model(f"esr/{model}", memoize=False, **args).api
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("apply_b_dec", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "config_cls", "more"),
+    [
+        (StandardSAE, StandardSAEConfig, {}),
+        (JumpReLUSAE, JumpReLUSAEConfig, {}),
+        (GatedSAE, GatedSAEConfig, {}),
+        (TopKSAE, TopKSAEConfig, {"k": 5}),
+        (TopKSAE, TopKSAEConfig, {"k": 5, "rescale_acts_by_decoder_norm": True}),
+    ],
+)
+def test_the_fit_is_what_sae_lens_reconstructs(
+    tmp_path, monkeypatch, cls, config_cls, more, apply_b_dec, normalisation
+):
+    more = {**more, "apply_b_dec_to_input": apply_b_dec, "normalize_activations": normalisation}
+    sae = make(cls, config_cls, **more)
+    ours = open_sae(SAERef(release=str(saved(tmp_path, sae))))
+    # Neither the 40 latents nor the positions come out even.
+    monkeypatch.setattr("esr_eval.sae.sparse.BLOCK", 16)
+    monkeypatch.setattr("esr_eval.sae.sparse.POSITIONS", 7)
+    x = torch.randn(33, D_MODEL) * 3 + 1
+    with torch.no_grad():
+        latents = sae.encode(x)
+        error = (x - sae.decode(latents)).square().sum()
+        fit = ours.fit(x, 1)
+    explained = 1 - error / (x - x.mean(0)).square().sum()
+    assert fit.explained_variance == pytest.approx(float(explained), rel=1e-4)
+    assert fit.l0 == pytest.approx((latents != 0).sum(-1).double().mean().item())
+    assert fit.median_norm == pytest.approx(x.norm(dim=-1).median().item())
+    assert (fit.layer, fit.tokens) == (1, 33)
+
+
+def test_a_fit_of_what_does_not_vary_or_with_rows_alone_is_refused(tmp_path):
+    ref = SAERef(release=str(saved(tmp_path / "sae")))
+    with pytest.raises(EsrError, match="more than one token"):
+        open_sae(ref).fit(torch.ones(1, D_MODEL), 1)
+    write_rows(ref, [1, 2], tmp_path / "rows.safetensors")
+    with pytest.raises(EsrError, match="takes the whole SAE"):
+        open_sae(ref, tmp_path / "rows.safetensors").fit(torch.randn(4, D_MODEL), 1)
+    weights = load_file(tmp_path / "sae" / WEIGHTS_FILE)["W_dec"]
+    weights[7] = torch.inf
+    saved(tmp_path / "sae", W_dec=weights)
+    with pytest.raises(EsrError, match="latent 7 in W_dec"):
+        open_sae(ref).fit(torch.randn(4, D_MODEL), 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esr_eval.errors import EsrError
 from esr_eval.model.adapters import check_adapter
-from esr_eval.model.answers import Answers, Response
+from esr_eval.model.chat import Answers, Response, render, template_settings, turn_end
 from esr_eval.model.loading import (
     Shape,
     empty_model,
@@ -18,7 +18,6 @@ from esr_eval.model.loading import (
     read_ends,
     read_shape,
 )
-from esr_eval.model.template import render, template_settings, turn_end
 from esr_eval.sae.sparse import ELEMENTWISE, SparseSAE, open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.steering.plan import load_vector

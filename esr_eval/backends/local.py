@@ -14,12 +14,20 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from esr_eval.backends.base import Backend, BackendInfo
+from esr_eval.errors import EsrError
 from esr_eval.model.layout import Stack
 from esr_eval.model.loading import attention_in_use, load_model
+from esr_eval.sae.sparse import Fit
 from esr_eval.spec import Runtime
 from esr_eval.steering.decoding import ChooseTokens, Decoding, EndRows, greedy_settings
 from esr_eval.steering.kernel import Intervention, residual
-from esr_eval.steering.plan import padded, padded_passages, plan_batch, plan_means
+from esr_eval.steering.plan import (
+    padded,
+    padded_passages,
+    plan_batch,
+    plan_means,
+    plan_residuals,
+)
 from esr_eval.steering.requests import Generated, Passage, Reading, Row
 from esr_eval.steering.results import (
     Readings,
@@ -27,6 +35,7 @@ from esr_eval.steering.results import (
     generated,
     generated_readouts,
     means,
+    out_of_range,
     read_results,
 )
 
@@ -108,6 +117,35 @@ class LocalBackend(Backend):
         """See `Backend.mean_residuals`; one forward pass."""
         self.check_answers(passages, layer)
         return means(self._pass_over(passages, plan_means(passages, layer)))
+
+    def sae_fit(self, passages: Sequence[Passage], layer: int) -> Fit:
+        """How well the SAE describes a layer's output over answers, unedited.
+
+        One forward pass a passage. Beside the residuals of all answers twice, in float32, this
+        takes what `SparseSAE.fit` takes, on the layer's device.
+
+        Args:
+            passages: Conversations, of which the answers' tokens count.
+            layer: Decoder layer whose output is read.
+
+        Raises:
+            EsrError: There is no SAE or only rows of it, no such layer, or an empty answer.
+            RuntimeError: A residual is no number.
+        """
+        if self.sae is None:
+            raise EsrError(f"{self.runtime.subject} runs without an SAE, whose fit is asked for.")
+        self.sae.check_whole()
+        self.check_answers(passages, layer)
+        residuals = []
+        for passage in passages:
+            value, _ = self._pass_over([passage], plan_residuals([passage], layer))[0, 0]
+            if value is not None:
+                residuals.append(value)
+        x = torch.cat(residuals).to(self._layer_device(layer)).float()
+        if not bool(x.isfinite().all()):
+            raise out_of_range(self.runtime.dtype)
+        with self._engine, torch.inference_mode():
+            return self.sae.fit(x, layer)
 
     def _pass_over(self, passages: Sequence[Passage], plan: Intervention) -> Readings:
         ids, mask, at = padded_passages(passages, self.pad, self._model.device)

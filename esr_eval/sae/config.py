@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from esr_eval.errors import EsrError
-from esr_eval.model.names import difference, name_of_model
+from esr_eval.model.weights import difference, name_of_model
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ in the user's cache (`files.converted`).
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,27 @@ from esr_eval.spec import SAERef
 
 ELEMENTWISE = frozenset({"standard", "jumprelu"})
 """Architectures whose activation of one latent needs that latent's encoder row alone."""
+BLOCK, POSITIONS = 2048, 256
+"""Latents and positions that are computed at once where an SAE is gone through as a whole."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well an SAE describes the residual stream after a layer.
+
+    Attributes:
+        layer: The layer, which may be another one than the SAE was trained on.
+        explained_variance: 1 less the squared error over the variance around the mean.
+        l0: Mean number of active latents.
+        median_norm: Median L2 norm of the residuals.
+        tokens: Over how many.
+    """
+
+    layer: int
+    explained_variance: float
+    l0: float
+    median_norm: float
+    tokens: int
 
 
 class SparseSAE:
@@ -127,19 +149,92 @@ class SparseSAE:
             for i in wanted:
                 if i not in self._columns:
                     self._columns[i] = columns[:, i].float()
-            w_enc = torch.stack([self._columns[i] for i in wanted], dim=1).to(device)
-            b_enc = weights.get_tensor("b_enc")[wanted].float().to(device)
-            threshold = torch.zeros_like(b_enc)
-            if self.config.architecture == "jumprelu":
-                threshold = weights.get_tensor("threshold")[wanted].float().to(device)
-            b_dec = weights.get_tensor("b_dec").float().to(device)
+            w_enc = torch.stack([self._columns[i] for i in wanted], dim=1)
+            return self._latent_encoder(weights, w_enc, wanted, latents).to(device)
 
+    def _latent_encoder(
+        self, weights: Any, w_enc: Tensor, at: Sequence[int], latents: Sequence[int]
+    ) -> LatentEncoder:
+        """From the latents' columns and where their other numbers stand in the file."""
+        b_enc = weights.get_tensor("b_enc")[list(at)].float()
+        threshold = torch.zeros_like(b_enc)
+        if self.config.architecture == "jumprelu":
+            threshold = weights.get_tensor("threshold")[list(at)].float()
+        b_dec = weights.get_tensor("b_dec").float()
         self._check_finite("W_enc", w_enc.T, latents)
         self._check_finite("b_enc", b_enc[:, None], latents)
         self._check_finite("threshold", threshold[:, None], latents)
         self._check_finite("b_dec", b_dec[None])
         centre = b_dec if self.config.subtract_b_dec else None
         return LatentEncoder(w_enc, b_enc, threshold, centre, self.config.normalisation)
+
+    def fit(self, x: Tensor, layer: int) -> Fit:
+        """How well the SAE describes residuals.
+
+        Args:
+            x: Residuals, float32 (position, d_model), on the device to compute on.
+            layer: After which layer they were found.
+
+        Raises:
+            EsrError: Only rows of the SAE are here, its weights are not finite, or the residuals
+                do not vary.
+        """
+        self.check_whole()
+        mean = x.mean(0, dtype=torch.float64)
+        made, active = self._reconstructed(x)
+        error = variance = 0.0
+        for some, again in zip(x.split(POSITIONS), made.split(POSITIONS), strict=True):
+            error += float((some - again).double().square().sum())
+            variance += float((some.double() - mean).square().sum())
+        if not variance:
+            raise EsrError("An SAE's fit is measured over more than one token.")
+        return Fit(
+            layer=layer,
+            explained_variance=1 - error / variance,
+            l0=float(active.double().mean()),
+            median_norm=float(x.norm(dim=-1).median()),
+            tokens=len(x),
+        )
+
+    def _reconstructed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """d(f(x)), and how many latents are active, for residuals (position, d_model).
+
+        Takes a tensor of x's size and a few blocks of latents: at d_model 8,192 some 230 MB,
+        whatever the SAE's size. An SAE whose latents depend on each other is loaded whole.
+        """
+        made = torch.zeros_like(x)
+        active = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        parts = list(zip(*(whole.split(POSITIONS) for whole in (x, made, active)), strict=True))
+        if self.config.architecture not in ELEMENTWISE:
+            sae = self._whole(x.device)
+            for residuals, out, count in parts:
+                activations = sae.encode(residuals)
+                count += (activations != 0).sum(-1)
+                out += sae.decode(activations)
+            return made, active
+        with self.open_weights() as weights:
+            columns, rows = weights.get_slice("W_enc"), weights.get_slice("W_dec")
+            for first in range(0, self.config.n_latents, BLOCK):
+                block = range(first, min(first + BLOCK, self.config.n_latents))
+                w_enc = columns[:, block.start : block.stop].float()
+                encode = self._latent_encoder(weights, w_enc, block, block).to(x.device)
+                w_dec = rows[block.start : block.stop].float().to(x.device)
+                self._check_finite("W_dec", w_dec, block)
+                if self.config.unit_decoder:
+                    w_dec = torch.nn.functional.normalize(w_dec, dim=-1)
+                for residuals, out, count in parts:
+                    activations = encode(residuals)
+                    count += (activations != 0).sum(-1)
+                    out.addmm_(activations, w_dec)
+            b_dec = weights.get_tensor("b_dec").float().to(x.device)
+        scale = self.output_scale
+        for residuals, out, _ in parts:
+            out += b_dec
+            if scale is not None:
+                out *= scale(residuals)
+            if self.config.normalisation == "layer_norm":
+                out += residuals.mean(dim=-1, keepdim=True)
+        return made, active
 
     def whole_encoder(self, device: torch.device | str = "cpu") -> EncodeFn:
         """Activations of every latent; the first use loads the whole encoder, through sae-lens.

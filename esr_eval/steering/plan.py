@@ -11,7 +11,7 @@ from esr_eval._util.files import file_sha256
 from esr_eval.errors import EsrError
 from esr_eval.sae.encoder import EncodeFn, ResidualNorm
 from esr_eval.sae.sparse import SparseSAE
-from esr_eval.spec import AddVector, Clamp, Edit, Readout
+from esr_eval.spec import AddVector, Clamp, Edit, Readout, Span
 from esr_eval.steering.edits import NO_END, LayerEdits, Term
 from esr_eval.steering.kernel import Intervention, MeanParts, Read
 from esr_eval.steering.requests import Passage, Steered
@@ -60,6 +60,27 @@ def plan_means(passages: Sequence[Passage], layer: int) -> Intervention:
     """
     reads = [
         Read((b, 0), len(p.prompt), len(p.prompt) + len(p.answer), "mean", MeanParts())
+        for b, p in enumerate(passages)
+    ]
+    return Intervention(len(passages), {}, {layer: reads}, once=True)
+
+
+def plan_residuals(passages: Sequence[Passage], layer: int) -> Intervention:
+    """What brings the unedited residuals of answers, as they are.
+
+    Args:
+        passages: The batch.
+        layer: Decoder layer whose output is read.
+    """
+    answers = Span(positions="generated")
+    reads = [
+        Read(
+            (b, 0),
+            answers.bounds(len(p.prompt), p.steering.runtime.skip_first)[0],
+            len(p.prompt) + len(p.answer),
+            "tokens",
+            None,
+        )
         for b, p in enumerate(passages)
     ]
     return Intervention(len(passages), {}, {layer: reads}, once=True)

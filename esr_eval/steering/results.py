@@ -139,6 +139,14 @@ def read_value(
     return np.asarray(value.float().numpy())
 
 
+def out_of_range(dtype: str) -> RuntimeError:
+    """The error for a residual stream, or what was read of it, that is no number."""
+    return RuntimeError(
+        "Activations came out infinite or as no number: the residual stream left the range of "
+        f"{dtype}; use -M dtype=float32 or bfloat16, or a weaker edit."
+    )
+
+
 def reading(passage: Passage, values: list[NDArray[np.float32]], counts: Counts) -> Reading:
     """What was read over a passage, with the receipt that is due.
 
@@ -146,10 +154,7 @@ def reading(passage: Passage, values: list[NDArray[np.float32]], counts: Counts)
         RuntimeError: An activation is no number.
     """
     if not all(np.isfinite(value).all() for value in values):
-        raise RuntimeError(
-            "Activations came out infinite or as no number: the residual stream left the range of "
-            f"{passage.steering.runtime.dtype}; use -M dtype=float32 or bfloat16, or a weaker edit."
-        )
+        raise out_of_range(passage.steering.runtime.dtype)
     return Reading(
         values=values,
         prompt_tokens=len(passage.prompt),
