@@ -16,7 +16,7 @@ from esr_eval._util.paths import cache_root
 from esr_eval.calibration.store import Setting, cache_folder, calibrated_strengths
 from esr_eval.data.arguments import shown, strength_of
 from esr_eval.data.labels import write_labels
-from esr_eval.dataset import Latent, load_latents, prompts
+from esr_eval.dataset import Latent, latents_at_hand, prompts
 from esr_eval.errors import EsrError
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.spec import Runtime, fingerprint
@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
 
 def _latents_option(missing: Sequence[Latent], subject: Subject, setting: Setting) -> list[str]:
     try:
-        own = load_latents(subject, None, setting.runtime)
+        own = latents_at_hand(subject, setting.runtime)
     except EsrError:
         own = []
     if set(missing) == set(own):
