@@ -39,6 +39,7 @@ NOT_RESIDUAL = {"att", "attn", "mid", "mlp", "transcoder", "transcoders", "tres"
 ON_INPUT = {"jb", "pre"}
 """Words of ids of SAEs that may be of a layer's input, the output of the layer before."""
 
+_INDEX = re.compile(r"[0-9]{1,9}")
 _BATCH = re.compile(r"batch-(\d+)\.jsonl?(\.gz)?")
 _SAE_ID = re.compile(r"(?P<layer>\d{1,3})(?:-[\w.-]{1,60})?")
 _WIDTH = re.compile(r"\d+[km]\b")
@@ -297,7 +298,7 @@ def _entry(file: Path, number: int, row: Any, names: tuple[str, str]) -> Entry:
         raise EsrError(f"{file}, row {number} has no {index_name}: {FORMS}.")
     index, label = row[index_name], row.get(label_name)
     digits = "" if isinstance(index, bool) else str(index).strip()
-    if not (isinstance(index, int | str) and re.fullmatch("[0-9]{1,9}", digits)):
+    if not (isinstance(index, int | str) and _INDEX.fullmatch(digits)):
         raise EsrError(
             f"{file}, row {number}: {index_name} is not the index of a latent (a whole number, 0 "
             "or more)."
@@ -310,13 +311,14 @@ def _entry(file: Path, number: int, row: Any, names: tuple[str, str]) -> Entry:
         raise EsrError(f"{file}, row {number}: {label_name} holds a broken character.") from None
     method = ", ".join(filter(None, (_word(row, "typeName"), _word(row, "explanationModelName"))))
     # A label is one line: graders and tables are shown it.
-    parts = (part.strip() for part in (label or "").splitlines())
-    line = " ".join(filter(None, parts))
+    line = " ".join(filter(None, map(str.strip, (label or "").splitlines())))
     return Entry(int(digits), line, _word(row, "layer"), _word(row, "modelId"), method)
 
 
 def _word(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
+    if value is None:
+        return ""
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
