@@ -189,6 +189,11 @@ def test_offline_one_sentence_tells_the_ways_out(bucket, monkeypatch):
     said = refused()
     assert "HF_HUB_OFFLINE" in said and "esr-eval latents fetch gemma-2b" in said
     assert not bucket.asked
+    runtime = RUNTIME.model_copy(
+        update={"sae": RUNTIME.sae.model_copy(update={"sae_id": "layer_20/width_16k/canonical"})}
+    )
+    with pytest.raises(EsrError, match=r"-M sae_release=gemma-.* -M sae_id=layer_20/width_16k/can"):
+        fetch_labels(GEMMA, runtime)
 
 
 def test_no_network_is_told_in_one_sentence(bucket, monkeypatch):

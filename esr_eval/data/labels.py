@@ -95,11 +95,11 @@ def _read(
 ) -> Labels:
     entries, without = labelled(entry for file, _, _ in stamps for entry in read_entries(file))
     if not entries:
-        because = f" ({without[0]})" if without else ""
+        because = f" (rows without a label: {without})" if without else ""
         raise EsrError(f"{path} lists no latents{because}: {FORMS}.")
     kept, chosen = _of_this_sae(path, entries, runtime)
     by_index, several = one_each(kept)
-    told = [*notes, *without, *chosen, *several]
+    told = [*notes, *without_label(without), *chosen, *several]
     if told:
         logger.warning("Labels of %s: %d latents; %s.", path, len(by_index), "; ".join(told))
     return Labels(by_index, tuple(told))
@@ -145,16 +145,20 @@ def missing_batches(numbers: Collection[int]) -> list[str]:
     return [f"batches missing among 0 to {last}: {len(gaps)} ({some})"]
 
 
-def labelled(entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
-    """The entries that have a label, and a note of those that have none."""
+def labelled(entries: Iterable[Entry]) -> tuple[list[Entry], int]:
+    """The entries that have a label, and how many have none."""
     kept, without = [], 0
     for entry in entries:
         if _is_blank(entry.label):
             without += 1
         else:
             kept.append(entry)
-    note = f"rows without a label (null, empty or blank) left out: {without}"
-    return kept, [note] if without else []
+    return kept, without
+
+
+def without_label(rows: int) -> list[str]:
+    """A note of the rows that have none; none where all have."""
+    return [f"rows without a label (null, empty or blank) left out: {rows}"] if rows else []
 
 
 def read_entries(file: Path, passed_over: list[str] | None = None) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 import uuid
@@ -23,7 +24,7 @@ import httpx
 import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tenacity import (
     Retrying,
     retry_if_exception_type,
@@ -41,6 +42,7 @@ from esr_eval.data.labels import (
     missing_batches,
     one_each,
     read_entries,
+    without_label,
     write_labels,
 )
 from esr_eval.errors import EsrError
@@ -151,8 +153,15 @@ class _Source(NamedTuple):
         # What a stand-in once gave is never taken for the real thing.
         base = _mirror()
         at = f"@{fingerprint({'address': base})[:8]}" if base else ""
-        name = re.sub(r"[^\w.-]+", "_", self.name.removeprefix("https://"))
-        return cache_root() / "labels" / f"{name[-120:]}{at}"
+        name = self.name.replace("/", "_")
+        if self.is_file:
+            name = f"{self.file.split('.')[0]}-{fingerprint({'file': self.name})[:8]}"
+        return cache_root() / "labels" / f"{name}{at}"
+
+    @property
+    def file(self) -> str:
+        """A file's own name."""
+        return urlsplit(self.name).path.rsplit("/", 1)[-1]
 
     def url(self, file: str) -> str:
         return self.address if self.is_file else f"{self.address}/{file}"
@@ -187,7 +196,7 @@ def fetch_labels(subject: Subject, runtime: Runtime, *, fresh: bool = False) -> 
     missing = []
     for source in _sources(subject, runtime):
         try:
-            return _fetch(source, subject, fresh)
+            return _fetch(source, subject, runtime, fresh)
         except _NotThereError as error:
             missing.append(f"{source.address} ({error})")
     if missing:
@@ -286,7 +295,7 @@ def _mirror() -> str | None:
 
 
 def _shown(name: str) -> str:
-    return name if "://" in name else f"Neuronpedia's {name}"
+    return name.rsplit("/", 1)[-1] if "://" in name else f"Neuronpedia's {name}"
 
 
 def _csv(folder: Path) -> Path:
@@ -323,13 +332,21 @@ def _kept(source: _Source) -> Fetched | None:
     return _make(source, found, origin.fetched, origin.address)
 
 
-def _fetch(source: _Source, subject: Subject, fresh: bool) -> Fetched:
+def _command(subject: Subject, runtime: Runtime) -> str:
+    words = ["esr-eval", "latents", "fetch", subject.name]
+    if runtime.sae is not None and runtime.sae != subject.sae:
+        words += ["-M", f"sae_release={runtime.sae.release}"]
+        words += ["-M", f"sae_id={runtime.sae.sae_id}"] if runtime.sae.sae_id else []
+    return f"'{shlex.join(words)}'"
+
+
+def _fetch(source: _Source, subject: Subject, runtime: Runtime, fresh: bool) -> Fetched:
     # As huggingface-hub reads it.
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise EsrError(
             f"The labels of {subject.name}'s SAE ({_shown(source.name)}) are not in the cache, and "
-            "HF_HUB_OFFLINE is set: unset it, or run 'esr-eval latents fetch "
-            f"{subject.name}' where there is a network, or {_OWN_FILE}."
+            f"HF_HUB_OFFLINE is set: unset it, or run {_command(subject, runtime)} where there is "
+            f"a network (with the same cache, {CACHE_ENV}), or {_OWN_FILE}."
         )
     folder = source.folder
     came: dict[str, _Batch] = {}
@@ -352,7 +369,7 @@ def _fetch(source: _Source, subject: Subject, fresh: bool) -> Fetched:
     except _PassingError as error:
         raise EsrError(
             f"The labels of {subject.name}'s SAE could not be fetched from {source.address} "
-            f"({error}; {len(came)} batches are there): 'esr-eval latents fetch {subject.name}' "
+            f"({error}; {len(came)} batches are there): {_command(subject, runtime)} "
             f"goes on where it ended, or {_OWN_FILE}, or name a mirror in {LABELS_URL_ENV}."
         ) from error
     except OSError as error:
@@ -437,7 +454,7 @@ def _check_end(client: httpx.Client, source: _Source, status: int, last: str, li
 def _listed(client: httpx.Client, source: _Source) -> list[str] | None:
     """The batches that the bucket lists, in order; None where it lists none of this source."""
     if source.is_file:
-        return [urlsplit(source.name).path.rsplit("/", 1)[-1]]
+        return [source.file]
     prefix, found, token = f"v1/{source.name}/", {}, ""
     base = source.address.removesuffix(f"/v1/{source.name}")
     for _ in range(MOST_PAGES):
@@ -581,7 +598,7 @@ def _make(source: _Source, came: dict[str, _Batch], fetched: str, address: str) 
         if len(own) < len(every):
             notes.append(f"rows of other SAEs left out: {len(every) - len(own)}")
     entries, without = labelled(own)
-    notes += without
+    notes += without_label(without)
     if not entries:
         raise EsrError(
             f"{address} holds no label of {source.name} ({'; '.join(notes) or 'no rows'}): "
@@ -609,8 +626,8 @@ def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.completed} batches, {task.fields[rows]} rows", markup=False),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batches, {task.fields[rows]} rows", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
