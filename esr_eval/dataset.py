@@ -15,7 +15,9 @@ from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval._util.paths import given_path
+from esr_eval._util.terminal import note
 from esr_eval.data.labels import SUFFIXES, Labels, read_labels
+from esr_eval.data.neuronpedia import Fetched, fetch_labels, kept_labels
 from esr_eval.data.trial import Condition, Strength, Trial
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, fingerprint
@@ -99,23 +101,42 @@ def load_latents(
         subject: Whose latents; it ships a list of its own or not.
         source: A CSV with the columns index_in_sae,label, or a Neuronpedia export (JSON or JSON
             lines with index and description, gzipped or not, or a folder of batches). None: the
-            subject's own.
+            subject's own, or else those published for the run's SAE, which are fetched once.
         runtime: Names the SAE of the run. None: the subject's.
 
     Raises:
-        EsrError: There is no list, or it cannot be read.
+        EsrError: There is no list, or it cannot be read or fetched.
     """
-    found = _labels(subject, source, runtime).by_index
-    return [Latent(index=index, label=label) for index, label in found.items()]
+    return _latents(_labels(subject, source, runtime))
+
+
+def _latents(labels: Labels) -> list[Latent]:
+    return [Latent(index=index, label=label) for index, label in labels.by_index.items()]
+
+
+def latents_at_hand(subject: Subject, runtime: Runtime) -> list[Latent]:
+    """The subject's own latents, or else the fetched ones in the cache; nothing is downloaded."""
+    if subject.latents is not None:
+        return load_latents(subject, None, runtime)
+    kept = kept_labels(subject, runtime)
+    return _latents(_fetched(kept, runtime)) if kept else []
+
+
+def has_fetched_labels(subject: Subject, latents: str | int | Sequence[int] | None) -> bool:
+    """Whether a run's labels are the published ones of a whole SAE, of 16,000 latents or more.
+
+    Args:
+        subject: As in `pick_latents`.
+        latents: As in `pick_latents`.
+    """
+    return subject.latents is None and file_of(latents) is None
 
 
 def _labels(subject: Subject, source: str | None, runtime: Runtime | None) -> Labels:
     source = subject.latents if source is None else source
     if source is None:
-        raise EsrError(
-            f"{subject.name} comes without labelled latents: pass -T latents=FILE.csv with the "
-            "columns index_in_sae,label, or a Neuronpedia export (JSON lines) of its SAE."
-        )
+        ours = runtime or subject.runtime()
+        return _fetched(fetch_labels(subject, ours), ours)
     try:
         path = embedded_path(source)
         there = bool(source.strip()) and path.exists()
@@ -127,6 +148,18 @@ def _labels(subject: Subject, source: str | None, runtime: Runtime | None) -> La
             "the columns index_in_sae,label, or a Neuronpedia export, as -T latents=."
         )
     return read_labels(path, runtime or subject.runtime())
+
+
+def _fetched(fetched: Fetched, runtime: Runtime) -> Labels:
+    _say_once(fetched.line())
+    found = read_labels(fetched.path, runtime)
+    notes = (*fetched.origin.notes, *found.notes)
+    return found._replace(notes=notes, origin=fetched.for_log())
+
+
+@cache
+def _say_once(line: str) -> None:
+    note(line)
 
 
 def _hint(path: Path) -> str:
@@ -200,15 +233,16 @@ def pick_latents(
 def labels_note(
     subject: Subject, latents: str | int | Sequence[int] | None, runtime: Runtime | None = None
 ) -> dict[str, Any]:
-    """What a log's metadata says of the file of labels: what was left out of it, if anything was.
+    """What a log's metadata says of the labels: where they were fetched, what was left out of them.
 
     Args:
         subject: As in `pick_latents`.
         latents: As in `pick_latents`.
         runtime: As in `pick_latents`.
     """
-    notes = _labels(subject, file_of(latents), runtime).notes
-    return {"labels": list(notes)} if notes else {}
+    found = _labels(subject, file_of(latents), runtime)
+    notes = {"labels": list(found.notes)} if found.notes else {}
+    return notes | ({"labels_source": found.origin} if found.origin else {})
 
 
 def file_of(latents: str | int | Sequence[int] | None) -> str | None:

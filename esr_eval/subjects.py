@@ -95,6 +95,12 @@ class Subject(BaseModel):
     temperature: float = 0.6
     grader: str = PAPER_GRADER
     latents: str | None = Field(default=None, description="CSV of latents and labels.")
+    labels: str | None = Field(
+        default=None,
+        description="Where its SAE's labels are published, if sae-lens's registry does not say so "
+        "(rightly): Neuronpedia's MODEL/SOURCE, or the https address of a file.",
+    )
+    labels_remark: str | None = Field(default=None, description="What users should know of them.")
     strengths: str | None = Field(default=None, description="Calibrated strengths, if shipped.")
     calibration: CalibrationPrior | None = None
     note: str | None = None
@@ -186,3 +192,11 @@ def embedded_path(reference: str) -> Path:
     if not reference.startswith("embedded:"):
         return Path(given_path(reference))
     return Path(str(resources.files("esr_eval.embedded"))) / reference.removeprefix("embedded:")
+
+
+def given_folder(ref: SAERef) -> Path | None:
+    """The folder of an SAE that is named by its path; None for one of a registry."""
+    folder = embedded_path(ref.release)
+    if ref.sae_id is not None and (folder / ref.sae_id).is_dir():
+        folder = folder / ref.sae_id
+    return folder if folder.is_dir() else None

@@ -28,6 +28,7 @@ from esr_eval.dataset import (
     draw_open_trials,
     draw_trials,
     file_of,
+    has_fetched_labels,
     labels_note,
     load_latents,
     pick_latents,
@@ -239,7 +240,8 @@ class Setup:
             return None
         file = file_of(draw.latents)
         labelled = load_latents(self.provider.subject, file, self.provider.runtime)
-        if len(labelled) <= MOST_AT_ONCE:
+        whole = has_fetched_labels(self.provider.subject, draw.latents)
+        if not whole and len(labelled) <= MOST_AT_ONCE:
             return None
         self.provider.check_latents([])
         wanted = draw.n_latents or DEFAULT_LATENTS

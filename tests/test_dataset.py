@@ -72,7 +72,8 @@ def test_labels_are_read_from_csv_and_both_neuronpedia_forms(tmp_path):
         assert load_latents(subject, str(path)) == want
 
 
-def test_a_bad_list_of_labels_is_told_in_a_sentence(tmp_path):
+def test_a_bad_list_of_labels_is_told_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
     bad = tmp_path / "bad.csv"
     bad.write_text("latent,name\n1,x\n", "utf-8")
     with pytest.raises(EsrError, match="index_in_sae,label"):

@@ -135,7 +135,8 @@ def test_latents_of_both_draws_are_calibrated_once(tmp_path):
     assert chosen.uncalibrated["calibrate"] > chosen.uncalibrated["calibrate_sweep"] == 0
 
 
-def test_a_paper_names_its_own_option_where_labels_are_missing():
+def test_a_paper_names_its_own_option_where_labels_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
     done = CliRunner().invoke(app, ["paper", "--model", "esr/gemma-2b", "--dry-run"])
     assert done.exit_code != 0
     said = " ".join(done.output.split())

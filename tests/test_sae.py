@@ -502,7 +502,7 @@ def test_every_named_subject_fits_its_own_sae(subject):
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     from esr_eval.sae.config import parse_sae_config
-    from esr_eval.sae.files import given_folder
+    from esr_eval.subjects import given_folder
 
     folder = given_folder(subject.sae)
     if folder is not None:

@@ -31,7 +31,7 @@ def cell(value: object) -> object:
 
 def uncell(text: str) -> str:
     """What `cell` was given, from a CSV that is read again."""
-    return text[1:] if _QUOTED.match(text) else text
+    return text[1:] if text.startswith("'") and _QUOTED.match(text) else text
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

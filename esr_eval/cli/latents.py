@@ -22,6 +22,43 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Latents: choose which to boost.", no_args_is_help=True)
 
 
+@app.command("fetch")
+@command
+def fetch(
+    subject: Subject,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="CSV to write them to as well."),
+        FILE_TO_WRITE,
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask for every batch again, for newer labels.")
+    ] = False,
+    model_args: ModelArgs = None,
+) -> None:
+    """Fetch the published labels of a subject's SAE, or another's (-M sae_release= -M sae_id=).
+
+    One label for each latent, as a CSV in the cache, where every task and command finds it: they
+    fetch it themselves if it is not there. Interrupted, the same command goes on. The environment
+    variable ESR_EVAL_LABELS_URL names a mirror of Neuronpedia's bucket.
+    """
+    from esr_eval.data.labels import read_labels, write_labels
+    from esr_eval.data.neuronpedia import fetch_labels
+    from esr_eval.provider.arguments import ModelArgs as Arguments
+
+    found = find_subject(subject)
+    runtime = Arguments.parse(pairs(model_args, "-M")).runtime(found)
+    fetched = fetch_labels(found, runtime, fresh=fresh)
+    tell(fetched.line())
+    for one in fetched.origin.notes:
+        tell(f"  {one}")
+    path = fetched.path
+    if out is not None:
+        write_labels(out, read_labels(path, runtime).by_index.items())
+        path = out
+    tell(path)
+
+
 @app.command("select")
 @command
 @own_options("latents", "wanted", "factor", "min_concreteness", "rule", "seed")

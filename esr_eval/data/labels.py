@@ -1,8 +1,9 @@
 """Files of labels as people have them: which latents have one, and what was left out.
 
-A CSV with the columns index_in_sae,label, or a Neuronpedia export: JSON or JSON lines, gzipped or
-not, one file or a folder of batches. What is left out or chosen among is counted and told. An
-error names the row and the column and never what the file holds, which may be anything.
+A CSV with the columns index_in_sae,label; a Neuronpedia export: JSON or JSON lines, gzipped or not,
+one file or a folder of batches; or JSON sections of `vectors` with an index and labels each. What
+is left out or chosen among is counted and told. An error names the row and the column and never
+what the file holds, which may be anything.
 """
 
 import csv
@@ -13,7 +14,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ NOT_RESIDUAL = {"att", "attn", "mid", "mlp", "transcoder", "transcoders", "tres"
 ON_INPUT = {"jb", "pre"}
 """Words of ids of SAEs that may be of a layer's input, the output of the layer before."""
 
+_INDEX = re.compile(r"[0-9]{1,9}")
 _BATCH = re.compile(r"batch-(\d+)\.jsonl?(\.gz)?")
 _SAE_ID = re.compile(r"(?P<layer>\d{1,3})(?:-[\w.-]{1,60})?")
 _WIDTH = re.compile(r"\d+[km]\b")
@@ -50,13 +52,15 @@ class Labels(NamedTuple):
     Attributes:
         by_index: Each latent's label, in the order of the file.
         notes: What was left out or chosen, a few words each; empty where nothing was.
+        origin: Where they were fetched, when and what (see `neuronpedia`); None for a given file.
     """
 
     by_index: dict[int, str]
     notes: tuple[str, ...]
+    origin: dict[str, Any] | None = None
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """One explanation; `sae` and `model` as Neuronpedia names them, empty where it does not."""
 
     latent: int
@@ -89,22 +93,13 @@ def read_labels(path: Path, runtime: Runtime) -> Labels:
 def _read(
     path: Path, stamps: tuple[tuple[Path, int, int], ...], notes: tuple[str, ...], runtime: Runtime
 ) -> Labels:
-    entries, told = [], list(notes)
-    without = 0
-    for file, _, _ in stamps:
-        for entry in _entries(file):
-            if _is_blank(entry.label):
-                without += 1
-            else:
-                entries.append(entry)
-    if without:
-        told.append(f"rows without a label (null, empty or blank) left out: {without}")
+    entries, without = labelled(entry for file, _, _ in stamps for entry in read_entries(file))
     if not entries:
         because = f" (rows without a label: {without})" if without else ""
         raise EsrError(f"{path} lists no latents{because}: {FORMS}.")
     kept, chosen = _of_this_sae(path, entries, runtime)
-    by_index, several = _one_each(kept)
-    told += [*chosen, *several]
+    by_index, several = one_each(kept)
+    told = [*notes, *without_label(without), *chosen, *several]
     if told:
         logger.warning("Labels of %s: %d latents; %s.", path, len(by_index), "; ".join(told))
     return Labels(by_index, tuple(told))
@@ -132,11 +127,7 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
             f"The folder {path} holds no labels: it needs batch-0.jsonl.gz and so on, as "
             "Neuronpedia's exports have them, or name a file."
         )
-    notes = []
-    gaps = sorted(set(range(max(found))) - set(found)) if max(found) < 10**6 else []
-    if gaps:
-        some = ", ".join(map(str, gaps[:10])) + (", ..." if len(gaps) > 10 else "")
-        notes.append(f"batches missing among 0 to {max(found)}: {len(gaps)} ({some})")
+    notes = missing_batches(found)
     if twice := [number for number, files in found.items() if len(files) > 1]:
         notes.append(f"batches that lie there twice, read once: {len(twice)}")
     if others:
@@ -144,15 +135,60 @@ def _files(path: Path) -> tuple[list[Path], list[str]]:
     return [found[number][0] for number in sorted(found)], notes
 
 
-def _entries(file: Path) -> Iterator[_Entry]:
+def missing_batches(numbers: Collection[int]) -> list[str]:
+    """A note of the batches that lack among those from 0 to the last; none where none do."""
+    last = max(numbers)
+    gaps = sorted(set(range(last)) - set(numbers)) if last < 10**6 else []
+    if not gaps:
+        return []
+    some = ", ".join(map(str, gaps[:10])) + (", ..." if len(gaps) > 10 else "")
+    return [f"batches missing among 0 to {last}: {len(gaps)} ({some})"]
+
+
+def labelled(entries: Iterable[Entry]) -> tuple[list[Entry], int]:
+    """The entries that have a label, and how many have none."""
+    kept, without = [], 0
+    for entry in entries:
+        if _is_blank(entry.label):
+            without += 1
+        else:
+            kept.append(entry)
+    return kept, without
+
+
+def without_label(rows: int) -> list[str]:
+    """A note of the rows that have none; none where all have."""
+    return [f"rows without a label (null, empty or blank) left out: {rows}"] if rows else []
+
+
+def read_entries(file: Path, passed_over: list[str] | None = None) -> Iterator[Entry]:
+    """The explanations in a file, blank ones among them.
+
+    Args:
+        file: The file; its content tells what form it has.
+        passed_over: Filled with the complaints about single rows that cannot be used, which are
+            passed over; None: the first one is raised.
+
+    Raises:
+        EsrError: The file cannot be read, or is damaged.
+    """
     text = _text(file)
     start = text.lstrip()[:1]
+    if not start and ".json" in file.name.lower():
+        return  # a batch without a latent
     if file.name.lower().removesuffix(".gz").endswith(".csv") or start not in ("[", "{"):
         rows, names = _csv_rows(file, text), COLUMNS
     else:
         rows, names = _json_rows(file, text), FIELDS
     for number, row in rows:
-        yield _entry(file, number, row, names)
+        try:
+            entry = _entry(file, number, row, names)
+        except EsrError as error:
+            if passed_over is None:
+                raise
+            passed_over.append(error.message)
+            continue
+        yield entry
 
 
 def _text(file: Path) -> str:
@@ -220,7 +256,8 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, Any]]:
             at = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise EsrError(f"{file}{at}: this is not JSON (is the file cut short?).") from None
     else:
-        yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
+        rows = whole if isinstance(whole, list) else [whole]
+        yield from enumerate(_of_sections(rows) if _has_sections(rows) else rows, 1)
         return
     # Not str.splitlines: JSON may hold U+2028 and its like as they are.
     for number, line in enumerate(text.split("\n"), 1):
@@ -235,13 +272,37 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[int, Any]]:
         yield number, entry
 
 
-def _entry(file: Path, number: int, row: Any, names: tuple[str, str]) -> _Entry:
+def _has_sections(rows: list[Any]) -> bool:
+    return bool(rows) and all(
+        isinstance(row, dict) and isinstance(row.get("vectors"), list) for row in rows
+    )
+
+
+def _of_sections(sections: list[dict[str, Any]]) -> Iterator[Any]:
+    """Rows of the form that github.com/agencyenterprise/selfie-adapters keeps labels in.
+
+    A section has metadata (the layer among them), and for each of its vectors an index and a list
+    of labels.
+    """
+    for section in sections:
+        about = section.get("metadata")
+        layer = about.get("layer") if isinstance(about, dict) else None
+        for vector in section["vectors"]:
+            labels = vector.get("labels") if isinstance(vector, dict) else None
+            if not isinstance(labels, list):
+                yield vector
+                continue
+            for label in labels or [None]:
+                yield {"index": vector.get("index"), "description": label, "layer": layer}
+
+
+def _entry(file: Path, number: int, row: Any, names: tuple[str, str]) -> Entry:
     index_name, label_name = names
     if not isinstance(row, dict) or index_name not in row:
         raise EsrError(f"{file}, row {number} has no {index_name}: {FORMS}.")
     index, label = row[index_name], row.get(label_name)
     digits = "" if isinstance(index, bool) else str(index).strip()
-    if not (isinstance(index, int | str) and re.fullmatch("[0-9]{1,9}", digits)):
+    if not (isinstance(index, int | str) and _INDEX.fullmatch(digits)):
         raise EsrError(
             f"{file}, row {number}: {index_name} is not the index of a latent (a whole number, 0 "
             "or more)."
@@ -254,13 +315,14 @@ def _entry(file: Path, number: int, row: Any, names: tuple[str, str]) -> _Entry:
         raise EsrError(f"{file}, row {number}: {label_name} holds a broken character.") from None
     method = ", ".join(filter(None, (_word(row, "typeName"), _word(row, "explanationModelName"))))
     # A label is one line: graders and tables are shown it.
-    parts = (part.strip() for part in (label or "").splitlines())
-    line = " ".join(filter(None, parts))
-    return _Entry(int(digits), line, _word(row, "layer"), _word(row, "modelId"), method)
+    line = " ".join(filter(None, map(str.strip, (label or "").splitlines())))
+    return Entry(int(digits), line, _word(row, "layer"), _word(row, "modelId"), method)
 
 
 def _word(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
+    if value is None:
+        return ""
     return str(value).strip() if isinstance(value, str | int) else ""
 
 
@@ -270,8 +332,8 @@ def _is_blank(label: str) -> bool:
 
 
 def _of_this_sae(
-    path: Path, entries: list[_Entry], runtime: Runtime
-) -> tuple[list[_Entry], list[str]]:
+    path: Path, entries: list[Entry], runtime: Runtime
+) -> tuple[list[Entry], list[str]]:
     """The entries of the runtime's SAE, as far as the file says whose they are."""
     counts = Counter((entry.model, entry.sae) for entry in entries)
     chosen = _chosen_source(path, list(counts), runtime)
@@ -349,17 +411,20 @@ def _letters(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text)
 
 
-def _one_each(entries: Sequence[_Entry]) -> tuple[dict[int, str], list[str]]:
-    """One label for each latent.
+PREFERENCE = (
+    "of a latent's labels that of the method (typeName and explanationModelName) with labels for "
+    "the most latents, of methods alike in this the first by name; of one method's the first in "
+    "the order of the files"
+)
+"""Which one `one_each` keeps."""
 
-    Of several that of the method (Neuronpedia's typeName and explanationModelName) with labels for
-    the most latents is kept, of methods alike in this the first by name; of one method's the first
-    in the file.
-    """
+
+def one_each(entries: Sequence[Entry]) -> tuple[dict[int, str], list[str]]:
+    """One label for each latent, by the rule `PREFERENCE`, and notes of what was chosen among."""
     latents_of = Counter(method for _, method in {(e.latent, e.method) for e in entries})
     # Sorted once, and Python's sort is stable: the first of a latent's entries is the one kept.
     best = sorted(entries, key=lambda e: (-latents_of[e.method], e.method))
-    kept: dict[int, _Entry] = {}
+    kept: dict[int, Entry] = {}
     repeated, unlike = 0, set()
     for entry in best:
         first = kept.setdefault(entry.latent, entry)

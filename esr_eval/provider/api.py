@@ -36,6 +36,7 @@ from esr_eval.subjects import check_layer, find_subject
 
 if TYPE_CHECKING:
     from esr_eval.backends.base import Backend
+    from esr_eval.sae.sparse import Fit
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
 
 DEFAULT_BATCH = 32
@@ -188,7 +189,7 @@ class ESRModelAPI(ModelAPI):
                         f"0 to {subject.n_latents - 1}."
                     )
 
-    async def sae_fit(self, chats: Sequence[Sequence[ChatMessage]], layer: int) -> Any:
+    async def sae_fit(self, chats: Sequence[Sequence[ChatMessage]], layer: int) -> "Fit | None":
         """How well the SAE describes a layer's residuals over answers of the model's own.
 
         Args:
@@ -196,14 +197,12 @@ class ESRModelAPI(ModelAPI):
             layer: Decoder layer whose output is read.
 
         Returns:
-            None where model and SAE are not both on this machine.
+            None where not both the model and the whole SAE are on this machine.
         """
+        from esr_eval.backends.local import LocalBackend
+
         backend = await self.ready()
-        if (
-            self.runtime.sae is None
-            or self.runtime.backend != "local"
-            or not hasattr(backend, "sae_fit")
-        ):
+        if not isinstance(backend, LocalBackend) or self.args.sae_rows is not None:
             return None
         spec = Steering(runtime=self.runtime)
         passages = [

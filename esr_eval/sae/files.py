@@ -26,7 +26,7 @@ from esr_eval.sae.config import (
     unreadable,
 )
 from esr_eval.spec import SAERef, fingerprint
-from esr_eval.subjects import embedded_path
+from esr_eval.subjects import given_folder
 
 SCALER_FILE = "activation_scaler.json"
 """What sae-lens writes beside a checkpoint whose input scale is not in its weights yet."""
@@ -93,14 +93,6 @@ def tensor_shapes(architecture: str, d_model: int, n_latents: int) -> dict[str, 
     """
     shapes = {"W_enc": (d_model, n_latents), "W_dec": (n_latents, d_model), "b_dec": (d_model,)}
     return {name: shapes.get(name, (n_latents,)) for name in ARCHITECTURES[architecture]}
-
-
-def given_folder(ref: SAERef) -> Path | None:
-    """The folder of an SAE that is named by its path; None for one of a registry."""
-    folder = embedded_path(ref.release)
-    if ref.sae_id is not None and (folder / ref.sae_id).is_dir():
-        folder = folder / ref.sae_id
-    return folder if folder.is_dir() else None
 
 
 def local_folder(ref: SAERef) -> Path | None:

@@ -19,9 +19,10 @@ from esr_eval._util.files import folder_digest
 from esr_eval.errors import EsrError
 from esr_eval.sae.config import WEIGHTS_FILE, SAEConfig
 from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread
-from esr_eval.sae.files import converted, given_folder, read_sae_config
+from esr_eval.sae.files import converted, read_sae_config
 from esr_eval.sae.rows import RowsFile
 from esr_eval.spec import SAERef
+from esr_eval.subjects import given_folder
 
 ELEMENTWISE = frozenset({"standard", "jumprelu"})
 """Architectures whose activation of one latent needs that latent's encoder row alone."""
