@@ -78,8 +78,7 @@ def detectors(
 ) -> None:
     """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
     from esr_eval._util.terminal import Terminal
-    from esr_eval.detectors.discovery import find_detectors
-    from esr_eval.detectors.report import check_rule, write_detector_file
+    from esr_eval.detectors.discovery import check_rule, find_detectors, write_detector_file
     from esr_eval.report.detectors import detector_table
 
     wanted = check_rule(rule)

@@ -3,8 +3,7 @@
 import pandas as pd
 
 from esr_eval.data.arguments import RuleName as Rule
-from esr_eval.detectors.discovery import find_detectors
-from esr_eval.detectors.report import RULES, DetectorReport
+from esr_eval.detectors.discovery import RULES, DetectorReport, find_detectors
 from esr_eval.errors import EsrError
 from esr_eval.logs.stored import StoredLog
 from esr_eval.report.evidence import Evidence
