@@ -21,7 +21,7 @@ from esr_eval.report.agreement import agreement_frame, agreement_of, judge_table
 from esr_eval.scorers.agreement import agreement
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
-from esr_eval.stats.bootstrap import clustered_kappa
+from esr_eval.stats.comparisons import clustered_kappa
 
 RESTART = (
     "Fire burns in the hearth {}. Wait, that's not right. Let me start over. Add the numerators."

@@ -1,4 +1,4 @@
-"""Off-topic detectors: activations of a discovery log, both rules applied, the report and its file."""
+"""Off-topic detectors: a discovery log's activations, both rules applied, the file of it."""
 
 import json
 from collections.abc import Callable

@@ -23,7 +23,7 @@ from esr_eval.report.section import Part, Section, unusable
 from esr_eval.report.table import Table
 from esr_eval.report.text import count, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
-from esr_eval.stats.bootstrap import clustered_kappa
+from esr_eval.stats.comparisons import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate
 from esr_eval.text import one_line
 
