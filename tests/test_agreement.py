@@ -15,7 +15,7 @@ from scoring import DATA, TASK, examples, grader, run, trial, verdict
 from esr_eval._util.spreadsheet import write_frame
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.logs.judged import Judged, Verdict, choose_judged, read_judged
+from esr_eval.logs.replay import Judged, Verdict, choose_judged, read_judged
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.report.agreement import agreement_frame, agreement_of, judge_table, pair_table
 from esr_eval.scorers.agreement import agreement
