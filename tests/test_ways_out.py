@@ -20,9 +20,8 @@ from esr_eval.data.labels import write_labels
 from esr_eval.dataset import Latent, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.report.page import render
-from esr_eval.report.section import Section
-from esr_eval.report.table import RULE, Alarm, Column
-from esr_eval.report.table import Table as OneTable
+from esr_eval.report.section import RULE, Alarm, Column, Section
+from esr_eval.report.section import Table as OneTable
 from esr_eval.subjects import find_subject
 from esr_eval.text import harmless, one_line
 

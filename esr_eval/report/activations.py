@@ -18,17 +18,22 @@ from esr_eval.episodes.regions import (
 from esr_eval.episodes.traces import Trace, TraceLog, read_traces
 from esr_eval.errors import EsrError
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
+from esr_eval.report.evidence import Evidence, unusable
 from esr_eval.report.plots import embed, look, trace_figure
 from esr_eval.report.section import (
+    RULE,
+    Cell,
+    Column,
     Part,
     Picture,
     Pictures,
     Section,
-    unusable,
+    Table,
+    certainty,
+    count,
+    p_value,
+    with_interval,
 )
-from esr_eval.report.table import RULE, Cell, Column, Table
-from esr_eval.report.text import certainty, count, p_value, with_interval
 from esr_eval.text import one_line
 
 TITLES = {

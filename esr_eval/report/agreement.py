@@ -18,10 +18,8 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.reading import Note, read_each, reading
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section, unusable
-from esr_eval.report.table import Table
-from esr_eval.report.text import count, with_interval
+from esr_eval.report.evidence import Evidence, unusable
+from esr_eval.report.section import Part, Section, Table, count, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 from esr_eval.stats.comparisons import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate

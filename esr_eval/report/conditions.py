@@ -8,9 +8,7 @@ import pandas as pd
 from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
 from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, count, mean, percent
+from esr_eval.report.section import NONE, Part, Section, Table, count, mean, percent
 from esr_eval.scorers.metrics import scale_doubt
 from esr_eval.text import one_line
 

@@ -6,10 +6,8 @@ from esr_eval.data.arguments import RuleName as Rule
 from esr_eval.detectors.discovery import RULES, DetectorReport, find_detectors
 from esr_eval.errors import EsrError
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section, unusable
-from esr_eval.report.table import Column, Table
-from esr_eval.report.text import count
+from esr_eval.report.evidence import Evidence, unusable
+from esr_eval.report.section import Column, Part, Section, Table, count
 from esr_eval.text import one_line
 
 ASKED = {

@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC
-from esr_eval.logs.stored import StoredLog
+from esr_eval.logs.stored import StoredLog, without_place
 from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
 from esr_eval.stats.means import Difference, mean_difference
+from esr_eval.text import one_line
 
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")
@@ -120,3 +122,8 @@ def _corrected(found: list[Compared]) -> list[Compared]:
     adjusted = holm({name: [one.p_value for one in own] for name, own in families.items()})
     rest = {name: iter(values) for name, values in adjusted.items()}
     return [replace(one, holm=next(rest[one.main.name])) for one in found]
+
+
+def unusable(log: StoredLog, error: EsrError) -> str:
+    """What is told in place of an answer where a log's activations or verdicts cannot be used."""
+    return f"{one_line(log.condition)}: {one_line(without_place(error.message, log.path), 300)}"

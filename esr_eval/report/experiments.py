@@ -9,9 +9,19 @@ from esr_eval.data.experiments import EXPERIMENTS, Experiment
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import TITLES
 from esr_eval.report.evidence import Compared, Evidence
-from esr_eval.report.section import Block, Paragraph, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, certainty, count, mean, p_value, percent, with_interval
+from esr_eval.report.section import (
+    NONE,
+    Block,
+    Paragraph,
+    Section,
+    Table,
+    certainty,
+    count,
+    mean,
+    p_value,
+    percent,
+    with_interval,
+)
 from esr_eval.text import one_line
 
 _ARGUMENTS = {

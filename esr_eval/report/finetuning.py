@@ -8,9 +8,18 @@ from esr_eval.logs.measures import HOLISTIC, Measured
 from esr_eval.report.adapters import Boosted, Finetuning, Unboosted, finetuning_of
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.plots import curves
-from esr_eval.report.section import Part, Picture, Pictures, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, count, mean, percent, with_interval
+from esr_eval.report.section import (
+    NONE,
+    Part,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    count,
+    mean,
+    percent,
+    with_interval,
+)
 from esr_eval.stats.comparisons import PairedComparison
 from esr_eval.text import one_line
 

@@ -20,8 +20,7 @@ from esr_eval.report.experiments import experiments_section, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
-from esr_eval.report.section import Section
-from esr_eval.report.text import count
+from esr_eval.report.section import Section, count
 from esr_eval.text import harmless, one_line
 
 GENERATOR = "esr-eval report"

@@ -10,7 +10,7 @@ import numpy as np
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import TrialKey, read_values, shared_trials
 from esr_eval.logs.reading import Note, read_each
-from esr_eval.report.table import Table
+from esr_eval.report.section import Table
 from esr_eval.stats.power import (
     PUBLISHED_LATENTS,
     PUBLISHED_TRIALS,

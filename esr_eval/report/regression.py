@@ -8,8 +8,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_condition, scorers_of
 from esr_eval.logs.reading import Note, read_each
 from esr_eval.report.changes import DIRECTIONS, METRICS, Change, Metric, change_of, judge, values_of
-from esr_eval.report.table import RULE, Alarm, Cell, Column, Table
-from esr_eval.report.text import with_interval
+from esr_eval.report.section import RULE, Alarm, Cell, Column, Table, with_interval
 from esr_eval.stats.comparisons import RESAMPLES
 from esr_eval.text import one_line
 

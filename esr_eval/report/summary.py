@@ -9,8 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from esr_eval.logs.conditions import Condition, shared_trials, told_reasons
-from esr_eval.report.table import RULE, Cell, Table
-from esr_eval.report.text import with_interval
+from esr_eval.report.section import RULE, Cell, Table, with_interval
 from esr_eval.stats.means import clustered_mean
 from esr_eval.text import one_line
 
