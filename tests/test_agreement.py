@@ -12,7 +12,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import score
 from scoring import DATA, TASK, examples, grader, run, trial, verdict
 
-from esr_eval._util.spreadsheet import write_frame
+from esr_eval._util.output import write_frame
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import Judged, Verdict, choose_judged, read_judged

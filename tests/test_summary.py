@@ -15,7 +15,7 @@ from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
-from esr_eval._util.spreadsheet import write_frame
+from esr_eval._util.output import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
 from esr_eval.report.summary import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from esr_eval._util.spreadsheet import write_frame
+from esr_eval._util.output import write_frame
 from esr_eval.data.experiments import EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, conditions_of, told_reasons
