@@ -1,8 +1,9 @@
 """What sections are made from: conditions, and each against the main run, trial by trial."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import pandas as pd
 
@@ -10,11 +11,21 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC, TITLES
 from esr_eval.logs.stored import StoredLog, without_place
-from esr_eval.report.section import NONE, Section, Table, certainty, count, p_value, with_interval
+from esr_eval.report.section import (
+    NONE,
+    Section,
+    Table,
+    certainty,
+    count,
+    p_value,
+    points,
+    with_interval,
+)
 from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
 from esr_eval.stats.means import Difference, mean_difference
 from esr_eval.text import one_line
 
+T = TypeVar("T")
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")
 
@@ -127,9 +138,16 @@ def _corrected(found: list[Compared]) -> list[Compared]:
     return [replace(one, holm=next(rest[one.main.name])) for one in found]
 
 
-def unusable(log: StoredLog, error: EsrError) -> str:
-    """What is told in place of an answer where a log's activations or verdicts cannot be used."""
-    return f"{one_line(log.condition)}: {one_line(without_place(error.message, log.path), 300)}"
+def usable(
+    logs: Sequence[StoredLog], read: Callable[[str], T], answers: list[str]
+) -> Iterator[tuple[StoredLog, T]]:
+    """Read logs; where activations or verdicts cannot be used, why not stands as the answer."""
+    for log in logs:
+        try:
+            yield log, read(log.path)
+        except EsrError as error:
+            why = one_line(without_place(error.message, log.path), 300)
+            answers.append(f"{one_line(log.condition)}: {why}")
 
 
 _LEVEL = 0.05
@@ -182,10 +200,8 @@ def _answer(compared: list[Compared]) -> str:
 
 def _difference(one: Compared) -> str:
     if one.rate is not None:
-        found = one.rate.difference
-        return with_interval(found.value, found.low, found.high, "+.1f", " points", 100)
-    assert one.score is not None
-    return with_interval(one.score.value, one.score.low, one.score.high, "+.1f")
+        return points(one.rate.difference)
+    return with_interval(one.score, "+.1f")
 
 
 def _row(one: Compared) -> tuple[str, ...]:
@@ -194,8 +210,7 @@ def _row(one: Compared) -> tuple[str, ...]:
             f"{100 * found.estimate.value:.1f} % ({found.hits:,})"
             for found in (one.rate.first, one.rate.second)
         )
-        ratio = one.rate.ratio
-        shown = NONE if ratio is None else with_interval(ratio.value, ratio.low, ratio.high, ".2f")
+        shown = with_interval(one.rate.ratio, ".2f")
     else:
         before, after, shown = *_means(one), NONE
     return (

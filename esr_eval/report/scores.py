@@ -16,6 +16,7 @@ from esr_eval.report.section import (
     count,
     mean,
     percent,
+    trials,
 )
 from esr_eval.stats.rates import Floats
 from esr_eval.text import one_line
@@ -162,7 +163,7 @@ def _level_table(one: Condition, levels: Levels) -> Table:
             (
                 f"{level:+.2f} SD",
                 f"{strength:.4g}",
-                f"{n.n:,}" if (n := found.get("multi_attempt")) else "0",
+                trials(found.get("multi_attempt")),
                 percent(found.get("multi_attempt")),
                 percent(found.get("esr")),
                 percent(found.get("improved")),

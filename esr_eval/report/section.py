@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -14,47 +14,58 @@ if TYPE_CHECKING:
     from esr_eval.logs.measures import Measured
 
 
-def with_interval(
-    value: float,
-    low: float | None,
-    high: float | None,
-    form: str,
-    unit: str = "",
-    scale: float = 1,
-) -> str:
-    """A number and, where there is one, its interval, such as `7.4 % (6.6 to 8.3)`.
+class Bounded(Protocol):
+    """A number with its interval, whose bounds are None or NaN where there is none."""
 
-    Parentheses, since rich reads square brackets as markup.
-
-    Args:
-        value: The number.
-        low: Lower bound; None or NaN where there is none.
-        high: Upper bound.
-        form: How all three are formatted.
-        unit: What stands behind the number.
-        scale: What all three are multiplied by, 100 for percent.
-    """
-    text = f"{scale * value:{form}}{unit}"
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return text
-    return f"{text} ({scale * low:{form}} to {scale * high:{form}})"
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
 
 
 NONE = "–"
 
 
-def percent(measured: "Measured | None") -> str:
+def with_interval(found: Bounded | None, form: str, unit: str = "", scale: float = 1) -> str:
+    """A number and, where there is one, its interval, such as `7.4 % (6.6 to 8.3)`.
+
+    Parentheses, since rich reads square brackets as markup.
+
+    Args:
+        found: The number; None where it is not defined.
+        form: How it and its bounds are formatted.
+        unit: What stands behind the number.
+        scale: What all three are multiplied by, 100 for percent.
+    """
+    if found is None:
+        return NONE
+    low, high = found.low, found.high
+    text = f"{scale * found.value:{form}}{unit}"
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return text
+    return f"{text} ({scale * low:{form}} to {scale * high:{form}})"
+
+
+def percent(rate: Bounded | None) -> str:
     """A rate in percent, such as `7.4 % (6.6 to 8.3)`."""
-    if measured is None:
-        return NONE
-    return with_interval(measured.value, measured.low, measured.high, ".1f", " %", 100)
+    return with_interval(rate, ".1f", " %", 100)
 
 
-def mean(measured: "Measured | None") -> str:
+def points(change: Bounded | None) -> str:
+    """A difference of rates, such as `+19.8 points (9.4 to 32.3)`."""
+    return with_interval(change, "+.1f", " points", 100)
+
+
+def mean(score: Bounded | None) -> str:
     """A mean score, such as `26.3 (25.1 to 27.5)`."""
-    if measured is None:
-        return NONE
-    return with_interval(measured.value, measured.low, measured.high, ".1f")
+    return with_interval(score, ".1f")
+
+
+def trials(measured: "Measured | None") -> str:
+    """How many trials a number was taken over."""
+    return f"{measured.n:,}" if measured else "0"
 
 
 def p_value(value: float | None) -> str:

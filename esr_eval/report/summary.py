@@ -1,7 +1,7 @@
 """Metric tables of several logs side by side, and their differences trial by trial."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from esr_eval.logs.conditions import Condition, shared_trials, told_reasons
-from esr_eval.report.section import RULE, Cell, Table, with_interval
+from esr_eval.logs.measures import Measured
+from esr_eval.report.section import RULE, Cell, Table, mean, percent, with_interval
 from esr_eval.stats.means import clustered_mean
 from esr_eval.text import one_line
 
@@ -40,18 +41,7 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean of first score (second run) minus first score (first run) over shared trials."""
-
-    difference: float
-    low: float | None
-    high: float | None
-    trials: int
-    clusters: int
-
-
-def paired_difference(first: Condition, second: Condition) -> PairedDifference | None:
+def paired_difference(first: Condition, second: Condition) -> Measured | None:
     """How far the second run's first-attempt scores lie from the first's, on the same trials.
 
     Trials pair by latent, topic, seed and epoch; those without a score in either run drop out.
@@ -60,8 +50,9 @@ def paired_difference(first: Condition, second: Condition) -> PairedDifference |
     before, after, latents = shared_trials(*scores)
     if not len(latents):
         return None
-    mean, low, high = clustered_mean(after - before, latents.tolist())
-    return PairedDifference(mean, low, high, len(latents), len(set(latents.tolist())))
+    return Measured(
+        *clustered_mean(after - before, latents.tolist()), len(latents), len(set(latents.tolist()))
+    )
 
 
 def metric_table(runs: Sequence[Condition]) -> Table:
@@ -82,8 +73,8 @@ def pair_table(runs: Sequence[Condition]) -> Table | None:
     rows: list[tuple[Cell, ...]] = [
         (
             name,
-            with_interval(pair.difference, pair.low, pair.high, "+.1f"),
-            pair.trials,
+            with_interval(pair, "+.1f"),
+            pair.n,
             pair.clusters,
         )
         for name, pair in _pairs(runs)
@@ -123,10 +114,10 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
         rows.append(
             {
                 "log": name,
-                "total": pair.trials,
-                "completed": pair.trials,
+                "total": pair.n,
+                "completed": pair.n,
                 "metric": "first_score_difference",
-                "value": pair.difference,
+                "value": pair.value,
                 "low": pair.low,
                 "high": pair.high,
             }
@@ -143,7 +134,7 @@ def short_names(runs: Sequence[Condition]) -> list[str]:
     ]
 
 
-def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, PairedDifference]]:
+def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, Measured]]:
     names = short_names(runs)
     for (name, run), (other_name, other) in combinations(zip(names, runs, strict=True), 2):
         found = paired_difference(other, run)
@@ -176,5 +167,4 @@ def _shown(run: Condition, row: Row) -> str | None:
     found = run.recorded.get(row.key)
     if found is None:
         return None
-    unit, scale = (" %", 100) if row.is_rate else ("", 1)
-    return with_interval(found.value, found.low, found.high, ".1f", unit, scale)
+    return percent(found) if row.is_rate else mean(found)
