@@ -115,7 +115,7 @@ def power(
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
     from esr_eval._util.output import Terminal
-    from esr_eval.report.planning import clustering_of_logs, power_table
+    from esr_eval.report.summary import clustering_of_logs, power_table
     from esr_eval.stats.power import (
         ASSUMED_ICC,
         ASSUMED_LATENT_CORRELATION,

@@ -21,14 +21,7 @@ from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_w
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
-from esr_eval.report.section import (
-    Block,
-    Paragraph,
-    Section,
-    count,
-    mean,
-    percent,
-)
+from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
 from esr_eval.text import harmless, one_line
 
 GENERATOR = "esr-eval report"
