@@ -1,7 +1,7 @@
 """Names, labels and paths on their way out: whatever they hold, they are shown and never obeyed.
 
-Each medium has one way out that uses this: `terminal` (sentences and tables), `spreadsheet` (CSV),
-the report's page (which escapes HTML besides). The Inspect viewer's markdown has
+Each medium has one way out that uses this: `esr_eval._util.output` (terminal and CSV), the
+report's page (which escapes HTML besides). The Inspect viewer's markdown has
 `esr_eval.scorers.trials.plain`.
 """
 

@@ -6,10 +6,10 @@ from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, ModelOutput
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval._util.terminal import note
+from esr_eval._util.output import note
 from esr_eval.data.arguments import Names, Number, Seed, Sources, Whole, checked
 from esr_eval.errors import EsrError
-from esr_eval.logs.judged import CROSS_JUDGE, Judged, choose_judged, read_judged
+from esr_eval.logs.replay import CROSS_JUDGE, Judged, choose_judged, read_judged
 from esr_eval.scorers.agreement import (
     CLUSTER,
     RECORD,

@@ -12,16 +12,16 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import score
 from scoring import DATA, TASK, examples, grader, run, trial, verdict
 
-from esr_eval._util.spreadsheet import write_frame
+from esr_eval._util.output import write_frame
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
-from esr_eval.logs.judged import Judged, Verdict, choose_judged, read_judged
+from esr_eval.logs.replay import Judged, Verdict, choose_judged, read_judged
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.report.agreement import agreement_frame, agreement_of, judge_table, pair_table
 from esr_eval.scorers.agreement import agreement
 from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.rubric import parse_request
-from esr_eval.stats.bootstrap import clustered_kappa
+from esr_eval.stats.comparisons import clustered_kappa
 
 RESTART = (
     "Fire burns in the hearth {}. Wait, that's not right. Let me start over. Add the numerators."

@@ -14,9 +14,13 @@ from esr_eval._util.paths import CACHE_ENV
 from esr_eval.cli import app
 from esr_eval.dataset import prompts
 from esr_eval.detectors.choice import load_detectors, published_sets
-from esr_eval.detectors.discovery import find_detectors, read_discovery
+from esr_eval.detectors.discovery import (
+    find_detectors,
+    read_detector_file,
+    read_discovery,
+    write_detector_file,
+)
 from esr_eval.detectors.pairs import derangement, paired_dataset, read_pairs
-from esr_eval.detectors.report import read_detector_file, write_detector_file
 from esr_eval.detectors.statistics import (
     Pairs,
     latent_statistics,

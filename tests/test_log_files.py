@@ -24,9 +24,8 @@ from esr_eval.logs.conditions import (
     read_scored,
     read_values,
 )
-from esr_eval.logs.judged import read_judged
 from esr_eval.logs.reading import planned_of, read_each, reading
-from esr_eval.logs.replay import read_responses, replay_log
+from esr_eval.logs.replay import read_judged, read_responses, replay_log
 from esr_eval.logs.stored import read_logs, read_stored
 from esr_eval.paper.run import finished
 from esr_eval.report.agreement import agreement_of

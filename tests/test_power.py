@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from esr_eval.cli import app
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import TrialKey
-from esr_eval.report.planning import observed_clustering, observed_pair_clustering
+from esr_eval.report.summary import observed_clustering, observed_pair_clustering
 from esr_eval.stats.comparisons import pooled_t_test, sign_flip_test
 from esr_eval.stats.power import Design, design_effect, latents_needed, power
 

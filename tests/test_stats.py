@@ -7,8 +7,8 @@ from inspect_ai.scorer import SampleScore, Score, ci_wilson
 
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import TrialKey, shared_trials
-from esr_eval.stats.bootstrap import bootstrap_intervals
 from esr_eval.stats.comparisons import (
+    bootstrap_intervals,
     compare_pairs,
     compare_unpaired,
     holm,

@@ -15,7 +15,7 @@ from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
 from simulation import LABELS, MODEL, SUBJECT, install
 
-from esr_eval._util.spreadsheet import write_frame
+from esr_eval._util.output import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
 from esr_eval.report.summary import (
@@ -115,7 +115,7 @@ def test_every_row_is_a_metric_of_the_scorer() -> None:
 def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[Condition]) -> None:
     pair = paired_difference(runs[1], runs[0])
     assert pair is not None
-    assert (pair.trials, pair.clusters) == (12, 2)
+    assert (pair.n, pair.clusters) == (12, 2)
     scores = []
     for log in logs:
         samples = read_eval_log(str(log)).samples
@@ -128,8 +128,8 @@ def test_paired_difference_is_over_the_same_trials(logs: list[Path], runs: list[
             }
         )
     by_hand = [scores[0][k]["first_score"] - scores[1][k]["first_score"] for k in scores[0]]  # type: ignore[call-overload,index]
-    assert pair.difference == pytest.approx(np.mean(by_hand))
-    assert pair.difference < -20
+    assert pair.value == pytest.approx(np.mean(by_hand))
+    assert pair.value < -20
     table = pair_table(runs)
     assert table is not None and "steered minus llama-8b unsteered" in printed(table)
 

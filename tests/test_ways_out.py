@@ -12,17 +12,15 @@ import pytest
 from rich.table import Table
 
 from esr_eval._util.files import write_whole
-from esr_eval._util.spreadsheet import cell, uncell, write_csv, write_frame
-from esr_eval._util.terminal import Terminal, note, tell
+from esr_eval._util.output import Terminal, cell, note, tell, uncell, write_csv, write_frame
 from esr_eval.calibration.store import load_bundle
 from esr_eval.cli.running import strength_table
 from esr_eval.data.labels import write_labels
 from esr_eval.dataset import Latent, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.report.page import render
-from esr_eval.report.section import Section
-from esr_eval.report.table import RULE, Alarm, Column
-from esr_eval.report.table import Table as OneTable
+from esr_eval.report.section import RULE, Alarm, Column, Section
+from esr_eval.report.section import Table as OneTable
 from esr_eval.subjects import find_subject
 from esr_eval.text import harmless, one_line
 
@@ -155,7 +153,7 @@ def test_nothing_goes_out_another_way():
     ways = re.compile(
         r"rich\.markup|rich\.console import|typer\.echo|click\.echo|\.to_csv\(|csv\.writer\("
     )
-    homes = {"terminal.py", "spreadsheet.py"}
+    homes = {"output.py"}
     sources = [p for d in ("esr_eval", "scorers", "tasks") for p in (ROOT / d).rglob("*.py")]
     found = [p.name for p in sources if p.name not in homes and ways.search(p.read_text("utf-8"))]
     assert len(sources) > 100 and not found

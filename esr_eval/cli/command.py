@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
-from esr_eval._util.terminal import tell
+from esr_eval._util.output import tell
 from esr_eval.data.arguments import check, shown
 from esr_eval.errors import EsrError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval._util.terminal import note, tell
+from esr_eval._util.output import note, tell
 from esr_eval.cli.command import command
 from esr_eval.data.arguments import A_FEW, PERCENT, PROBABILITY, SHARE
 from esr_eval.errors import EsrError
@@ -56,7 +56,7 @@ def compare(
     Exit status: 0, nothing is worse; 1, regression; 2, no verdict: a log cannot be read, or the
     two do not measure the same thing.
     """
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal
     from esr_eval.report.regression import change_table, compare_logs, read_logs, read_metrics
 
     metrics, completed = read_metrics(worse or [], margin or [])
@@ -114,8 +114,8 @@ def power(
     alpha: Annotated[float, typer.Option(help="Level of the two-sided test."), PROBABILITY] = 0.05,
 ) -> None:
     """Tell how many trials and latents it takes to see a rate fall."""
-    from esr_eval._util.terminal import Terminal
-    from esr_eval.report.planning import clustering_of_logs, power_table
+    from esr_eval._util.output import Terminal
+    from esr_eval.report.summary import clustering_of_logs, power_table
     from esr_eval.stats.power import (
         ASSUMED_ICC,
         ASSUMED_LATENT_CORRELATION,

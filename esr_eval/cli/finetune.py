@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esr_eval._util.terminal import note, tell
+from esr_eval._util.output import note, tell
 from esr_eval.cli.command import command, own_options, pairs
 from esr_eval.cli.options import (
     Csv,
@@ -241,7 +241,7 @@ def sweep(
     The estimate comes first, a table of restarts and of their cost last. Interrupted, the same
     command goes on where it stopped; with further --mixes and the same --count it adds them.
     """
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal
     from esr_eval.finetune.examples import read_examples
     from esr_eval.paper.sweep import Sizes, all_steps, plan, read_mixes, run, training_lines
     from esr_eval.subjects import find_subject
@@ -302,8 +302,7 @@ def table(
 
 def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
     """Tell what tuned subjects do under the boost, and what their training costs."""
-    from esr_eval._util.spreadsheet import write_frame
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import conditions_of
     from esr_eval.logs.stored import read_logs
     from esr_eval.report.adapters import finetuning_of

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.terminal import Terminal, tell
+from esr_eval._util.output import Terminal, tell
 from esr_eval.cli.command import command, own_options, pairs
 from esr_eval.cli.options import Grader, LogDir, ModelArgs, Subject
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, PERCENT

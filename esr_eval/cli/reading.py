@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval._util.terminal import note, tell
+from esr_eval._util.output import note, tell
 from esr_eval.cli.command import command
 from esr_eval.cli.options import Csv
 from esr_eval.data.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, SHARE
@@ -20,8 +20,7 @@ def summary(
     csv: Csv = None,
 ) -> None:
     """Print the metrics of logs side by side, and paired differences where they share trials."""
-    from esr_eval._util.spreadsheet import write_frame
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
     from esr_eval.scorers.metrics import scale_doubt
@@ -77,9 +76,8 @@ def detectors(
     ] = 25,
 ) -> None:
     """Find off-topic detectors in a discovery log; the file holds the sets of both rules."""
-    from esr_eval._util.terminal import Terminal
-    from esr_eval.detectors.discovery import find_detectors
-    from esr_eval.detectors.report import check_rule, write_detector_file
+    from esr_eval._util.output import Terminal
+    from esr_eval.detectors.discovery import check_rule, find_detectors, write_detector_file
     from esr_eval.report.detectors import detector_table
 
     wanted = check_rule(rule)
@@ -97,8 +95,7 @@ def activations(
     csv: Csv = None,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
-    from esr_eval._util.spreadsheet import write_frame
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal, write_frame
     from esr_eval.episodes.regions import latent_effects, region_statistics
     from esr_eval.episodes.traces import read_traces
     from esr_eval.logs.reading import read_only
@@ -134,8 +131,7 @@ def agreement(
     csv: Csv = None,
 ) -> None:
     """Print how far judges of the same responses agree, pair by pair."""
-    from esr_eval._util.spreadsheet import write_frame
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal, write_frame
     from esr_eval.report.agreement import agreement_frame, agreements_of, judge_table, pair_table
 
     reports = agreements_of(logs, note)

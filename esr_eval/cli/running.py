@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.terminal import Terminal
+from esr_eval._util.output import Terminal
 from esr_eval.cli.command import command, own_options, pairs, with_pairs
 from esr_eval.cli.options import (
     DryRun,
@@ -138,7 +138,7 @@ def paper(
     """
     from dataclasses import replace
 
-    from esr_eval._util.terminal import Terminal
+    from esr_eval._util.output import Terminal
     from esr_eval.paper.choices import OFFLINE_SECOND_JUDGE, choose, identity
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import left_out, plan_steps
@@ -215,7 +215,7 @@ def agreed(
     Raises:
         EsrError: The folder holds another run.
     """
-    from esr_eval._util.terminal import note
+    from esr_eval._util.output import note
     from esr_eval.paper.estimate import estimate, estimate_table
     from esr_eval.paper.run import finished
 

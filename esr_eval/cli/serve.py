@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from esr_eval._util.terminal import tell
+from esr_eval._util.output import tell
 from esr_eval.cli.command import command
 from esr_eval.data.arguments import AT_LEAST_ONE, DTYPE, PORT
 

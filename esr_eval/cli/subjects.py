@@ -1,7 +1,7 @@
 """The named subjects as a table: what each needs, and whether this machine can hold it."""
 
 from esr_eval.model.weights import HEADROOM, gpu_memory_gib, main_memory_gib
-from esr_eval.report.table import Column, Table
+from esr_eval.report.section import Column, Table
 from esr_eval.subjects import Subject, subjects
 
 

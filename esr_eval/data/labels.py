@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esr_eval._util.spreadsheet import uncell, write_csv
+from esr_eval._util.output import uncell, write_csv
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 

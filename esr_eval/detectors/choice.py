@@ -10,11 +10,12 @@ from typing import Any
 
 from esr_eval._util.paths import given_path
 from esr_eval.data.arguments import RuleName
-from esr_eval.detectors.report import (
+from esr_eval.detectors.discovery import (
     Detector,
     DetectorReport,
     RuleResult,
     check_rule,
+    find_detectors,
     read_detector_file,
 )
 from esr_eval.errors import EsrError
@@ -112,8 +113,6 @@ def _indices(source: str | int | Sequence[int]) -> tuple[int, ...] | None:
 def _report(path: Path, source: str) -> DetectorReport:
     if path.suffix.lower() == ".json" and not _is_json_log(path):
         return read_detector_file(path)
-    from esr_eval.detectors.discovery import find_detectors
-
     return find_detectors(source)
 
 

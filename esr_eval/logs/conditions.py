@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 
 from esr_eval.data.experiments import Experiment, current_id
 from esr_eval.errors import EsrError
-from esr_eval.logs.measures import (
-    HOLISTIC,
-    HOLISTIC_MEANS,
-    HOLISTIC_RATES,
-    Measured,
-    measure,
-)
+from esr_eval.logs.measures import HOLISTIC, HOLISTIC_MEANS, HOLISTIC_RATES, Measured, measure
 from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, reading
 from esr_eval.logs.stored import StoredLog, read_stored
 from esr_eval.scorers.attempts import MEANS, RATES

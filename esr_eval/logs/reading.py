@@ -202,7 +202,9 @@ def _counted(tries: list[_Log], read: Callable[[str], T], note: Note) -> Iterato
         note(f"{were} left out: retried as {best.path}: {names}.")
 
 
-def read_trial(path: str | Path, sample: EvalSampleSummary | EvalSample) -> Trial:
+def read_trial(
+    path: str | Path, sample: EvalSampleSummary | EvalSample, way_out: str = "."
+) -> Trial:
     """The trial of a log's sample.
 
     Raises:
@@ -211,7 +213,7 @@ def read_trial(path: str | Path, sample: EvalSampleSummary | EvalSample) -> Tria
     try:
         return Trial.model_validate(sample.metadata)
     except ValidationError:
-        raise EsrError(f"Sample {sample.id} of {path} carries no ESR trial.") from None
+        raise EsrError(f"Sample {sample.id} of {path} carries no ESR trial{way_out}") from None
 
 
 def source_of(header: EvalLog) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esr_eval._util.terminal import note
+from esr_eval._util.output import note
 from esr_eval.dataset import pick_latents
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import CARD_FILE, read_facts

@@ -16,19 +16,24 @@ from esr_eval.episodes.regions import (
     region_statistics,
 )
 from esr_eval.episodes.traces import Trace, TraceLog, read_traces
-from esr_eval.errors import EsrError
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
+from esr_eval.report.evidence import Evidence, usable
 from esr_eval.report.plots import embed, look, trace_figure
 from esr_eval.report.section import (
+    RULE,
+    Cell,
+    Column,
     Part,
     Picture,
     Pictures,
     Section,
-    unusable,
+    Table,
+    certainty,
+    count,
+    p_value,
+    with_interval,
 )
-from esr_eval.report.table import RULE, Cell, Column, Table
-from esr_eval.report.text import certainty, count, p_value, with_interval
+from esr_eval.stats.rates import Estimate
 from esr_eval.text import one_line
 
 TITLES = {
@@ -53,7 +58,9 @@ def region_table(log: TraceLog, statistics: RegionStatistics) -> Table:
             (
                 set_title(log, mean.latents),
                 TITLES[mean.region],
-                with_interval(mean.mean, mean.low, mean.high, ".4g") if mean.episodes else None,
+                with_interval(Estimate(mean.mean, mean.low, mean.high), ".4g")
+                if mean.episodes
+                else None,
                 mean.episodes,
                 mean.without,
                 mean.tokens,
@@ -81,7 +88,7 @@ def contrast_table(log: TraceLog, statistics: RegionStatistics) -> Table:
             (
                 *name,
                 found.n_first if one.paired else f"{found.n_second} against {found.n_first}",
-                with_interval(difference.value, difference.low, difference.high, "+.4g"),
+                with_interval(difference, "+.4g"),
                 _number(found.cohens_d, "+.2f"),
                 _number(found.cliffs_delta, "+.2f"),
                 *(_p_value(p) for p in (one.rank_p, one.t_p, one.clustered_p)),
@@ -217,12 +224,7 @@ def activations_section(evidence: Evidence) -> Section | None:
     answers: list[str] = []
     parts: list[Part] = []
     frames: list[pd.DataFrame] = []
-    for log in logs:
-        try:
-            found = read_traces(log.path)
-        except EsrError as error:
-            answers.append(unusable(log, error))
-            continue
+    for log, found in usable(logs, read_traces, answers):
         statistics = region_statistics(found.traces)
         answers.append(_answer(log, found, statistics))
         parts += [

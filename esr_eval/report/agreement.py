@@ -18,12 +18,10 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.reading import Note, read_each, reading
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section, unusable
-from esr_eval.report.table import Table
-from esr_eval.report.text import count, with_interval
+from esr_eval.report.evidence import Evidence, usable
+from esr_eval.report.section import Part, Section, Table, count, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
-from esr_eval.stats.bootstrap import clustered_kappa
+from esr_eval.stats.comparisons import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate
 from esr_eval.text import one_line
 
@@ -286,7 +284,7 @@ def _share(found: Rate | None, with_trials: bool = False) -> str | None:
 def _number(found: Estimate | None, form: str, unit: str = "", scale: float = 1) -> str | None:
     if found is None:
         return None
-    return with_interval(found.value, found.low, found.high, form, unit, scale)
+    return with_interval(found, form, unit, scale)
 
 
 def agreement_section(evidence: Evidence) -> Section | None:
@@ -297,12 +295,7 @@ def agreement_section(evidence: Evidence) -> Section | None:
     answers: list[str] = []
     parts: list[Part] = []
     rows: list[dict[str, object]] = []
-    for log in logs:
-        try:
-            report = agreement_of(log.path)
-        except EsrError as error:
-            answers.append(unusable(log, error))
-            continue
+    for log, report in usable(logs, agreement_of, answers):
         answers.append(_answer(log, report))
         parts += [judge_table(report), pair_table(report)]
         rows += _numbers(log, report)

@@ -8,9 +8,7 @@ import pandas as pd
 from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
 from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, count, mean, percent
+from esr_eval.report.section import NONE, Part, Section, Table, count, mean, percent, trials
 from esr_eval.scorers.metrics import scale_doubt
 from esr_eval.text import one_line
 
@@ -124,7 +122,7 @@ def _outcomes(conditions: list[Condition]) -> Table:
         rows.append(
             (
                 one_line(one.name),
-                f"{n.n:,}" if (n := found("multi_attempt")) else "0",
+                trials(found("multi_attempt")),
                 percent(found("multi_attempt")),
                 percent(found("esr")),
                 percent(found("improved")),
@@ -194,7 +192,7 @@ def second_view_section(evidence: Evidence) -> Section | None:
                 percent(one.measures.get("esr")),
                 mean(view["improvement"]),
                 *(percent(view[key]) for key in _SECOND_VIEW[1:]),
-                f"{view['improvement'].n:,}" if view["improvement"] else "0",
+                trials(view["improvement"]),
                 one_line(one.second_judge or "?"),
             )
         )

@@ -3,14 +3,10 @@
 import pandas as pd
 
 from esr_eval.data.arguments import RuleName as Rule
-from esr_eval.detectors.discovery import find_detectors
-from esr_eval.detectors.report import RULES, DetectorReport
-from esr_eval.errors import EsrError
+from esr_eval.detectors.discovery import RULES, DetectorReport, find_detectors
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Part, Section, unusable
-from esr_eval.report.table import Column, Table
-from esr_eval.report.text import count
+from esr_eval.report.evidence import Evidence, usable
+from esr_eval.report.section import Column, Part, Section, Table, count
 from esr_eval.text import one_line
 
 ASKED = {
@@ -83,12 +79,7 @@ def detectors_section(evidence: Evidence) -> Section | None:
     answers: list[str] = []
     parts: list[Part] = []
     rows: list[dict[str, object]] = []
-    for log in logs:
-        try:
-            report = find_detectors(log.path)
-        except EsrError as error:
-            answers.append(unusable(log, error))
-            continue
+    for log, report in usable(logs, find_detectors, answers):
         for rule in RULES:
             answers.append(_answer(log, report, rule))
             parts.append(detector_table(report, rule, MOST_ROWS))

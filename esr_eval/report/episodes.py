@@ -10,8 +10,7 @@ from inspect_ai.log import EvalSample, read_eval_log_sample
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import HOLISTIC
 from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Block, Section
-from esr_eval.report.text import count
+from esr_eval.report.section import Block, Section, count
 from esr_eval.text import Characters, one_line, shown
 
 EPISODES = 12

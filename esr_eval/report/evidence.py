@@ -1,15 +1,31 @@
-"""What sections are made from: conditions, and each against the main run on shared trials."""
+"""What sections are made from: conditions, and each against the main run, trial by trial."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+import pandas as pd
+
+from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, shared_trials
-from esr_eval.logs.measures import HOLISTIC
-from esr_eval.logs.stored import StoredLog
+from esr_eval.logs.measures import HOLISTIC, TITLES
+from esr_eval.logs.stored import StoredLog, without_place
+from esr_eval.report.section import (
+    NONE,
+    Section,
+    Table,
+    certainty,
+    count,
+    p_value,
+    points,
+    with_interval,
+)
 from esr_eval.stats.comparisons import PairedComparison, compare_pairs, holm
 from esr_eval.stats.means import Difference, mean_difference
+from esr_eval.text import one_line
 
+T = TypeVar("T")
 RATES = ("multi_attempt", "esr", "restart_phrase", f"{HOLISTIC}improving")
 SCORES = ("first_score", f"{HOLISTIC}improvement")
 
@@ -120,3 +136,122 @@ def _corrected(found: list[Compared]) -> list[Compared]:
     adjusted = holm({name: [one.p_value for one in own] for name, own in families.items()})
     rest = {name: iter(values) for name, values in adjusted.items()}
     return [replace(one, holm=next(rest[one.main.name])) for one in found]
+
+
+def usable(
+    logs: Sequence[StoredLog], read: Callable[[str], T], answers: list[str]
+) -> Iterator[tuple[StoredLog, T]]:
+    """Read logs; where activations or verdicts cannot be used, why not stands as the answer."""
+    for log in logs:
+        try:
+            yield log, read(log.path)
+        except EsrError as error:
+            why = one_line(without_place(error.message, log.path), 300)
+            answers.append(f"{one_line(log.condition)}: {why}")
+
+
+_LEVEL = 0.05
+
+
+def paired_section(evidence: Evidence) -> Section | None:
+    """Differences and ratios with intervals, tests corrected over the family."""
+    if not evidence.compared:
+        return None
+    table = Table(
+        "Condition against main run, over the trials that both have",
+        (
+            "condition", "number", "main run", "condition's", "difference", "ratio", "p",
+            "p (Holm)", "pairs", "latents",
+        ),
+        [_row(one) for one in evidence.compared],
+        "Difference: condition minus main run; intervals of rates by cluster bootstrap over "
+        "latents, of scores by clustered t. P values respect the clusters (sign flips of whole "
+        "latents for rates, t for scores); Holm's correction is over all tests against the same "
+        "main run.",
+    )  # fmt: skip
+    return Section(
+        id="paired",
+        title="Against the main run, trial by trial",
+        question="What changes when nothing but the condition does?",
+        answers=[_answer(evidence.compared)],
+        parts=[table],
+        tables={"paired": pd.DataFrame([_numbers(one) for one in evidence.compared])},
+    )
+
+
+def in_words(one: Compared) -> str:
+    """A comparison as a phrase: how large, how sure, over how many trials."""
+    certain = certainty(one.holm) + (" after Holm" if one.holm is not None else "")
+    shared = count(one.pairs, "shared trial")
+    return f"{TITLES[one.metric]} {_difference(one)} over {shared} ({certain})"
+
+
+def _answer(compared: list[Compared]) -> str:
+    tested = [one for one in compared if one.holm is not None]
+    clear = [one for one in tested if one.holm is not None and one.holm < _LEVEL]
+    said = f"{len(clear)} of {count(len(tested), 'tested difference')} "
+    said += f"hold{'s' if len(clear) == 1 else ''} at {100 * _LEVEL:.0f} % after Holm's correction"
+    if not clear:
+        return f"{said}."
+    named = "; ".join(f"{one_line(one.condition.name)}: {in_words(one)}" for one in clear[:12])
+    more = f"; and {len(clear) - 12} more" if len(clear) > 12 else ""
+    return f"{said}: {named}{more}."
+
+
+def _difference(one: Compared) -> str:
+    if one.rate is not None:
+        return points(one.rate.difference)
+    return with_interval(one.score, "+.1f")
+
+
+def _row(one: Compared) -> tuple[str, ...]:
+    if one.rate is not None:
+        before, after = (
+            f"{100 * found.estimate.value:.1f} % ({found.hits:,})"
+            for found in (one.rate.first, one.rate.second)
+        )
+        shown = with_interval(one.rate.ratio, ".2f")
+    else:
+        before, after, shown = *_means(one), NONE
+    return (
+        one_line(one.condition.name),
+        TITLES[one.metric],
+        before,
+        after,
+        _difference(one),
+        shown,
+        p_value(one.p_value),
+        p_value(one.holm),
+        f"{one.pairs:,}",
+        f"{one.clusters:,}",
+    )
+
+
+def _means(one: Compared) -> tuple[str, str]:
+    before, after = (side.by_trial(one.metric) for side in (one.main, one.condition))
+    shared = [key for key in before if key in after and before[key] == before[key]]
+    shared = [key for key in shared if after[key] == after[key]]
+    return tuple(  # type: ignore[return-value]  # two sides, two texts
+        f"{sum(side[key] for key in shared) / len(shared):.1f}" for side in (before, after)
+    )
+
+
+def _numbers(one: Compared) -> dict[str, object]:
+    about: dict[str, object] = {
+        "condition": one_line(one.condition.name),
+        "main_run": one_line(one.main.name),
+        "metric": one.metric,
+        "pairs": one.pairs,
+        "latents": one.clusters,
+    }
+    if one.rate is not None:
+        found, ratio = one.rate.difference, one.rate.ratio
+        about |= {"main": one.rate.first.estimate.value, "ours": one.rate.second.estimate.value}
+        about |= {"difference": found.value, "low": found.low, "high": found.high}
+        about |= {"only_main": one.rate.only_first, "only_condition": one.rate.only_second}
+        about |= {"mcnemar_exact": one.rate.mcnemar, "mcnemar_mid_p": one.rate.mcnemar_mid_p}
+        if ratio is not None:
+            about |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+    elif one.score is not None:
+        about |= {"difference": one.score.value, "low": one.score.low, "high": one.score.high}
+    return about | {"p": one.p_value, "p_holm": one.holm}

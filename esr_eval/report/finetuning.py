@@ -8,9 +8,20 @@ from esr_eval.logs.measures import HOLISTIC, Measured
 from esr_eval.report.adapters import Boosted, Finetuning, Unboosted, finetuning_of
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.plots import curves
-from esr_eval.report.section import Part, Picture, Pictures, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, count, mean, percent, with_interval
+from esr_eval.report.section import (
+    NONE,
+    Part,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    count,
+    mean,
+    percent,
+    points,
+    trials,
+    with_interval,
+)
 from esr_eval.stats.comparisons import PairedComparison
 from esr_eval.text import one_line
 
@@ -82,18 +93,8 @@ def boost_of(one: Boosted | Unboosted) -> str:
     return "on" if one.until_token is None else f"off after {one.until_token} tokens"
 
 
-def points(found: PairedComparison | None) -> str:
-    """A difference of rates, such as `+19.8 points (9.4 to 32.3)`."""
-    if found is None:
-        return NONE
-    change = found.difference
-    return with_interval(change.value, change.low, change.high, "+.1f", " points", 100)
-
-
-def first_score_cost(one: Unboosted) -> str:
-    """First score less the base's, such as `+1.5 (0.0 to 3.0)`."""
-    cost = one.first_score
-    return NONE if cost is None else with_interval(cost.value, cost.low, cost.high, "+.1f")
+def _change(found: PairedComparison | None) -> str:
+    return points(found.difference if found else None)
 
 
 def _compared(one: Boosted | Unboosted) -> list[tuple[str, PairedComparison | None]]:
@@ -105,24 +106,19 @@ def _compared(one: Boosted | Unboosted) -> list[tuple[str, PairedComparison | No
     ]
 
 
-def _trials(one: Boosted | Unboosted) -> str:
-    found = one.condition.measures.get("multi_attempt")
-    return f"{found.n:,}" if found else "0"
-
-
 def _boosted(one: Boosted, whole: bool) -> tuple[str, ...]:
     found = one.condition.measures
     second = (mean(found.get(IMPROVEMENT)),) if whole else ()
     return (
         one_line(one.name),
         boost_of(one),
-        _trials(one),
+        trials(found.get("multi_attempt")),
         percent(found.get("multi_attempt")),
         percent(found.get("esr")),
         mean(found.get("first_score")),
         *second,
-        points(one.over_unsteered),
-        points(one.over_base),
+        _change(one.over_unsteered),
+        _change(one.over_base),
     )
 
 
@@ -130,11 +126,11 @@ def _unboosted(one: Unboosted) -> tuple[str, ...]:
     found = one.condition.measures
     return (
         one_line(one.name),
-        _trials(one),
+        trials(found.get("multi_attempt")),
         percent(found.get("multi_attempt")),
         mean(found.get("first_score")),
-        points(one.restarts),
-        first_score_cost(one),
+        _change(one.restarts),
+        with_interval(one.first_score, "+.1f"),
         f"{one.pairs:,}" if one.first_score else NONE,
     )
 
@@ -177,9 +173,9 @@ def _under_boost(one: Boosted) -> str:
     )
     against = []
     if one.over_unsteered is not None:
-        against.append(f"{points(one.over_unsteered)} against its own unsteered answers")
+        against.append(f"{_change(one.over_unsteered)} against its own unsteered answers")
     if one.over_base is not None:
-        against.append(f"{points(one.over_base)} against the base's under the boost")
+        against.append(f"{_change(one.over_base)} against the base's under the boost")
     return f"{said}; restarts {' and '.join(against)}." if against else f"{said}."
 
 
@@ -191,8 +187,9 @@ def _cost(one: Unboosted) -> str:
     said = f"{who}: of {count(restarts.n, 'trial')} {percent(restarts)} restart"
     if one.first_score is None:
         return f"{said}; the base's unsteered answers to the same trials are not in these logs."
+    cost = with_interval(one.first_score, "+.1f")
     return (
-        f"{said}; first scores differ from the base's by {first_score_cost(one)} over "
+        f"{said}; first scores differ from the base's by {cost} over "
         f"{count(one.pairs, 'shared trial')}."
     )
 

@@ -12,9 +12,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import HOLISTIC, SHARES, TITLES, Measured
 from esr_eval.report.evidence import Evidence
-from esr_eval.report.section import Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import NONE, count, mean, percent
+from esr_eval.report.section import NONE, Section, Table, count, mean, percent
 from esr_eval.subjects import PAPER_GRADER, find_subject
 from esr_eval.text import one_line
 

@@ -8,9 +8,8 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_condition, scorers_of
 from esr_eval.logs.reading import Note, read_each
 from esr_eval.report.changes import DIRECTIONS, METRICS, Change, Metric, change_of, judge, values_of
-from esr_eval.report.table import RULE, Alarm, Cell, Column, Table
-from esr_eval.report.text import with_interval
-from esr_eval.stats.bootstrap import RESAMPLES
+from esr_eval.report.section import RULE, Alarm, Cell, Column, Table, with_interval
+from esr_eval.stats.comparisons import RESAMPLES
 from esr_eval.text import one_line
 
 COMPLETED_MARGIN = 0.02
@@ -259,13 +258,12 @@ def change_table(found: Comparison, metrics: Mapping[str, Metric], level: float)
 
 def _row(change: Change, is_rate: bool) -> tuple[Cell, ...]:
     scale, unit = (100.0, " %") if is_rate else (1.0, "")
-    difference = change.difference
     base, new = change.trials
     return (
         change.metric,
         f"{scale * change.base:.1f}{unit}",
         f"{scale * change.new:.1f}{unit}",
-        with_interval(difference.value, difference.low, difference.high, "+.1f", scale=scale),
+        with_interval(change.difference, "+.1f", scale=scale),
         None if change.corrected is None else f"{change.corrected:.2g}",
         f"{base} pairs" if change.paired else f"{base}, {new}",
         Alarm(change.verdict) if change.verdict == "REGRESSION" else change.verdict,

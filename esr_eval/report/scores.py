@@ -6,9 +6,18 @@ from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import Measured, measure
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.plots import CHANGE_BINS, SCORE_BINS, curves, histogram, scatter
-from esr_eval.report.section import Paragraph, Part, Picture, Pictures, Section
-from esr_eval.report.table import Table
-from esr_eval.report.text import count, mean, percent
+from esr_eval.report.section import (
+    Paragraph,
+    Part,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    count,
+    mean,
+    percent,
+    trials,
+)
 from esr_eval.stats.rates import Floats
 from esr_eval.text import one_line
 
@@ -154,7 +163,7 @@ def _level_table(one: Condition, levels: Levels) -> Table:
             (
                 f"{level:+.2f} SD",
                 f"{strength:.4g}",
-                f"{n.n:,}" if (n := found.get("multi_attempt")) else "0",
+                trials(found.get("multi_attempt")),
                 percent(found.get("multi_attempt")),
                 percent(found.get("esr")),
                 percent(found.get("improved")),

@@ -1,14 +1,174 @@
-"""What a section of the report is made of, before it becomes HTML and CSV."""
+"""What is shown, on the page and the terminal: tables, numbers in words, figures, sections."""
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
-import pandas as pd
+from rich.table import Table as RichTable
+from rich.text import Text
 
-from esr_eval.errors import EsrError
-from esr_eval.logs.stored import StoredLog, without_place
-from esr_eval.report.table import Table
-from esr_eval.text import one_line
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from esr_eval.logs.measures import Measured
+
+
+class Bounded(Protocol):
+    """A number with its interval, whose bounds are None or NaN where there is none."""
+
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
+
+
+NONE = "–"
+
+
+def with_interval(found: Bounded | None, form: str, unit: str = "", scale: float = 1) -> str:
+    """A number and, where there is one, its interval, such as `7.4 % (6.6 to 8.3)`.
+
+    Parentheses, since rich reads square brackets as markup.
+
+    Args:
+        found: The number; None where it is not defined.
+        form: How it and its bounds are formatted.
+        unit: What stands behind the number.
+        scale: What all three are multiplied by, 100 for percent.
+    """
+    if found is None:
+        return NONE
+    low, high = found.low, found.high
+    text = f"{scale * found.value:{form}}{unit}"
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return text
+    return f"{text} ({scale * low:{form}} to {scale * high:{form}})"
+
+
+def percent(rate: Bounded | None) -> str:
+    """A rate in percent, such as `7.4 % (6.6 to 8.3)`."""
+    return with_interval(rate, ".1f", " %", 100)
+
+
+def points(change: Bounded | None) -> str:
+    """A difference of rates, such as `+19.8 points (9.4 to 32.3)`."""
+    return with_interval(change, "+.1f", " points", 100)
+
+
+def mean(score: Bounded | None) -> str:
+    """A mean score, such as `26.3 (25.1 to 27.5)`."""
+    return with_interval(score, ".1f")
+
+
+def trials(measured: "Measured | None") -> str:
+    """How many trials a number was taken over."""
+    return f"{measured.n:,}" if measured else "0"
+
+
+def p_value(value: float | None) -> str:
+    """A p value, never rounded to 0."""
+    if value is None or math.isnan(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def certainty(value: float | None) -> str:
+    """A corrected p value as a phrase: `p = 0.012`, `p < 0.001`, or that there is no test."""
+    told = p_value(value)
+    return "no test" if told == NONE else f"p {told if told.startswith('<') else f'= {told}'}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and what it counts: `1 trial`, `2,400 trials`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class Alarm(str):
+    """A text that has to be seen: red on the terminal."""
+
+
+Cell: TypeAlias = str | int | None
+"""A text, a count, or a number that is not defined."""
+RULE: tuple[Cell, ...] = ()
+"""A row that sets off those above from those below, where there is room for a rule."""
+
+
+class Column(NamedTuple):
+    """The head of a column, and how its cells stand.
+
+    Attributes:
+        head: Its name.
+        align: Texts stand left, numbers right.
+        whole: Cells are never broken over lines.
+    """
+
+    head: str
+    align: Literal["left", "right"] = "right"
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table shows; printed by `Terminal.print`, put on the page by its template.
+
+    Attributes:
+        title: What it shows.
+        columns: Heads; those given by name alone stand right, but for the first.
+        rows: Cells, one for each column, or `RULE`; the first cell names the row.
+        notes: How to read it.
+        faint: The rows are not what was looked for, only what comes closest.
+    """
+
+    title: str
+    columns: Sequence[str | Column]
+    rows: Sequence[tuple[Cell, ...]]
+    notes: str = ""
+    faint: bool = False
+    kind: ClassVar[str] = "table"
+
+    @property
+    def heads(self) -> list[Column]:
+        """The columns in full."""
+        return [
+            Column(one, "right" if at else "left") if isinstance(one, str) else one
+            for at, one in enumerate(self.columns)
+        ]
+
+    def texts(self) -> Iterator[list[str]]:
+        """The rows as the page shows them."""
+        for row in self.rows:
+            if row:
+                yield [_text(cell, NONE, ",") for cell in row]
+
+    def __rich__(self) -> RichTable:
+        """The table as the terminal shows it: what is too wide is folded, never cut."""
+        table = RichTable(
+            title=self.title,
+            caption=self.notes or None,
+            show_lines=any(isinstance(cell, str) and "\n" in cell for r in self.rows for cell in r),
+        )
+        for head, align, whole in self.heads:
+            overflow: Literal["ellipsis", "fold"] = "ellipsis" if whole else "fold"
+            table.add_column(head, justify=align, no_wrap=whole, overflow=overflow)
+        for row in self.rows:
+            if row:
+                cells = (_text(cell, "-", "") for cell in row)
+                table.add_row(
+                    *(Text(c, "bold red") if isinstance(c, Alarm) else c for c in cells),
+                    style="dim" if self.faint else None,
+                )
+            else:
+                table.add_section()
+        return table
+
+
+def _text(cell: Cell, undefined: str, thousands: str) -> str:
+    if cell is None:
+        return undefined
+    return cell if isinstance(cell, str) else f"{cell:{thousands}}"
 
 
 class Picture(NamedTuple):
@@ -66,10 +226,5 @@ class Section:
     question: str = ""
     answers: list[str] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, "pd.DataFrame"] = field(default_factory=dict)
     experiment: str | None = None
-
-
-def unusable(log: StoredLog, error: EsrError) -> str:
-    """What is told in place of an answer where a log's activations or verdicts cannot be used."""
-    return f"{one_line(log.condition)}: {one_line(without_place(error.message, log.path), 300)}"

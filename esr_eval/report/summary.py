@@ -1,17 +1,30 @@
-"""Metric tables of several logs side by side, and their differences trial by trial."""
+"""Tables for the terminal: metrics of logs side by side, their differences, and designs to plan."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from esr_eval.logs.conditions import Condition, shared_trials, told_reasons
-from esr_eval.report.table import RULE, Cell, Table
-from esr_eval.report.text import with_interval
+from esr_eval.errors import EsrError
+from esr_eval.logs.conditions import Condition, TrialKey, read_values, shared_trials, told_reasons
+from esr_eval.logs.measures import Measured
+from esr_eval.logs.reading import Note, read_each
+from esr_eval.report.section import RULE, Cell, Table, mean, percent, with_interval
 from esr_eval.stats.means import clustered_mean
+from esr_eval.stats.power import (
+    PUBLISHED_LATENTS,
+    PUBLISHED_TRIALS,
+    Design,
+    design_effect,
+    latents_needed,
+    power,
+)
+from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
 from esr_eval.text import one_line
 
 
@@ -41,18 +54,7 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Mean of first score (second run) minus first score (first run) over shared trials."""
-
-    difference: float
-    low: float | None
-    high: float | None
-    trials: int
-    clusters: int
-
-
-def paired_difference(first: Condition, second: Condition) -> PairedDifference | None:
+def paired_difference(first: Condition, second: Condition) -> Measured | None:
     """How far the second run's first-attempt scores lie from the first's, on the same trials.
 
     Trials pair by latent, topic, seed and epoch; those without a score in either run drop out.
@@ -61,8 +63,9 @@ def paired_difference(first: Condition, second: Condition) -> PairedDifference |
     before, after, latents = shared_trials(*scores)
     if not len(latents):
         return None
-    mean, low, high = clustered_mean(after - before, latents.tolist())
-    return PairedDifference(mean, low, high, len(latents), len(set(latents.tolist())))
+    return Measured(
+        *clustered_mean(after - before, latents.tolist()), len(latents), len(set(latents.tolist()))
+    )
 
 
 def metric_table(runs: Sequence[Condition]) -> Table:
@@ -83,8 +86,8 @@ def pair_table(runs: Sequence[Condition]) -> Table | None:
     rows: list[tuple[Cell, ...]] = [
         (
             name,
-            with_interval(pair.difference, pair.low, pair.high, "+.1f"),
-            pair.trials,
+            with_interval(pair, "+.1f"),
+            pair.n,
             pair.clusters,
         )
         for name, pair in _pairs(runs)
@@ -124,10 +127,10 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
         rows.append(
             {
                 "log": name,
-                "total": pair.trials,
-                "completed": pair.trials,
+                "total": pair.n,
+                "completed": pair.n,
                 "metric": "first_score_difference",
-                "value": pair.difference,
+                "value": pair.value,
                 "low": pair.low,
                 "high": pair.high,
             }
@@ -144,7 +147,7 @@ def short_names(runs: Sequence[Condition]) -> list[str]:
     ]
 
 
-def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, PairedDifference]]:
+def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, Measured]]:
     names = short_names(runs)
     for (name, run), (other_name, other) in combinations(zip(names, runs, strict=True), 2):
         found = paired_difference(other, run)
@@ -177,5 +180,125 @@ def _shown(run: Condition, row: Row) -> str | None:
     found = run.recorded.get(row.key)
     if found is None:
         return None
-    unit, scale = (" %", 100) if row.is_rate else ("", 1)
-    return with_interval(found.value, found.low, found.high, ".1f", unit, scale)
+    return percent(found) if row.is_rate else mean(found)
+
+
+Values = Mapping[TrialKey, float]
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What `esr_eval.stats.power.Design` needs to know of it; None where only one log tells."""
+
+    icc: float
+    latent_correlation: float | None = None
+    pair_correlation: float | None = None
+
+
+def clustering_of_logs(
+    paths: Sequence[str | Path], metric: str = "multi_attempt", note: Note = lambda text: None
+) -> dict[str, float]:
+    """What is known of the clustering from no log, one log, or a log and its replay.
+
+    Args:
+        paths: Logs, or folders with no more of them.
+        metric: Whose clustering.
+        note: Told of what is left out, see `esr_eval.logs.reading.read_each`.
+
+    Raises:
+        EsrError: The logs cannot be used, or are more than two.
+    """
+    if not paths:
+        return {}
+    wanted = "Clustering is taken from one log, or from one and its replay"
+    if len(paths) > 2:
+        raise EsrError(f"{wanted}.")
+    found = read_each(paths, lambda path: read_values(path, metric), note)
+    if not 1 <= len(found) <= 2:
+        raise EsrError(f"{wanted}, not from {len(found)}: name one, or two.")
+    clustering = observed_pair_clustering(*found) if len(found) > 1 else observed_clustering(*found)
+    return {name: value for name, value in asdict(clustering).items() if value is not None}
+
+
+def observed_clustering(values: Values) -> Clustering:
+    """Clustering within one condition.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    latents = [key.latent for key in values]
+    found = intraclass_correlation(list(values.values()), latents)
+    if found is None:
+        raise EsrError(
+            "Clustering cannot be told from this log: it needs trials with the value and trials "
+            "without it, and several trials of a latent."
+        )
+    # Estimates scatter around 0 when there is none; trials of a latent are not less alike.
+    return Clustering(min(max(found, 0.0), 0.99))
+
+
+def observed_pair_clustering(first: Values, second: Values) -> Clustering:
+    """Clustering of two conditions that share trials.
+
+    Raises:
+        EsrError: It cannot be told from these trials.
+    """
+    before, after, latents = shared_trials(first, second)
+    if not len(latents):
+        raise EsrError("The two logs share no trial: the second is to be a replay of the first.")
+    shared = [
+        key for key in first if key in second and not np.isnan((first[key], second[key])).any()
+    ]
+    within = [
+        observed_clustering({key: values[key] for key in shared}).icc for values in (first, second)
+    ]
+    icc = sum(within) / 2
+    hits, trials = cluster_counts(before, latents)
+    hits_after, _ = cluster_counts(after, latents)
+    both, _ = cluster_counts(before * after, latents)
+    between = cross_correlation(hits, hits_after, both, trials)
+    assert between is not None  # as both conditions have a correlation of their own
+    return Clustering(
+        icc=icc,
+        latent_correlation=min(max(between / icc, 0.0), 1.0) if icc else 1.0,
+        # A replay that changed nothing would leave no variance to plan with.
+        pair_correlation=min(float(np.corrcoef(before, after)[0, 1]), 0.99),
+    )
+
+
+def power_table(designs: Sequence[Design], chance: float = 0.8, alpha: float = 0.05) -> Table:
+    """Needs of each design, and the power that the published one had at its clustering.
+
+    Args:
+        designs: Alike but for their clustering.
+        chance: The power that is wanted.
+        alpha: Level of the test.
+    """
+    one = designs[0]
+    kind = "replayed pairs" if one.paired else "latents of its own each"
+    needed = [latents_needed(design, chance, alpha) for design in designs]
+    trials = [
+        math.ceil(count * design.trials_per_latent)
+        for count, design in zip(needed, designs, strict=True)
+    ]
+    published = PUBLISHED_TRIALS / PUBLISHED_LATENTS
+    had = [
+        power(replace(design, trials_per_latent=published), PUBLISHED_TRIALS, alpha)
+        for design in designs
+    ]
+    return Table(
+        f"{100 * one.base:g} % against {100 * one.reduced:g} %, {kind}, "
+        f"two-sided at {100 * alpha:g} %",
+        ("", *(f"ICC {one.icc:.2f}" if one.icc else "no clustering" for one in designs)),
+        [
+            ("design effect", *(f"{design_effect(design):.2f}" for design in designs)),
+            (f"trials for {100 * chance:g} % power", *(f"{count:,}" for count in trials)),
+            (
+                f"latents, at {one.trials_per_latent:g} trials each",
+                *(f"{count:,}" for count in needed),
+            ),
+            ("power of the published design", *(f"{100 * value:.0f} %" for value in had)),
+        ],
+        "trials and latents are of each condition; "
+        f"published: {PUBLISHED_LATENTS} latents, {PUBLISHED_TRIALS:,} trials",
+    )

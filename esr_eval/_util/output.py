@@ -1,17 +1,55 @@
-"""The way out to spreadsheets: CSV files in which numbers are numbers and nothing is a formula."""
+"""The ways out: on the terminal names and labels are text, in a CSV nothing is a formula."""
 
 import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.text import Text
 
 from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
+from esr_eval.text import harmless
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def tell(text: object, *, err: bool = False) -> None:
+    """Print a sentence on the terminal.
+
+    Args:
+        text: What is said.
+        err: To standard error: what is no result.
+    """
+    click.echo(harmless(str(text)), err=err)
+
+
+def note(text: object) -> None:
+    """Print a remark, such as what was left out, where it does not mix with results."""
+    tell(text, err=True)
+
+
+class Terminal(Console):
+    """A rich console for which text is text: no markup, no emoji codes, no control characters.
+
+    Styles are given as `rich.text.Text`, or as arguments.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Take the settings of `rich.console.Console`."""
+        super().__init__(**settings | {"markup": False, "emoji": False})
+
+    def render_str(self, text: str, *args: Any, **settings: Any) -> Text:
+        """Every text on its way out passes here: cells, titles, captions, lines."""
+        return super().render_str(
+            harmless(text), *args, **settings | {"markup": False, "emoji": False}
+        )
+
 
 _FORMULA = re.compile(r"[\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2028-\u202e\ufeff]*[=+\-@＝＋－＠]")
 """How a text begins that a spreadsheet takes for a formula."""
