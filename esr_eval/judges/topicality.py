@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from esr_eval.judges.encoder import Embeddings
-from esr_eval.scorers.degradation import longest_run
+from esr_eval.scorers.phrases import longest_run
 
 BEST = 96.0
 """A flawless attempt. Not 100, because similarity cannot tell right from wrong."""
