@@ -2,7 +2,7 @@
 
 Each medium has one way out that uses this: `terminal` (sentences and tables), `spreadsheet` (CSV),
 the report's page (which escapes HTML besides). The Inspect viewer's markdown has
-`esr_eval.scorers.trials.plain`.
+`esr_eval.scorers.cleaning.plain`.
 """
 
 import unicodedata

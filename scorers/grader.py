@@ -19,9 +19,9 @@ from inspect_ai.util import LimitExceededError
 
 from esr_eval.errors import EsrError
 from esr_eval.scorers import rubric
+from esr_eval.scorers.cleaning import without_secrets
 from esr_eval.scorers.questions import Request
 from esr_eval.scorers.replies import Reason, Rejected
-from esr_eval.scorers.secrets import without_secrets
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
 from pydantic import Field
 
+from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.grader import QUOTES_REMINDER, Answered, ask_for, grader_model
 from esr_eval.scorers.metrics import NAN, keyed_metrics
 from esr_eval.scorers.questions import (
@@ -24,7 +25,7 @@ from esr_eval.scorers.questions import (
 )
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Rejected, Reply, completed, place_quote, read_json
-from esr_eval.scorers.trials import failed, judged, plain, task_of, trial_of, unscored_because
+from esr_eval.scorers.trials import failed, judged, task_of, trial_of, unscored_because
 
 REGIONS_RUBRIC_VERSION = 1
 """Raised when the wording changes."""

@@ -1,6 +1,5 @@
 """What every scorer needs to know of a trial, and how a judge's verdict on one becomes a score."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,8 @@ from inspect_ai.solver import TaskState
 
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
+from esr_eval.scorers.cleaning import plain, without_secrets
 from esr_eval.scorers.grader import Answered
-from esr_eval.scorers.secrets import without_secrets
 
 
 def trial_of(state: TaskState) -> Trial:
@@ -112,24 +111,3 @@ def judged(
 def unscored_because(verdict: Answered[Any]) -> str:
     """Why a verdict could not be used, for the viewer."""
     return f"Unscored: {plain(verdict.problem, 300)}"
-
-
-_INVISIBLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
-)
-# The viewer renders explanations as markdown: what would become markup, a link, an image or a
-# formula there is replaced by a character that only looks like it.
-_MARKUP = str.maketrans(
-    {
-        "<": "‹", ">": "›", "[": "［", "]": "］", "`": "ˋ", "*": "∗", "_": "＿", "$": "＄",
-        "|": "｜", "\\": "＼", "~": "～", "#": "＃", "&": "＆", "!": "！",
-    }
-)  # fmt: skip
-
-
-def plain(text: str, limit: int = 160) -> str:
-    """Text from a model or a file as one harmless line: no control marks, no markup, bounded."""
-    text = _INVISIBLE.sub(" ", text[: 4 * limit]).translate(_MARKUP)
-    text = " ".join(text.split()).replace("://", ": //").replace("www.", "www .")
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
