@@ -16,10 +16,18 @@ from inspect_ai.solver import TaskState
 from esr_eval.data.trial import Trial
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.grader import Answered, ask, grader_model
-from esr_eval.scorers.metrics import NAN, keyed_metrics, other_scale
 from esr_eval.scorers.phrases import Restart, find_restarts, is_degraded
 from esr_eval.scorers.rubric import RUBRIC_VERSION, Verdict
-from esr_eval.scorers.trials import failed, judged, task_of, trial_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    failed,
+    judged,
+    keyed_metrics,
+    other_scale,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 RATES = {
     "multi_attempt": "two or more attempts; of trials with an attempt",

@@ -15,7 +15,6 @@ from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
 
 from esr_eval.scorers.grader import Answered, ask_for, grader_model
-from esr_eval.scorers.metrics import NAN, keyed_metrics, other_scale
 from esr_eval.scorers.questions import (
     Request,
     read_trial_question,
@@ -23,7 +22,16 @@ from esr_eval.scorers.questions import (
     trial_question,
 )
 from esr_eval.scorers.replies import Number, Reply, check_score, completed, read_json
-from esr_eval.scorers.trials import failed, judged, task_of, trial_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    failed,
+    judged,
+    keyed_metrics,
+    other_scale,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 IMPROVEMENT_RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""

@@ -24,9 +24,8 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.metrics import NAN, keyed_metrics
 from esr_eval.scorers.patterns import STRONG, WEAK
-from esr_eval.scorers.trials import errored
+from esr_eval.scorers.scores import NAN, errored, keyed_metrics
 
 _SEARCHED = 320
 """Characters of a sentence that are looked at: restarts stand at its beginning."""

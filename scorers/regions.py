@@ -15,7 +15,6 @@ from pydantic import Field
 
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.grader import QUOTES_REMINDER, Answered, ask_for, grader_model
-from esr_eval.scorers.metrics import NAN, keyed_metrics
 from esr_eval.scorers.questions import (
     Request,
     object_schema,
@@ -25,7 +24,15 @@ from esr_eval.scorers.questions import (
 )
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Rejected, Reply, completed, place_quote, read_json
-from esr_eval.scorers.trials import failed, judged, task_of, trial_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    failed,
+    judged,
+    keyed_metrics,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 REGIONS_RUBRIC_VERSION = 1
 """Raised when the wording changes."""

@@ -11,7 +11,7 @@ from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import Part, Section
 from esr_eval.report.table import Table
 from esr_eval.report.text import NONE, count, mean, percent
-from esr_eval.scorers.metrics import scale_doubt
+from esr_eval.scorers.scores import scale_doubt
 from esr_eval.text import one_line
 
 
