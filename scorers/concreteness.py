@@ -22,8 +22,14 @@ from inspect_ai.model import (
 from inspect_ai.util import JSONSchema, collect
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.grader import Answered, ask_for
-from esr_eval.scorers.questions import disclose, enclose, object_schema, request_config
+from esr_eval.scorers.grader import (
+    Answered,
+    ask_for,
+    disclose,
+    enclose,
+    object_schema,
+    request_config,
+)
 from esr_eval.scorers.replies import (
     Number,
     Reason,

@@ -14,9 +14,8 @@ from esr_eval.judges.encoder import SentenceEncoder
 from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
 from esr_eval.judges.provider import OfflineJudge
 from esr_eval.judges.topicality import score_attempt
-from esr_eval.scorers.grader import ask
-from esr_eval.scorers.questions import Request
-from esr_eval.scorers.rubric import RUBRIC, render
+from esr_eval.scorers.attempts import RUBRIC, ask, render
+from esr_eval.scorers.grader import Request
 
 GOOD = (
     "To add two fractions, find a common denominator and rewrite both fractions with it. "

@@ -27,9 +27,9 @@ from esr_eval.judges.topicality import (
     variety,
     words_of,
 )
+from esr_eval.scorers.grader import Request
 from esr_eval.scorers.improvement import Kind as Course
 from esr_eval.scorers.phrases import Restart, find_restarts
-from esr_eval.scorers.questions import Request
 from esr_eval.scorers.regions import MAX_REGIONS
 from esr_eval.scorers.regions import Kind as RegionKind
 
