@@ -94,13 +94,13 @@ class MiniLM:
     """The offline judge's topicality, by the packaged MiniLM."""
 
     def __init__(self) -> None:
-        from esr_eval.judges.encoder import SentenceEncoder
+        from esr_eval.judges.similarity import SentenceEncoder
 
         self._encoder = SentenceEncoder()
 
     def __call__(self, text: str, task: str, label: str) -> float:
         """Topicality of the text, 0 to 100."""
-        from esr_eval.judges.topicality import score_attempt
+        from esr_eval.judges.similarity import score_attempt
 
         return score_attempt(text, task, label, self._encoder)
 

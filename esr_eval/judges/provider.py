@@ -22,12 +22,10 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline
-from esr_eval.judges.concreteness import ratings
-from esr_eval.judges.encoder import SentenceEncoder, weights_folder
-from esr_eval.judges.topicality import Encoder
+from esr_eval.judges.similarity import SentenceEncoder, ratings, weights_folder
 from esr_eval.scorers import attempts, concreteness, improvement, regions
 
-Answer = Callable[[Encoder], str]
+Answer = Callable[[SentenceEncoder], str]
 
 PROTOCOLS: tuple[tuple[Callable[[Sequence[ChatMessage]], Any], Callable[..., str]], ...] = (
     (attempts.parse_request, offline.verdict),
