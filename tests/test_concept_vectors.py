@@ -14,8 +14,14 @@ from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.vectors.extract import contrasts, load_corpus, scaled
-from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
-from esr_eval.vectors.strengths import vector_strengths
+from esr_eval.vectors.file import (
+    Concept,
+    VectorInfo,
+    load_tensors,
+    read_vectors,
+    vector_strengths,
+    write_vectors,
+)
 
 SUBJECT = find_subject("smollm2-135m")
 WIDTH = 576
