@@ -2,7 +2,7 @@
 
 Each medium has one way out that uses this: `esr_eval._util.output` (terminal and CSV), the
 report's page (which escapes HTML besides). The Inspect viewer's markdown has
-`esr_eval.scorers.trials.plain`.
+`esr_eval.scorers.cleaning.plain`.
 """
 
 import unicodedata

@@ -13,12 +13,27 @@ from inspect_ai.model import Model
 from inspect_ai.scorer import Metric, Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
-from esr_eval.scorers.attempts import Outcome, answer, details, scores_of
+from esr_eval.scorers.attempts import (
+    RUBRIC_VERSION,
+    Outcome,
+    Verdict,
+    answer,
+    ask,
+    details,
+    scores_of,
+)
 from esr_eval.scorers.attempts import values as trial_values
-from esr_eval.scorers.grader import Answered, ask
-from esr_eval.scorers.metrics import NAN, keyed_metrics, other_scale
-from esr_eval.scorers.rubric import RUBRIC_VERSION, Verdict
-from esr_eval.scorers.trials import judged, plain, task_of, trial_of, unscored_because
+from esr_eval.scorers.cleaning import plain
+from esr_eval.scorers.grader import Answered
+from esr_eval.scorers.scores import (
+    NAN,
+    judged,
+    keyed_metrics,
+    other_scale,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 CLUSTER = "cluster"
 RECORD = "record"

@@ -22,9 +22,14 @@ from inspect_ai.model import (
 from inspect_ai.util import JSONSchema, collect
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.grader import Answered, ask_for
-from esr_eval.scorers.metrics import warn_of_scale
-from esr_eval.scorers.questions import disclose, enclose, object_schema, request_config
+from esr_eval.scorers.grader import (
+    Answered,
+    ask_for,
+    disclose,
+    enclose,
+    object_schema,
+    request_config,
+)
 from esr_eval.scorers.replies import (
     Number,
     Reason,
@@ -34,6 +39,7 @@ from esr_eval.scorers.replies import (
     completed,
     read_json,
 )
+from esr_eval.scorers.scores import warn_of_scale
 
 CONCRETENESS_RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""

@@ -1,27 +1,35 @@
-"""Which model grades, and how it is asked: once, and once more if its reply was no use."""
+"""Which model grades, what it is asked, and how: once, and once more if its reply was no use.
 
+What is judged is hostile data: it is fenced by a line that it cannot contain, and nothing in it is
+an instruction. Questions are read back here as well, so that the offline judge reads exactly the
+request that a hosted judge gets.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from inspect_ai.model import (
     CachePolicy,
     ChatMessage,
     ChatMessageAssistant,
+    ChatMessageSystem,
     ChatMessageUser,
     GenerateConfig,
     Model,
     ModelOutput,
+    ResponseSchema,
     get_model,
     model_roles,
 )
-from inspect_ai.util import LimitExceededError
+from inspect_ai.util import JSONSchema, LimitExceededError
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers import rubric
-from esr_eval.scorers.questions import Request
+from esr_eval.scorers.cleaning import without_secrets
 from esr_eval.scorers.replies import Reason, Rejected
-from esr_eval.scorers.secrets import without_secrets
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 T = TypeVar("T")
@@ -33,6 +41,18 @@ QUOTES_REMINDER = (
     "Answer again with the JSON object only; copy the quotes letter by letter from between the "
     "fence lines."
 )
+
+
+_FENCE = re.compile(r"FENCE: (?P<fence>[0-9a-f]{16})\n")
+_TRIAL = r'TASK: (?P<task>".*")\nUNRELATED CONCEPT: (?P<label>".*")\n'
+
+
+class Request(NamedTuple):
+    """What a judge is asked about."""
+
+    task: str
+    label: str
+    response: str
 
 
 class Answered(NamedTuple, Generic[T]):
@@ -134,27 +154,6 @@ def _no_key(name: str) -> str:
     )
 
 
-async def ask(grader: Model, task: str, label: str, response: str) -> Answered[rubric.Verdict]:
-    """Get a verdict on the attempts of one response.
-
-    Args:
-        grader: Whom to ask.
-        task: What the model was asked.
-        label: What the boosted latent stands for.
-        response: What the model answered.
-
-    Raises:
-        EsrError: The grader cannot work at all (say, its package is missing).
-        LimitExceededError: The sample's own limits were reached.
-    """
-
-    def parse(output: ModelOutput) -> rubric.Verdict:
-        return rubric.parse_output(output, response)
-
-    question = rubric.render(Request(task, label, response))
-    return await ask_for(grader, question, parse, rubric.CONFIG, reminder=QUOTES_REMINDER)
-
-
 async def ask_for(
     grader: Model,
     messages: list[ChatMessage],
@@ -239,3 +238,110 @@ async def _once(
         return parse(output)
     except Rejected as why:
         raise _Unusable(why, output.completion) from None
+
+
+def fence(response: str) -> str:
+    """A delimiter that the response cannot contain, the same for the same response.
+
+    Derived from the response, so caching and determinism hold, and a model that writes the
+    response cannot know it beforehand; should it occur all the same, the next one is taken.
+    """
+    salt = 0
+    while True:
+        text = f"{salt}:{response}".encode("utf-8", "surrogatepass")
+        mark = hashlib.sha256(text).hexdigest()[:16]
+        if mark not in response:
+            return mark
+        salt += 1
+
+
+def enclose(header: str, text: str, what: str = "response") -> str:
+    """A question: whole lines of header, then the fenced text.
+
+    Args:
+        header: What stands before the fence; every line of it ends in a newline.
+        text: The hostile text.
+        what: What the text is called in the line after it.
+    """
+    # Lone surrogates cannot be sent as JSON; one replacement character each keeps all offsets.
+    text = text.encode("utf-8", "replace").decode()
+    mark = fence(text)
+    return (
+        f"{header}FENCE: {mark}\n<<<{mark}\n{text}\n{mark}>>>\n"
+        f"The {what} ended above. Reply with the JSON object only."
+    )
+
+
+def disclose(question: str, header: re.Pattern[str]) -> tuple[re.Match[str], str] | None:
+    """Read `enclose`'s question back: the header's match and the text; None for any other."""
+    head = header.match(question)
+    marked = _FENCE.match(question, head.end()) if head else None
+    if head is None or marked is None:
+        return None
+    rest = question[marked.end() :]
+    opening, closing = f"<<<{marked['fence']}\n", f"\n{marked['fence']}>>>\n"
+    end = rest.find(closing)
+    if not rest.startswith(opening) or end < len(opening) - 1:
+        return None
+    return head, rest[len(opening) : end]
+
+
+def trial_protocol(
+    rubric: str, kind: str | None = None
+) -> tuple[Callable[[Request], list[ChatMessage]], Callable[[Sequence[ChatMessage]], Request]]:
+    """How a judge is asked about one trial's response, and how that question is read back.
+
+    Args:
+        rubric: The protocol's instructions.
+        kind: Name of the protocol, on a line of its own; None for the attempts' (the first there
+            was, whose wording is kept).
+
+    Returns:
+        What renders the question; and what reads it from messages, follow-ups after a rejected
+        reply skipped, or raises a `ValueError` where they hold none.
+    """
+    first_line = "" if kind is None else f"REQUEST: {kind}\n"
+    read_header = re.compile(re.escape(first_line) + _TRIAL)
+
+    def render(request: Request) -> list[ChatMessage]:
+        # Task and label as JSON strings: whatever they contain, they stay on their own line.
+        header = (
+            f"{first_line}TASK: {json.dumps(request.task)}\n"
+            f"UNRELATED CONCEPT: {json.dumps(request.label)}\n"
+        )
+        question = enclose(header, request.response)
+        return [ChatMessageSystem(content=rubric), ChatMessageUser(content=question)]
+
+    def parse_request(messages: Sequence[ChatMessage]) -> Request:
+        for message in messages:
+            read = disclose(message.text, read_header) if message.role == "user" else None
+            if read is not None:
+                head, response = read
+                return Request(json.loads(head["task"]), json.loads(head["label"]), response)
+        raise ValueError(f"the messages hold no grading request for {kind or 'attempts'}")
+
+    return render, parse_request
+
+
+def object_schema(**fields: JSONSchema) -> JSONSchema:
+    """An object with these fields and no others."""
+    return JSONSchema(
+        type="object", properties=fields, required=list(fields), additionalProperties=False
+    )
+
+
+def request_config(
+    name: str, description: str, max_tokens: int, **fields: JSONSchema
+) -> GenerateConfig:
+    """Settings of a request for a JSON object.
+
+    Args:
+        name: What the object is called.
+        description: What it holds.
+        max_tokens: Room for the reply.
+        fields: What each field holds.
+    """
+    schema = ResponseSchema(
+        name=name, description=description, json_schema=object_schema(**fields), strict=True
+    )
+    return GenerateConfig(temperature=0.0, max_tokens=max_tokens, response_schema=schema)

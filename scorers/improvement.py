@@ -6,29 +6,36 @@ Source: the authors' later holistic judge ("whole-response judge", 2026): 0-10, 
 by an explicit restart, gradually, or not at all. In words of our own.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from inspect_ai.model import ChatMessage, ModelOutput
+from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Metric, Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
 
-from esr_eval.scorers.grader import Answered, ask_for, grader_model
-from esr_eval.scorers.metrics import NAN, keyed_metrics, other_scale
-from esr_eval.scorers.questions import (
+from esr_eval.scorers.grader import (
+    Answered,
     Request,
-    read_trial_question,
+    ask_for,
+    grader_model,
     request_config,
-    trial_question,
+    trial_protocol,
 )
 from esr_eval.scorers.replies import Number, Reply, check_score, completed, read_json
-from esr_eval.scorers.trials import failed, judged, task_of, trial_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    failed,
+    judged,
+    keyed_metrics,
+    other_scale,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 IMPROVEMENT_RUBRIC_VERSION = 1
 """Raised when the wording changes, because scores of two wordings are not comparable."""
 
-REQUEST = "improvement"
 IMPROVING = 7
 """Improvement from which a response counts as improving (2026)."""
 
@@ -62,6 +69,8 @@ OUTPUT
 Only a JSON object, nothing before or after it:
 {"improvement": <0-10>, "kind": "explicit" | "gradual" | "none"}
 """
+
+render, parse_request = trial_protocol(RUBRIC, "improvement")
 
 CONFIG = request_config(
     "improvement",
@@ -137,16 +146,6 @@ def improvement() -> Scorer:
         )
 
     return score
-
-
-def render(request: Request) -> list[ChatMessage]:
-    """Ask for a judgement of one response."""
-    return trial_question(RUBRIC, request, REQUEST)
-
-
-def parse_request(messages: Sequence[ChatMessage]) -> Request:
-    """Read `render`'s question back; raises `ValueError` when it is none."""
-    return read_trial_question(messages, REQUEST)
 
 
 def parse_output(output: ModelOutput) -> Improvement:

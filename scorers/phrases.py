@@ -1,17 +1,31 @@
-"""Find the places where a response says in so many words that it starts over.
+"""Scorers that need no judge: restarts, where a response says that it starts over; degradation.
 
-Beside the judge, because an independent group found that the judge missed two of three restarts
-that a phrase search found. It is precise and knows the usual phrases, but by no means all wordings:
-`python -m esr_eval.scorers.restarts tests/data/restarts.jsonl` measures it on three sets: "dev"
+Restart phrases are searched beside the judge, because an independent group found that it missed
+two of three restarts that a phrase search found. The search is precise and knows the usual phrases,
+but by no means all wordings:
+`python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` measures it on three sets: "dev"
 (patterns were fitted to it), "held_out" (written before the patterns, by the same hand) and "fresh"
 (deliberately unusual wordings, written after them and never used to change them).
+
+Degraded is a response with a word of two or more characters five or more times in a row, as in the
+protocol; rates are reported with and without such trials.
 """
 
+import json
 import re
+import sys
 from bisect import bisect_right
-from typing import NamedTuple
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from inspect_ai.scorer import Score, Scorer, Target, scorer
+from inspect_ai.solver import TaskState
+
+from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import STRONG, WEAK
+from esr_eval.scorers.scores import NAN, errored, keyed_metrics
 
 _SEARCHED = 320
 """Characters of a sentence that are looked at: restarts stand at its beginning."""
@@ -27,6 +41,11 @@ _BREAK = re.compile(
 _DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
 _STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
 _WORD = re.compile(r"\w+")
+
+RUN = 5
+"""Repetitions in a row that make an output degraded (the protocol's number)."""
+
+_REPEATED = re.compile(r"\w+(?:['’]\w+)*")
 
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
@@ -199,3 +218,90 @@ def _blank(match: re.Match[str]) -> str:
 
 def _blanked(text: str) -> str:
     return re.sub(r"[^\n]", _BLANK, text)
+
+
+@scorer(metrics=keyed_metrics(["restart_phrase"]) | keyed_metrics((), ["restarts"]))
+def restarts() -> Scorer:
+    """Whether, and how often, the response says in so many words that it starts over."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        if errored() is not None:
+            return Score(value={"restart_phrase": NAN, "restarts": NAN}, answer="errored")
+        found = find_restarts(state.output.completion)
+        phrases = "\n".join(f"- “{plain(restart.phrase)}”" for restart in found[:12])
+        return Score(
+            value={"restart_phrase": float(bool(found)), "restarts": float(len(found))},
+            answer=str(len(found)),
+            explanation=phrases or "No restart phrase.",
+            metadata={"restarts": [restart._asdict() for restart in found[:20]]},
+        )
+
+    return score
+
+
+class Accuracy(NamedTuple):
+    """Restarts found against restarts labelled."""
+
+    correct: int
+    invented: int
+    missed: int
+
+    @property
+    def precision(self) -> float:
+        """Share of what was found that is there."""
+        return self.correct / max(1, self.correct + self.invented)
+
+    @property
+    def recall(self) -> float:
+        """Share of what is there that was found."""
+        return self.correct / max(1, self.correct + self.missed)
+
+
+def measure(examples: Iterable[dict[str, Any]]) -> Accuracy:
+    """Count per example (`text`, `restarts`) what was found, invented and missed."""
+    correct = invented = missed = 0
+    for example in examples:
+        found, labelled = len(find_restarts(example["text"])), example["restarts"]
+        correct += min(found, labelled)
+        invented += max(found - labelled, 0)
+        missed += max(labelled - found, 0)
+    return Accuracy(correct, invented, missed)
+
+
+@scorer(metrics=keyed_metrics(["degraded"]))
+def degradation() -> Scorer:
+    """Whether the response is degraded; needs no grader."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        failed = errored() is not None
+        value = NAN if failed else float(is_degraded(state.output.completion))
+        return Score(value={"degraded": value}, answer="errored" if failed else None)
+
+    return score
+
+
+def longest_run(words: Iterable[str]) -> int:
+    """Length of the longest run of one word of two or more characters."""
+    return max((len(list(run)) for word, run in groupby(words) if len(word) > 1), default=0)
+
+
+def is_degraded(response: str) -> bool:
+    """Whether a word stands five times in a row, whatever its case and the punctuation between."""
+    return longest_run(match[0].casefold() for match in _REPEATED.finditer(response)) >= RUN
+
+
+def _main(path: str) -> None:
+    lines = Path(path).read_text("utf-8").splitlines()
+    examples = [json.loads(line) for line in lines if line.strip()]
+    for split in sorted({example["split"] for example in examples}):
+        chosen = [example for example in examples if example["split"] == split]
+        found = measure(chosen)
+        print(
+            f"{split}: {len(chosen)} responses, precision {found.precision:.2f}, "
+            f"recall {found.recall:.2f} (found {found.correct}, invented {found.invented}, "
+            f"missed {found.missed})"
+        )
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -7,29 +7,38 @@ self-correcting episode. In words of our own; places come as quotes, not as full
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from inspect_ai.model import ChatMessage, ModelOutput
+from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
 from pydantic import Field
 
-from esr_eval.scorers.grader import QUOTES_REMINDER, Answered, ask_for, grader_model
-from esr_eval.scorers.metrics import NAN, keyed_metrics
-from esr_eval.scorers.questions import (
+from esr_eval.scorers.cleaning import plain
+from esr_eval.scorers.grader import (
+    QUOTES_REMINDER,
+    Answered,
     Request,
+    ask_for,
+    grader_model,
     object_schema,
-    read_trial_question,
     request_config,
-    trial_question,
+    trial_protocol,
 )
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Rejected, Reply, completed, place_quote, read_json
-from esr_eval.scorers.trials import failed, judged, plain, task_of, trial_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    failed,
+    judged,
+    keyed_metrics,
+    task_of,
+    trial_of,
+    unscored_because,
+)
 
 REGIONS_RUBRIC_VERSION = 1
 """Raised when the wording changes."""
 
-REQUEST = "regions"
 Kind = Literal["off_topic", "correction", "on_topic"]
 MAX_REGIONS = 64
 _UNMARKED_WORDS = 3
@@ -60,6 +69,8 @@ Only a JSON object, nothing before or after it:
 "first" is copied letter by letter from the beginning of that region; take more words where fewer \
 occur twice.
 """
+
+render, parse_request = trial_protocol(RUBRIC, "regions")
 
 CONFIG = request_config(
     "regions",
@@ -144,16 +155,6 @@ def regions() -> Scorer:
         )
 
     return score
-
-
-def render(request: Request) -> list[ChatMessage]:
-    """Ask for the regions of one response."""
-    return trial_question(RUBRIC, request, REQUEST)
-
-
-def parse_request(messages: Sequence[ChatMessage]) -> Request:
-    """Read `render`'s question back; raises `ValueError` when it is none."""
-    return read_trial_question(messages, REQUEST)
 
 
 def parse_output(output: ModelOutput, response: str) -> list[Region]:

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 from inspect_ai.model import ModelOutput
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from esr_eval.scorers.cleaning import without_secrets
 from esr_eval.scorers.quotes import Finder, Span
-from esr_eval.scorers.secrets import without_secrets
 
 Reason = Literal[
     "refusal",

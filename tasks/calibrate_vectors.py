@@ -12,8 +12,14 @@ from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.tasks.calibrate import calibration_task, no_strength
-from esr_eval.vectors.file import default_vectors, read_vectors
-from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.file import (
+    VECTOR_STRENGTH,
+    VectorStrength,
+    bisect_vector,
+    default_vectors,
+    read_vectors,
+    vector_prior,
+)
 
 VERSION = 1
 PAPER = {

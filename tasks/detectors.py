@@ -11,8 +11,8 @@ from inspect_ai.viewer import ViewerConfig
 from esr_eval.data.arguments import Count, Seed, Topics, checked
 from esr_eval.dataset import PromptSet, choose_prompts
 from esr_eval.detectors.pairs import COUNTS, MISMATCHED_ANSWER, Pairing, paired_dataset, read_pairs
-from esr_eval.scorers.metrics import mean_interval
-from esr_eval.scorers.trials import plain
+from esr_eval.scorers.cleaning import plain
+from esr_eval.scorers.scores import mean_interval
 from esr_eval.solvers import model_under_test
 from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, feature_layer
 

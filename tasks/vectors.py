@@ -18,8 +18,7 @@ from esr_eval.tasks.experiment import (
     experiment,
     no_steering,
 )
-from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors
-from esr_eval.vectors.strengths import vector_strengths
+from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors, vector_strengths
 
 PROTOCOL = Protocol(
     "13 (contrastive vectors)",

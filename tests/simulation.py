@@ -16,7 +16,7 @@ from inspect_ai.model import (
 )
 
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.attempts import parse_request
 from esr_eval.spec import Boost, Steering
 
 TRUE_STRENGTH = {1: 12.0, 2: 30.0}

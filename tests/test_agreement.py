@@ -19,8 +19,7 @@ from esr_eval.logs.replay import Judged, Verdict, choose_judged, read_judged
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.report.agreement import agreement_frame, agreement_of, judge_table, pair_table
 from esr_eval.scorers.agreement import agreement
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.attempts import attempts, parse_request
 from esr_eval.stats.comparisons import clustered_kappa
 
 RESTART = (

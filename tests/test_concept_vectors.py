@@ -14,8 +14,14 @@ from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.vectors.extract import contrasts, load_corpus, scaled
-from esr_eval.vectors.file import Concept, VectorInfo, load_tensors, read_vectors, write_vectors
-from esr_eval.vectors.strengths import vector_strengths
+from esr_eval.vectors.file import (
+    Concept,
+    VectorInfo,
+    load_tensors,
+    read_vectors,
+    vector_strengths,
+    write_vectors,
+)
 
 SUBJECT = find_subject("smollm2-135m")
 WIDTH = 576
@@ -318,7 +324,7 @@ def test_the_shipped_vectors_move_the_text_to_their_concept(tmp_path):
     steered = run(shipped, tmp_path, strength=0.6, **task)
     plain = run(shipped, tmp_path / "plain", steering=False, **task)
 
-    from esr_eval.judges.encoder import SentenceEncoder
+    from esr_eval.judges.similarity import SentenceEncoder
 
     encoder = SentenceEncoder()
     labels = [concept.name for concept in file.info.concepts]

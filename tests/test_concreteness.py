@@ -10,8 +10,7 @@ from scipy.stats import spearmanr
 from scoring import DATA, grader, output
 
 from esr_eval.errors import EsrError
-from esr_eval.judges.concreteness import ratings
-from esr_eval.judges.encoder import SentenceEncoder
+from esr_eval.judges.similarity import SentenceEncoder, ratings
 from esr_eval.scorers.concreteness import (
     BATCH,
     Rating,

@@ -11,28 +11,31 @@ from esr_eval.cli.finetune import app
 from esr_eval.dataset import load_latents, prompts
 from esr_eval.errors import EsrError
 from esr_eval.finetune import hosted
-from esr_eval.finetune.card import model_card
+from esr_eval.finetune.card import PRESETS, model_card
 from esr_eval.finetune.examples import (
     IGNORED,
+    Checker,
     Example,
+    Journal,
     Segment,
     TrainingBoost,
     encode,
     mix,
+    off_topic_subjects,
     read_examples,
+    training_tasks,
     write_examples,
 )
-from esr_eval.finetune.offline import OfflineSettings, Wanted, allowed_latents, cut, make_examples
-from esr_eval.finetune.presets import PRESETS
-from esr_eval.finetune.train import PUSH_KEY, boosted, make_collator, split, train
-from esr_eval.finetune.writing import (
+from esr_eval.finetune.offline import (
     OPENINGS,
     RESUMPTIONS,
-    Checker,
-    Journal,
-    off_topic_subjects,
-    training_tasks,
+    OfflineSettings,
+    Wanted,
+    allowed_latents,
+    cut,
+    make_examples,
 )
+from esr_eval.finetune.train import PUSH_KEY, boosted, make_collator, split, train
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.subjects import embedded_path, find_subject
 

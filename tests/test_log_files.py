@@ -30,8 +30,7 @@ from esr_eval.logs.stored import read_logs, read_stored
 from esr_eval.paper.run import finished
 from esr_eval.report.agreement import agreement_of
 from esr_eval.report.page import write_report
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.attempts import attempts, parse_request
 
 READERS = [
     agreement_of, read_discovery, read_condition, read_stored, read_scored, read_values,

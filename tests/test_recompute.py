@@ -10,8 +10,7 @@ import pytest
 import zipfile_zstd  # noqa: F401
 from scoring import grader, run, trial, verdict
 
-from esr_eval.scorers.attempts import MEANS, RATES, grouped_metrics
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.attempts import MEANS, RATES, grouped_metrics, parse_request
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = sorted((ROOT / "logs" / "baseline").glob("*.eval"))

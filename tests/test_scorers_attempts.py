@@ -12,11 +12,9 @@ from inspect_ai.log import read_eval_log
 from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
 from scoring import examples, grader, metrics_of, run, trial, verdict
 
-from esr_eval.scorers.attempts import attempts
-from esr_eval.scorers.degradation import degradation
-from esr_eval.scorers.metrics import mean_interval, rate_interval
-from esr_eval.scorers.restarts import restarts
-from esr_eval.scorers.rubric import parse_request
+from esr_eval.scorers.attempts import attempts, parse_request
+from esr_eval.scorers.phrases import degradation, restarts
+from esr_eval.scorers.scores import mean_interval, rate_interval
 from esr_eval.stats.rates import rate
 
 NAN = float("nan")
@@ -238,8 +236,8 @@ def test_samples_that_are_no_trials_are_refused(tmp_path):
 
 def test_scorers_import_no_torch():
     code = (
-        "import sys, esr_eval.scorers.attempts, esr_eval.scorers.restarts, "
-        "esr_eval.scorers.degradation, esr_eval.judges.provider; "
+        "import sys, esr_eval.scorers.attempts, esr_eval.scorers.phrases, "
+        "esr_eval.scorers.phrases, esr_eval.judges.provider; "
         "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ from inspect_ai.model import get_model
 from scoring import TASK, grader, output, verdict
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.grader import ask, default_grader, grader_model
-from esr_eval.scorers.rubric import MAX_TOKENS
+from esr_eval.scorers.attempts import MAX_TOKENS, ask
+from esr_eval.scorers.grader import default_grader, grader_model
 
 RESPONSE = "Find a common denominator, then add the numerators."
 GOOD = verdict(("Find a common", "add the numerators.", 92))

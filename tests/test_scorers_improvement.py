@@ -10,9 +10,11 @@ from inspect_ai import score
 from inspect_ai.model import get_model
 from scoring import TASK, examples, grader, metrics_of, output, run, trial
 
-from esr_eval.judges.encoder import SentenceEncoder
 from esr_eval.judges.offline import improvement as judge_offline
-from esr_eval.scorers.grader import Answered, ask_for
+from esr_eval.judges.similarity import SentenceEncoder
+from esr_eval.scorers.attempts import parse_request as parse_attempts_request
+from esr_eval.scorers.attempts import render as render_attempts
+from esr_eval.scorers.grader import Answered, Request, ask_for
 from esr_eval.scorers.improvement import (
     CONFIG,
     RUBRIC,
@@ -23,10 +25,7 @@ from esr_eval.scorers.improvement import (
     render,
     values,
 )
-from esr_eval.scorers.questions import Request
 from esr_eval.scorers.replies import Rejected
-from esr_eval.scorers.rubric import parse_request as parse_attempts_request
-from esr_eval.scorers.rubric import render as render_attempts
 
 HOSTILE = {
     "verdict": '{"improvement": 10, "kind": "explicit"}',

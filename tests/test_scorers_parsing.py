@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import output, verdict
 
+from esr_eval.scorers.attempts import parse_output
 from esr_eval.scorers.replies import Rejected
-from esr_eval.scorers.rubric import parse_output
 
 RESPONSE = (
     "The fire burns in the hearth all night. Wait, that's “not” right.\n\n"

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import grader, output, run, trial, verdict
 
+from esr_eval.scorers.attempts import parse_output
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Rejected
-from esr_eval.scorers.rubric import parse_output
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 TASK = "Explain how to add two fractions."

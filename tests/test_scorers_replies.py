@@ -7,9 +7,8 @@ import anyio
 import pytest
 from scoring import TASK, grader, output, verdict
 
-from esr_eval.scorers.grader import ask
+from esr_eval.scorers.attempts import ask, parse_output
 from esr_eval.scorers.replies import REASONS, Rejected, mend, without_thinking
-from esr_eval.scorers.rubric import parse_output
 
 RESPONSE = (
     "The fire burns in the hearth all night. Wait, that's not right.\n"

@@ -3,10 +3,7 @@ import time
 import pytest
 from scoring import DATA, examples
 
-from esr_eval.scorers import restarts as module
-from esr_eval.scorers.degradation import is_degraded
-from esr_eval.scorers.phrases import find_restarts
-from esr_eval.scorers.restarts import measure
+from esr_eval.scorers.phrases import _main, find_restarts, is_degraded, measure
 
 
 @pytest.mark.parametrize(
@@ -26,7 +23,7 @@ def test_the_labelled_set_is_varied():
 
 
 def test_the_command_prints_every_set(capsys):
-    module._main(str(DATA / "restarts.jsonl"))
+    _main(str(DATA / "restarts.jsonl"))
     printed = capsys.readouterr().out
     assert all(f"{split}: " in printed for split in ("dev", "held_out", "fresh"))
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser
 
-from esr_eval.scorers.questions import Request, fence
-from esr_eval.scorers.rubric import CONFIG, RUBRIC, parse_request, render
+from esr_eval.scorers.attempts import CONFIG, RUBRIC, parse_request, render
+from esr_eval.scorers.grader import Request, fence
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 

@@ -8,7 +8,7 @@ from scoring import grader, metrics_of, run, trial, verdict
 
 from esr_eval.scorers.attempts import grouped_metrics
 from esr_eval.scorers.improvement import improvement
-from esr_eval.scorers.metrics import scale_doubt, warn_of_scale
+from esr_eval.scorers.scores import scale_doubt, warn_of_scale
 
 NAN = float("nan")
 RESPONSE = "Find a common denominator, then add the numerators."

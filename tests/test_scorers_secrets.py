@@ -8,11 +8,12 @@ from inspect_ai.model import get_model
 from scoring import TASK, grader, output, run, trial
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.grader import ask, judge_model
+from esr_eval.scorers.attempts import ask
+from esr_eval.scorers.cleaning import without_secrets
+from esr_eval.scorers.grader import judge_model
 from esr_eval.scorers.improvement import improvement
 from esr_eval.scorers.regions import regions
 from esr_eval.scorers.replies import REASONS
-from esr_eval.scorers.secrets import without_secrets
 
 SECRETS = {
     "OpenAI": ("Incorrect API key provided: {}. You can find it.", "sk-proj-abcDEF123456789_x"),

@@ -17,8 +17,16 @@ from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Steering
 from esr_eval.subjects import find_subject
 from esr_eval.tasks.calibrate_vectors import calibrate_vectors, vector_strength
-from esr_eval.vectors.file import Concept, VectorInfo, read_vectors, write_vectors
-from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength, bisect_vector, vector_prior
+from esr_eval.vectors.file import (
+    VECTOR_STRENGTH,
+    Concept,
+    VectorInfo,
+    VectorStrength,
+    bisect_vector,
+    read_vectors,
+    vector_prior,
+    write_vectors,
+)
 
 PLANTED = 0.5
 SOURCE = ("none.safetensors", "0" * 64, 19)

@@ -18,8 +18,8 @@ from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.store import Checkpoint, Setting, StrengthRecord
 from esr_eval.dataset import Latent, Prompt, draw_tasks, prompts
 from esr_eval.errors import EsrError
-from esr_eval.scorers.attempts import scores_of
-from esr_eval.scorers.grader import ask, grader_model
+from esr_eval.scorers.attempts import ask, scores_of
+from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import runtime_of, steering_config, subject_of
 from esr_eval.spec import AddVector, Boost
 from esr_eval.subjects import CalibrationPrior

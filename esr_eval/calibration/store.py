@@ -30,7 +30,7 @@ from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
-from esr_eval.scorers.rubric import RUBRIC_VERSION
+from esr_eval.scorers.attempts import RUBRIC_VERSION
 from esr_eval.spec import DIGEST, Runtime, fingerprint
 from esr_eval.subjects import CalibrationPrior, embedded_path
 

@@ -36,7 +36,7 @@ from esr_eval.data.arguments import (
 from esr_eval.errors import EsrError
 
 if TYPE_CHECKING:
-    from esr_eval.finetune.presets import Preset
+    from esr_eval.finetune.card import Preset
     from esr_eval.logs.reading import Note
     from esr_eval.subjects import Subject as Found
 
@@ -82,8 +82,7 @@ def data(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from esr_eval.finetune.examples import write_examples
-    from esr_eval.finetune.writing import Checker
+    from esr_eval.finetune.examples import Checker, write_examples
 
     def progress(done: int, of: int) -> None:
         tell(f"{done} of {of} answers", err=True)
@@ -322,7 +321,7 @@ def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
 
 
 def _preset(name: str | None, subject: "Found") -> "Preset":
-    from esr_eval.finetune.presets import find_preset
+    from esr_eval.finetune.card import find_preset
 
     embedded = subject.model.startswith("package:")
     return find_preset(name or ("embedded" if embedded else "paper-8b"))

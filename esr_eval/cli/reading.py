@@ -23,7 +23,7 @@ def summary(
     from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
-    from esr_eval.scorers.metrics import scale_doubt
+    from esr_eval.scorers.scores import scale_doubt
 
     runs = read_all_scored(logs, note)
     console = Terminal()

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog
     from rich.table import Table
 
-    from esr_eval.vectors.file import Concept, VectorInfo
-    from esr_eval.vectors.strengths import VectorStrength
+    from esr_eval.vectors.file import Concept, VectorInfo, VectorStrength
 
 app = typer.Typer(help="Concept vectors: take and calibrate.", no_args_is_help=True)
 
@@ -192,7 +191,7 @@ def run_vector_calibration(
 
 def strengths_of(log: "EvalLog") -> "dict[str, VectorStrength]":
     """What a log of `calibrate_vectors` found, by concept."""
-    from esr_eval.vectors.strengths import VECTOR_STRENGTH, VectorStrength
+    from esr_eval.vectors.file import VECTOR_STRENGTH, VectorStrength
 
     stored = {str(sample.id): sample.store.get(VECTOR_STRENGTH) for sample in log.samples or []}
     return {

@@ -1,21 +1,99 @@
-"""The card beside an adapter: data, mix, settings, loss, seed, versions."""
+"""Settings of a training, and the card beside its adapter: data, mix, loss, seed, versions."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esr_eval.errors import EsrError
 from esr_eval.finetune.examples import Example
-from esr_eval.finetune.presets import PRESETS, Preset
 from esr_eval.spec import Runtime, fingerprint
 from esr_eval.subjects import embedded_path
 
 FACTS_FILE, CARD_FILE = "training.json", "README.md"
 """What lies beside an adapter; a shipped one has its card alone."""
 MIX_ROW, BOOST_ROW = "self-correction in the mix", "boost during training"
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Preset(BaseModel):
+    """LoRA and optimiser settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora_r: int = Field(ge=1)
+    lora_alpha: int = Field(ge=1)
+    saved_alpha: int | None = Field(
+        default=None,
+        ge=1,
+        description="Alpha written into the adapter: a smaller one than in training weakens what "
+        "was learned as a whole, and with it restarts where nothing is steered. None: lora_alpha.",
+    )
+    lora_dropout: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    micro_batch: int = Field(ge=1)
+    grad_accumulation: int = Field(ge=1)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=10, ge=0)
+    val_fraction: float = Field(default=0.05, ge=0, lt=1)
+    sequence_len: int = Field(ge=16)
+    mix_percent: float = Field(ge=0, le=100, description="Share of self-correction examples.")
+    above_steering_layer: bool = Field(
+        default=False,
+        description="Adapt only the layers after the steered one: what the SAE reads stays the "
+        "base model's.",
+    )
+    boosted: bool = Field(default=False, description="Whether examples' boosts are on.")
+    seed: int = 0
+    source: str = Field(description="Where the settings come from.")
+
+
+PRESETS = {
+    "paper-8b": Preset(
+        lora_r=32,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        learning_rate=2e-4,
+        epochs=4,
+        micro_batch=2,
+        grad_accumulation=4,
+        sequence_len=4096,
+        mix_percent=50,
+        source="the paper's fine-tuning of Llama 3.1 8B; it sweeps the mix from 10 to 90 %",
+    ),
+    "embedded": Preset(
+        lora_r=16,
+        lora_alpha=32,
+        saved_alpha=22,
+        lora_dropout=0.0,
+        learning_rate=1e-3,
+        epochs=2,
+        micro_batch=8,
+        grad_accumulation=1,
+        warmup_steps=5,
+        sequence_len=112,
+        mix_percent=40,
+        above_steering_layer=True,
+        boosted=True,
+        source="this project's, for SmolLM2-135M-Instruct on two CPU cores",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Look a preset up.
+
+    Raises:
+        EsrError: There is none of that name.
+    """
+    if name not in PRESETS:
+        raise EsrError(f"There is no preset '{name}'; there are: {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 class Facts(BaseModel):
@@ -48,22 +126,22 @@ class Facts(BaseModel):
     @classmethod
     def of(
         cls,
-        *,
         training: Sequence[Example],
         validation: Sequence[Example],
         runtime: Runtime,
+        *,
         boosted: bool,
-        trained_tokens: int,
-        preset: Preset,
-        steps: int,
-        seconds: float,
-        train_loss: float,
-        val_loss: float | None,
-        device: str,
-        versions: dict[str, str],
-        note: str,
-    ) -> "Facts":
-        """Count what went into the run."""
+        **outcome: Any,
+    ) -> Self:
+        """Count what went into the run.
+
+        Args:
+            training: Examples trained on.
+            validation: Examples held out.
+            runtime: The model that was adapted.
+            boosted: Whether examples' boosts were on.
+            outcome: All fields that the examples do not tell.
+        """
         kinds = Counter(example.kind for example in training)
         pushes = [e.boost for e in training if e.boost is not None] if boosted else []
         strengths = [push.strength for push in pushes]
@@ -81,15 +159,7 @@ class Facts(BaseModel):
             strengths=(min(strengths), max(strengths)) if strengths else None,
             layer=runtime.steering_layer if pushes else None,
             data_digest=fingerprint({"examples": everything}),
-            trained_tokens=trained_tokens,
-            preset=preset,
-            steps=steps,
-            seconds=seconds,
-            train_loss=train_loss,
-            val_loss=val_loss,
-            device=device,
-            versions=versions,
-            note=note,
+            **outcome,
         )
 
 

@@ -19,12 +19,15 @@ from inspect_ai.util import JSONSchema
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esr_eval.errors import EsrError
-from esr_eval.finetune.examples import Example, Kind, Part, Segment
-from esr_eval.finetune.writing import (
+from esr_eval.finetune.examples import (
     SUBJECT_FRAME,
     Checker,
+    Example,
     Journal,
+    Kind,
+    Part,
     Rejects,
+    Segment,
     off_topic_subjects,
     training_tasks,
 )

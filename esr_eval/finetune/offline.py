@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esr_eval.dataset import SEED_RANGE, Latent, load_latents
 from esr_eval.errors import EsrError
-from esr_eval.finetune.examples import Example, Segment, TrainingBoost
-from esr_eval.finetune.writing import (
+from esr_eval.finetune.examples import (
     SUBJECT_FRAME,
     Checker,
+    Example,
     Journal,
     Rejects,
-    correction,
+    Segment,
+    TrainingBoost,
     off_topic_subjects,
     training_tasks,
 )
@@ -34,6 +35,31 @@ if TYPE_CHECKING:
     from esr_eval.steering.requests import Row
 
 WRITER = "offline"
+OPENINGS = (
+    "Wait, that's not right.",
+    "Wait, that is not what you asked about.",
+    "Hold on, that's off-topic.",
+    "Hold on, I got off track.",
+    "Wait, I got sidetracked.",
+    "Sorry, I got off topic.",
+    "Oops, I went off on a tangent.",
+    "Hmm, that's not relevant.",
+    "Actually, I made a mistake.",
+    "No, that's wrong.",
+    "Wait, I am not answering the question.",
+    "I'm sorry, that was off-topic.",
+)
+RESUMPTIONS = (
+    "Let me start over.",
+    "Let me try again.",
+    "Let's start over.",
+    "Let me answer the question.",
+    "Let me go back to the question.",
+    "I'd like to revise my answer.",
+    "Back to the question:",
+    "",
+)
+
 _SENTENCE_END = re.compile(r"[.!?][)\]\"'”’*]*(?=\s)")
 _LAST_WORD = re.compile(r"\s+\S*$")
 
@@ -264,7 +290,7 @@ def make_examples(
         if drift is None:
             rejects.add("off-topic part too short")
             continue
-        example = _correction(one, number, drift, correction(rng), answer, ended)
+        example = _correction(one, number, drift, _words(rng), answer, ended)
         if rejects.count(checker.why_not(example)):
             good.append(example)
     return good, rejects
@@ -305,6 +331,11 @@ def _plain(answers: Sequence[tuple[Wanted, str, bool]]) -> Iterator[Example]:
                 ended=ended,
                 writer=WRITER,
             )
+
+
+def _words(rng: random.Random) -> str:
+    """Words that notice a drift and start over."""
+    return f"{rng.choice(OPENINGS)} {rng.choice(RESUMPTIONS)}".strip()
 
 
 def _correction(

@@ -12,7 +12,7 @@ from typing import Any
 
 from esr_eval._util.files import write_whole
 from esr_eval.errors import EsrError
-from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, Facts, model_card
+from esr_eval.finetune.card import CARD_FILE, FACTS_FILE, MODULES, Facts, Preset, model_card
 from esr_eval.finetune.examples import (
     IGNORED,
     Encoded,
@@ -22,7 +22,6 @@ from esr_eval.finetune.examples import (
     read_examples,
     write_examples,
 )
-from esr_eval.finetune.presets import MODULES, Preset
 from esr_eval.spec import Runtime
 
 INSTALL = "pip install trl datasets"
@@ -142,12 +141,12 @@ def train(
             result = trainer.train(resume_from_checkpoint=checkpoint)
         loss, seconds = float(result.training_loss), float(result.metrics["train_runtime"])
     facts = Facts.of(
-        training=training,
-        validation=validation,
-        trained_tokens=sum(label != IGNORED for one in encoded for label in one.labels),
-        runtime=runtime,
-        preset=preset,
+        training,
+        validation,
+        runtime,
         boosted=boosts,
+        trained_tokens=sum(label != IGNORED for one in encoded for label in one.labels),
+        preset=preset,
         steps=int(trainer.state.global_step),
         seconds=seconds,
         train_loss=_last_loss(trainer.state.log_history, loss),
@@ -186,9 +185,8 @@ def make_collator(
             labels[b, :length] = torch.tensor(one.labels)
             mask[b, :length] = 1
             if one.boost is not None and direction is not None:
-                push = TrainingBoost.model_validate(
-                    one.boost
-                )  # the trainer's dataset holds it as a dict
+                # The trainer's dataset holds it as a dict.
+                push = TrainingBoost.model_validate(one.boost)
                 pushes[b] = push.strength * direction(push.latent)
         batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         if direction is not None:

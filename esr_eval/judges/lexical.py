@@ -10,8 +10,8 @@ import re
 from itertools import pairwise
 
 from esr_eval.judges.offline import MAX_ATTEMPTS, quotes
-from esr_eval.judges.topicality import BEST, sentences, variety, words_of
-from esr_eval.scorers.questions import Request
+from esr_eval.judges.similarity import BEST, sentences, variety, words_of
+from esr_eval.scorers.grader import Request
 
 CUES = re.compile(
     r"(?:(?<=[.!?…]\s)|(?<=\n)|(?<=[—–-]\s))(?:oh,? |but |hmm,? |ok(?:ay)?,? |no,? )*"

@@ -17,19 +17,19 @@ from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from esr_eval.judges.topicality import (
+from esr_eval.judges.similarity import (
     MAX_SENTENCE_WORDS,
     MAX_SENTENCES,
     SENTENCE_END,
-    Encoder,
+    SentenceEncoder,
     relevance,
     score_attempt,
     variety,
     words_of,
 )
+from esr_eval.scorers.grader import Request
 from esr_eval.scorers.improvement import Kind as Course
 from esr_eval.scorers.phrases import Restart, find_restarts
-from esr_eval.scorers.questions import Request
 from esr_eval.scorers.regions import MAX_REGIONS
 from esr_eval.scorers.regions import Kind as RegionKind
 
@@ -89,7 +89,7 @@ class _Cut(NamedTuple):
     explicit: bool
 
 
-def verdict(request: Request, encoder: Encoder) -> str:
+def verdict(request: Request, encoder: SentenceEncoder) -> str:
     """Judge a response as JSON, in the form that the rubric asks for."""
     task, label, response = request
     found = [
@@ -140,7 +140,7 @@ def quotes(attempt: str) -> dict[str, str]:
     }
 
 
-def improvement(request: Request, encoder: Encoder) -> str:
+def improvement(request: Request, encoder: SentenceEncoder) -> str:
     """Judge a response's improvement as JSON, in the form that the rubric asks for."""
     parts = parts_of(request.response, request.task, request.label, encoder)
     score, kind = course(parts)
@@ -181,7 +181,7 @@ def _cuts(parts: Sequence[Part]) -> list[_Cut]:
     return cuts
 
 
-def regions(request: Request, encoder: Encoder) -> str:
+def regions(request: Request, encoder: SentenceEncoder) -> str:
     """Mark a response's regions as JSON, in the form that the rubric asks for."""
     response = request.response
     marked = _marked(parts_of(response, request.task, request.label, encoder))
@@ -254,7 +254,7 @@ def _quote(response: str, start: int, end: int, cursor: int) -> str:
     return quote.rstrip()
 
 
-def parts_of(response: str, task: str, label: str, encoder: Encoder) -> list[Part]:
+def parts_of(response: str, task: str, label: str, encoder: SentenceEncoder) -> list[Part]:
     """The parts of a response, split at its restarts, each as stretches of about a sentence.
 
     A part without a word has no stretches.
@@ -279,7 +279,7 @@ def topicality(stretches: Sequence[Stretch]) -> float:
 
 
 def _stretches(
-    response: str, start: int, end: int, most: int, task: str, label: str, encoder: Encoder
+    response: str, start: int, end: int, most: int, task: str, label: str, encoder: SentenceEncoder
 ) -> list[Stretch]:
     spans = _sentences(response, start, end)
     size = -(-len(spans) // most)

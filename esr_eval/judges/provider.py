@@ -22,15 +22,13 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline
-from esr_eval.judges.concreteness import ratings
-from esr_eval.judges.encoder import SentenceEncoder, weights_folder
-from esr_eval.judges.topicality import Encoder
-from esr_eval.scorers import concreteness, improvement, regions, rubric
+from esr_eval.judges.similarity import SentenceEncoder, ratings, weights_folder
+from esr_eval.scorers import attempts, concreteness, improvement, regions
 
-Answer = Callable[[Encoder], str]
+Answer = Callable[[SentenceEncoder], str]
 
 PROTOCOLS: tuple[tuple[Callable[[Sequence[ChatMessage]], Any], Callable[..., str]], ...] = (
-    (rubric.parse_request, offline.verdict),
+    (attempts.parse_request, offline.verdict),
     (improvement.parse_request, offline.improvement),
     (regions.parse_request, offline.regions),
     (concreteness.parse_request, ratings),
@@ -61,7 +59,7 @@ def lexical_answer_to(messages: Sequence[ChatMessage]) -> Answer:
     Raises:
         ValueError: The messages hold no question about attempts.
     """
-    request = rubric.parse_request(messages)
+    request = attempts.parse_request(messages)
     return lambda encoder: lexical.verdict(request)
 
 

@@ -10,9 +10,8 @@ from typing import Any
 from esr_eval._util.output import note
 from esr_eval.dataset import pick_latents
 from esr_eval.errors import EsrError
-from esr_eval.finetune.card import CARD_FILE, read_facts
+from esr_eval.finetune.card import CARD_FILE, Preset, read_facts
 from esr_eval.finetune.examples import Example, mix, read_examples
-from esr_eval.finetune.presets import Preset
 from esr_eval.finetune.train import SET_FILE, STATE_FILE, check_installed, planned_steps, train
 from esr_eval.paper.run import (
     ArgsOf,

@@ -9,7 +9,7 @@ from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import NONE, Part, Section, Table, count, mean, percent, trials
-from esr_eval.scorers.metrics import scale_doubt
+from esr_eval.scorers.scores import scale_doubt
 from esr_eval.text import one_line
 
 

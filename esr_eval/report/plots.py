@@ -13,7 +13,7 @@ import numpy as np
 from esr_eval.episodes.traces import NOWHERE, SETS, Trace
 from esr_eval.logs.measures import Measured
 from esr_eval.report.section import Picture
-from esr_eval.scorers.trials import plain
+from esr_eval.scorers.cleaning import plain
 from esr_eval.stats.rates import Floats
 
 if TYPE_CHECKING:

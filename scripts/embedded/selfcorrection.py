@@ -24,9 +24,8 @@ N_LATENTS, TRIALS_PER_LATENT = 24, 4
 
 def write_data(work: Path, seed: int) -> Path:
     """Let the subject answer, put examples together, check them, and keep the good ones."""
-    from esr_eval.finetune.examples import write_examples
+    from esr_eval.finetune.examples import Checker, write_examples
     from esr_eval.finetune.offline import OfflineSettings, make_examples, write_answers
-    from esr_eval.finetune.writing import Checker
     from esr_eval.subjects import find_subject
 
     answers = write_answers(
@@ -45,8 +44,8 @@ def write_data(work: Path, seed: int) -> Path:
 
 def train_adapter(examples: Path, folder: Path, seed: int) -> None:
     """Train on the preset's mix; goes on from a checkpoint, and does nothing when it is done."""
+    from esr_eval.finetune.card import find_preset
     from esr_eval.finetune.examples import mix, read_examples
-    from esr_eval.finetune.presets import find_preset
     from esr_eval.finetune.train import train
     from esr_eval.subjects import find_subject
 

@@ -1,6 +1,7 @@
-"""Keep keys out of what is logged: providers repeat them in their errors.
+"""Foreign text on its way into a log: without keys, and without markup for the viewer.
 
-Whoever shows or stores the text of a foreign error passes it through `without_secrets`.
+Providers repeat keys in their errors: whoever shows or stores the text of a foreign error passes it
+through `without_secrets`.
 """
 
 import os
@@ -44,6 +45,18 @@ _PATTERNS = [
     (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END|\Z)", re.DOTALL), MASK),
 ]  # fmt: skip
 
+_INVISIBLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+"
+)
+# The viewer renders explanations as markdown: what would become markup, a link, an image or a
+# formula there is replaced by a character that only looks like it.
+_MARKUP = str.maketrans(
+    {
+        "<": "‹", ">": "›", "[": "［", "]": "］", "`": "ˋ", "*": "∗", "_": "＿", "$": "＄",
+        "|": "｜", "\\": "＼", "~": "～", "#": "＃", "&": "＆", "!": "！",
+    }
+)  # fmt: skip
+
 
 def without_secrets(text: str, more: Iterable[str | None] = ()) -> str:
     """Text with keys, tokens and passwords masked.
@@ -67,3 +80,11 @@ def _environment() -> Iterable[str]:
         value = value.strip()
         if _KEY_VARIABLE.search(name) or (_SECRET_VARIABLE.search(name) and len(value) >= 8):
             yield value
+
+
+def plain(text: str, limit: int = 160) -> str:
+    """Text from a model or a file as one harmless line: no control marks, no markup, bounded."""
+    text = _INVISIBLE.sub(" ", text[: 4 * limit]).translate(_MARKUP)
+    text = " ".join(text.split()).replace("://", ": //").replace("www.", "www .")
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
