@@ -8,7 +8,7 @@ import pandas as pd
 
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC, Measured
-from esr_eval.report.evidence import Evidence
+from esr_eval.report.evidence import Evidence, most_shared
 from esr_eval.report.plots import curves
 from esr_eval.report.section import (
     NONE,
@@ -26,7 +26,7 @@ from esr_eval.report.section import (
 )
 from esr_eval.stats.comparisons import compare_pairs
 from esr_eval.stats.means import mean_difference
-from esr_eval.text import one_line
+from esr_eval.text import numbered, one_line
 
 RESTARTS = "multi_attempt"
 _COMPARED = ("esr", "no_steering", "finetuned")
@@ -139,15 +139,8 @@ def _first_score(base: Condition | None, one: Condition) -> Measured | None:
 
 def _partner(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
     """The candidate with the same model and judge that has the most trials in common."""
-    own = set(one.keys)
-    best, most = None, 0
-    for other in candidates:
-        if other.judge != one.judge or _model(other) != _model(one):
-            continue
-        shared = len(own & set(other.keys))
-        if shared > most:
-            best, most = other, shared
-    return best
+    alike = (c for c in candidates if c.judge == one.judge and _model(c) == _model(one))
+    return most_shared(one, alike)
 
 
 def _unsteered_of(one: Condition, candidates: Iterable[Condition]) -> Condition | None:
@@ -213,13 +206,8 @@ def _place(one: Condition, mixes: dict[str, float]) -> tuple[bool, bool, float, 
 
 def _numbered(rows: Sequence[Row]) -> list[Row]:
     """Tell rows apart that have one name and one length of the boost."""
-    keys = [(row.name, row.until_token) for row in rows]
-    return [
-        replace(row, name=f"{row.name} ({keys[: at + 1].count(key)})")
-        if keys.count(key) > 1
-        else row
-        for at, (row, key) in enumerate(zip(rows, keys, strict=True))
-    ]
+    names = numbered([row.name for row in rows], [(row.name, row.until_token) for row in rows])
+    return [replace(row, name=name) for row, name in zip(rows, names, strict=True)]
 
 
 IMPROVEMENT = f"{HOLISTIC}improvement"
