@@ -6,7 +6,7 @@ report's page (which escapes HTML besides). The Inspect viewer's markdown has
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _MOST_MARKS = 3
@@ -46,6 +46,20 @@ def one_line(text: str, limit: int = 120) -> str:
     """The same for names and labels: one bounded line without any special character."""
     line = " ".join(harmless(text[: 4 * limit]).split())
     return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
+
+
+def numbered(names: Sequence[str], alike: Sequence[object] | None = None) -> list[str]:
+    """Names told apart by a number where one stands more than once.
+
+    Args:
+        names: In the order in which they are numbered.
+        alike: What makes two of them the same; the names themselves where it is not given.
+    """
+    keys = list(names if alike is None else alike)
+    return [
+        f"{name} ({keys[: at + 1].count(key)})" if keys.count(key) > 1 else name
+        for at, (name, key) in enumerate(zip(names, keys, strict=True))
+    ]
 
 
 def _pieces(text: str) -> Iterator[Characters]:

@@ -16,9 +16,8 @@ from esr_eval.cli.finetune import app
 from esr_eval.finetune.card import adapter_facts
 from esr_eval.logs.conditions import conditions_of
 from esr_eval.logs.stored import read_logs
-from esr_eval.report.adapters import finetuning_of
 from esr_eval.report.evidence import Evidence
-from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_section
+from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_of, finetuning_section
 
 LOGS = Path(__file__).resolve().parent.parent / "logs" / "self-correction"
 BASE, TUNED = "smollm2-135m", "smollm2-135m-esr"
@@ -78,13 +77,11 @@ def test_the_shipped_logs_give_the_figures_that_their_scores_say(conditions, by_
     assert off == {BASE: 0, TUNED: 1 / 96}
     for until in ("on", 40):
         row, restarts = rows[TUNED, until], share(by_hand[TUNED, until])
-        assert row.over_unsteered.difference.value == pytest.approx(restarts - off[TUNED])
-        assert row.over_base.difference.value == pytest.approx(
-            restarts - share(by_hand[BASE, until])
-        )
-        assert row.over_base.difference.low > 0.1  # what the shipped adapter is held to
+        assert row.over_unsteered.value == pytest.approx(restarts - off[TUNED])
+        assert row.over_base.value == pytest.approx(restarts - share(by_hand[BASE, until]))
+        assert row.over_base.low > 0.1  # what the shipped adapter is held to
     base = rows[BASE, "on"]
-    assert base.over_base is None and base.over_unsteered.difference.value == 0
+    assert base.over_base is None and base.over_unsteered.value == 0
 
 
 def test_the_cost_is_tuned_less_base_over_the_same_trials(conditions, by_hand):
@@ -92,14 +89,16 @@ def test_the_cost_is_tuned_less_base_over_the_same_trials(conditions, by_hand):
     changes = {key: tuned[key]["first_score"] - base[key]["first_score"] for key in base}
     [none, one] = finetuning_of(conditions).unboosted
     assert none.first_score is None and not none.tuned and one.tuned
-    assert one.pairs == 96 and one.first_score.value == pytest.approx(mean(changes.values()))
+    assert one.first_score.n == 96 and one.first_score.value == pytest.approx(
+        mean(changes.values())
+    )
     assert one.first_score.value == pytest.approx(1.59375)
     latents = {key[0] for key in changes}
     groups = [[v for key, v in changes.items() if key[0] == latent] for latent in latents]
     half = spread_between(groups, list(changes.values()))
     assert one.first_score.low == pytest.approx(one.first_score.value - half)
     assert one.first_score.high == pytest.approx(one.first_score.value + half)
-    assert one.restarts.difference.value == pytest.approx(1 / 96)
+    assert one.over_base.value == pytest.approx(1 / 96)
 
 
 def test_a_subject_made_worse_has_a_cost_below_zero(conditions):
@@ -120,7 +119,7 @@ def test_only_trials_that_both_have_are_compared(conditions):
         keep = one.trials["latent"] > one.trials["latent"].median()
         half.append(replace(one, trials=one.trials[keep]) if not _tuned(one) else one)
     [_, cost] = finetuning_of(half).unboosted
-    assert cost.pairs < 96 and cost.pairs == len(half[0].trials)
+    assert cost.first_score.n < 96 and cost.first_score.n == len(half[0].trials)
     apart = [replace(one, judge="another") if not _tuned(one) else one for one in conditions]
     found = finetuning_of(apart)
     assert {one.name for one in found.boosted} == {f"{TUNED}, 40 %"}

@@ -304,8 +304,12 @@ def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
     from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import conditions_of
     from esr_eval.logs.stored import read_logs
-    from esr_eval.report.adapters import finetuning_of
-    from esr_eval.report.finetuning import boosted_table, cost_table, finetuning_frame
+    from esr_eval.report.finetuning import (
+        boosted_table,
+        cost_table,
+        finetuning_frame,
+        finetuning_of,
+    )
 
     found = finetuning_of(conditions_of(read_logs(logs, note)))
     if found is None:

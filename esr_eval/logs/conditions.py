@@ -21,7 +21,7 @@ from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, 
 from esr_eval.logs.stored import StoredLog, read_stored
 from esr_eval.scorers.attempts import MEANS, RATES
 from esr_eval.stats.rates import Estimate, Floats
-from esr_eval.text import one_line
+from esr_eval.text import numbered, one_line
 
 _ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
 
@@ -342,11 +342,7 @@ def _named(found: list[Condition]) -> list[Condition]:
         parts += [one.subject] if several_subjects else []
         parts += [one.judge] if several_judges else []
         names.append(", ".join(parts))
-    numbered = [
-        f"{name} ({names[: at + 1].count(name)})" if names.count(name) > 1 else name
-        for at, name in enumerate(names)
-    ]
-    return [replace(one, name=name) for one, name in zip(found, numbered, strict=True)]
+    return [replace(one, name=name) for one, name in zip(found, numbered(names), strict=True)]
 
 
 def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -> pd.DataFrame:

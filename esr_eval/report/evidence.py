@@ -1,7 +1,7 @@
 """What sections are made from: conditions, and each against the main run, trial by trial."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -105,15 +105,25 @@ def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition
     """The main run that was replayed, or else the one with the most trials in common."""
     replayed = condition.log.metadata.get("replay")
     source = replayed.get("eval_id") if isinstance(replayed, dict) else None
-    own = set(condition.keys)
+    whose = (condition.subject, condition.judge)
+    mains = [one for one in conditions if _is_main(one) and (one.subject, one.judge) == whose]
+    return most_shared(condition, mains, source)
+
+
+def most_shared(
+    one: Condition, candidates: Iterable[Condition], source: str | None = None
+) -> Condition | None:
+    """The candidate with the most trials in common, the log of the id `source` before all others.
+
+    Returns:
+        None where none has any.
+    """
+    own = set(one.keys)
     best, most = None, (False, 0)
-    for main in conditions:
-        if not _is_main(main) or (main.subject, main.judge) != (condition.subject, condition.judge):
-            continue
-        shared = len(own & set(main.keys))
-        standing = (main.log.header.eval.eval_id == source, shared)
-        if shared and standing > most:
-            best, most = main, standing
+    for other in candidates:
+        standing = (other.log.header.eval.eval_id == source, len(own & set(other.keys)))
+        if standing[1] and standing > most:
+            best, most = other, standing
     return best
 
 

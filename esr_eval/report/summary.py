@@ -25,7 +25,7 @@ from esr_eval.stats.power import (
     power,
 )
 from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
-from esr_eval.text import one_line
+from esr_eval.text import numbered, one_line
 
 
 class Row(NamedTuple):
@@ -140,11 +140,7 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
 
 def short_names(runs: Sequence[Condition]) -> list[str]:
     """Names for the columns: subject and condition, numbered where they repeat."""
-    names = [one_line(f"{run.subject} {run.steering}") for run in runs]
-    return [
-        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
-        for index, name in enumerate(names)
-    ]
+    return numbered([one_line(f"{run.subject} {run.steering}") for run in runs])
 
 
 def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, Measured]]:
