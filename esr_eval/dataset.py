@@ -14,8 +14,8 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser
 from pydantic import BaseModel, ConfigDict, Field
 
+from esr_eval._util.output import note
 from esr_eval._util.paths import given_path
-from esr_eval._util.terminal import note
 from esr_eval.data.labels import SUFFIXES, Labels, read_labels
 from esr_eval.data.neuronpedia import Fetched, fetch_labels, kept_labels
 from esr_eval.data.trial import Condition, Strength, Trial

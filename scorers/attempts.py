@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from inspect_ai.model import Model, ModelOutput
+from inspect_ai.model import CachePolicy, Model, ModelOutput
 from inspect_ai.scorer import Metric, Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
@@ -145,7 +145,13 @@ def parse_output(output: ModelOutput, response: str) -> Verdict:
     return Verdict(_locate(quoted, finder), finder.lenient)
 
 
-async def ask(grader: Model, task: str, label: str, response: str) -> Answered[Verdict]:
+async def ask(
+    grader: Model,
+    task: str,
+    label: str,
+    response: str,
+    cache: bool | CachePolicy = False,
+) -> Answered[Verdict]:
     """Get a verdict on the attempts of one response.
 
     Args:
@@ -153,6 +159,7 @@ async def ask(grader: Model, task: str, label: str, response: str) -> Answered[V
         task: What the model was asked.
         label: What the boosted latent stands for.
         response: What the model answered.
+        cache: Inspect's cache, for requests that another run may repeat.
 
     Raises:
         EsrError: The grader cannot work at all (say, its package is missing).
@@ -164,6 +171,7 @@ async def ask(grader: Model, task: str, label: str, response: str) -> Answered[V
         partial(parse_output, response=response),
         CONFIG,
         reminder=QUOTES_REMINDER,
+        cache=cache,
     )
 
 

@@ -9,6 +9,12 @@ os.environ.setdefault("INSPECT_DISPLAY", "none")
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def requests_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that one test asked is answered from the cache in another."""
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "requests"))
+
+
 @pytest.fixture
 def run_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, where Inspect writes its logs."""

@@ -3,8 +3,10 @@
 import json
 import math
 import random
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from inspect_ai.model import (
     ChatMessage,
@@ -15,15 +17,19 @@ from inspect_ai.model import (
     modelapi,
 )
 
-from esr_eval.provider.api import ESRModelAPI
+from esr_eval.provider.api import DecoderRow, ESRModelAPI
+from esr_eval.scorers import concreteness
 from esr_eval.scorers.attempts import parse_request
 from esr_eval.spec import Boost, Steering
+from esr_eval.steering.requests import Reading
 
 TRUE_STRENGTH = {1: 12.0, 2: 30.0}
 """Boost of each latent at which the judge's mean score is 30."""
 
 LABELS = "index_in_sae,label\n1,oceans\n2,taxes\n"
 RESTART = "Wait, that's not right. Here is the answer that was asked for."
+NORM = 40.0
+"""The residual's norm; a decoder row is 2 long."""
 MODEL = "esr/llama-8b"
 SUBJECT = "llama-8b"
 
@@ -33,6 +39,7 @@ class Subject:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, float]] = []
+        self.read: list[Any] = []
         self.fail_after: int | None = None
 
     def answer(self, config: GenerateConfig) -> ModelOutput:
@@ -57,7 +64,27 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Subject:
     ) -> ModelOutput:
         return subject.answer(config)
 
+    async def read(self: Any, messages: Any, steering: Steering) -> Reading:
+        [readout] = steering.readouts
+        subject.read.append(readout.latents)
+        if readout.latents == "norm":
+            values = np.full((1, 5), NORM, np.float32)
+        else:  # every seventh latent has to do with the tasks, all fire on the first token
+            active = [[9.0, 0.0, float(latent % 7 == 0)] for latent in readout.latents]
+            values = np.array(active, np.float32)
+        return Reading([values], 3, 5, np.zeros((5, 2), np.int64), 0, 0)
+
+    async def nothing(self: Any, *args: Any) -> None:
+        return None
+
     monkeypatch.setattr(ESRModelAPI, "generate", generate)
+    monkeypatch.setattr(ESRModelAPI, "read", read)
+    monkeypatch.setattr(ESRModelAPI, "ready", nothing)
+    monkeypatch.setattr(ESRModelAPI, "sae_fit", nothing)
+    monkeypatch.setattr(
+        ESRModelAPI, "decoder_row", lambda self, latent: DecoderRow(2.0, 4096, normalised=False)
+    )
+    monkeypatch.setattr(ESRModelAPI, "check_latents", lambda self, latents: None)
     monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, edits_needed=True: None)
     return subject
 
@@ -71,7 +98,14 @@ class SimulatedJudge(ModelAPI):
     ) -> ModelOutput:
         if self.model_name == "mute":
             return _output(self.model_name, "I cannot judge this.")
+        with suppress(ValueError):
+            return _ratings(concreteness.parse_request(input))
         return _verdict(parse_request(input).response)
+
+
+def _ratings(labels: dict[int, str]) -> ModelOutput:
+    rated = [{"id": i, "score": 10 if "quality" in text else 90} for i, text in labels.items()]
+    return _output("noisy", json.dumps({"ratings": rated}))
 
 
 def _verdict(response: str) -> ModelOutput:

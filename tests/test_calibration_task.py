@@ -1,7 +1,6 @@
 """The calibration task through Inspect, with a simulated model and judge on real files."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,15 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, ModelOutput
 from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
-from typer.testing import CliRunner
 
 from esr_eval._util.paths import CACHE_ENV
 from esr_eval.calibration.bisection import responses_per_latent
-from esr_eval.calibration.lookup import resolve_strengths
 from esr_eval.calibration.search import bisect, round_plan
 from esr_eval.calibration.store import cache_folder
-from esr_eval.cli import app
-from esr_eval.dataset import load_latents, prompts
-from esr_eval.errors import EsrError
+from esr_eval.dataset import prompts
 from esr_eval.paper.estimate import estimate
 from esr_eval.paper.run import Step
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.provider.arguments import ModelArgs
 from esr_eval.subjects import CalibrationPrior, find_subject
 from esr_eval.tasks.calibrate import calibrate, strength, total
 
@@ -113,8 +107,7 @@ def test_interrupted_search_goes_on_where_it_stopped_and_ends_the_same(
     subject.fail_after = None
     (log,) = eval_retry(broken, log_dir=str(tmp_path / "logs"), display="none")
     assert log.status == "success", explained(log)
-    # At most one unfinished round for each latent is asked again.
-    assert len(subject.calls) <= 90 + 2 * 4
+    assert len(subject.calls) == 90  # nothing is asked twice, not in an unfinished round either
     assert not list(cache.glob("*.partial.json"))
 
     monkeypatch.setenv(CACHE_ENV, str(tmp_path / "other"))
@@ -209,34 +202,6 @@ def test_what_is_left_out_of_a_file_of_labels_is_in_the_log(
     assert "without a label" in without and without.endswith(": 2")
     assert "several labels: 1" in several
     assert without in caplog.text and several in caplog.text
-
-
-def test_the_command_that_is_printed_makes_the_missing_strengths(
-    subject: Subject, labels: str, tmp_path: Path
-) -> None:
-    known = find_subject(SUBJECT)
-    runtime = ModelArgs(dtype="float32").runtime(known)
-    latents = load_latents(known, labels)
-
-    def resolve() -> dict[int, float]:
-        return resolve_strengths("calibrated", runtime, known, latents, "sim-judge/noisy")
-
-    with pytest.raises(EsrError, match="none are known") as first:
-        resolve()
-    command = shlex.split(first.value.message.split("`")[1])
-    assert command[:3] == ["esr-eval", "calibrate", SUBJECT]
-    # The labels are none of the subject's own, so a file with them is named.
-    done = CliRunner().invoke(app, [*command[1:], "--log-dir", str(tmp_path / "logs")])
-    assert done.exit_code == 0, done.output
-    assert set(resolve()) == {1, 2}
-
-    with pytest.raises(EsrError) as other:
-        resolve_strengths("calibrated", known.runtime(), known, latents, "sim-judge/mute")
-    assert "2 of them have one with" in other.value.message
-    assert "judge sim-judge/noisy instead of sim-judge/mute" in other.value.message
-    assert "dtype float32 instead of bfloat16" in other.value.message
-    assert "--grader sim-judge/mute" in other.value.message
-    assert "-M" not in other.value.message
 
 
 def test_total_is_the_sum_over_samples() -> None:

@@ -236,7 +236,9 @@ def test_a_failure_that_passes_is_asked_again(bucket, answer):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html></html>", packed(entry(0, "a"))[:-12], b'{"error": 1}']
+    "content",
+    [b"<html></html>", packed(entry(0, "a"))[:-12], b'{"error": 1}'],
+    ids=["a page", "cut short", "an error"],
 )
 def test_what_is_no_batch_is_told_and_never_kept(bucket, tmp_path, content):
     bucket.files[FIRST] = content

@@ -13,7 +13,6 @@ import pytest
 from esr_eval._util.files import scratch_folder, share
 from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
-from esr_eval.calibration.lookup import missing_message
 from esr_eval.calibration.store import (
     Checkpoint,
     Setting,
@@ -27,11 +26,14 @@ from esr_eval.calibration.store import (
     save,
     save_checkpoint,
 )
+from esr_eval.calibration.strengths import UNCALIBRATED, known_strengths, setting_of
+from esr_eval.data.arguments import strength_rule
+from esr_eval.data.trial import Strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.logs import sidecar
 from esr_eval.spec import Runtime, SAERef
-from esr_eval.subjects import CalibrationPrior, find_subject
+from esr_eval.subjects import RELATIVE_PRIOR, CalibrationPrior, find_subject
 
 PRIOR = CalibrationPrior(prior_mean=7, prior_std=5, lower=0, upper=100, rounds=2)
 RUNTIME = Runtime(subject="tiny", model="org/tiny", sae=SAERef(release="r"), steering_layer=1)
@@ -224,36 +226,68 @@ def test_lookup_names_what_is_missing() -> None:
     assert (list(found), missing) == ([3], [Named(4, "lakes")])
 
 
-def said(setting: Setting, *latents: Latent) -> str:
-    subject = find_subject("llama-8b")
-    return missing_message(latents, 2, subject, setting)
-
-
-def test_missing_strength_says_how_the_nearest_one_differs() -> None:
+def test_a_strength_found_in_another_way_serves_and_says_so() -> None:
     runtime = find_subject("llama-8b").runtime()
-    known = SETTING.model_copy(update={"runtime": runtime})
-    save(record(3, "oceans", known))
-    save(record(3, "oceans", known.model_copy(update={"grader": "far", "temperature": 0.1})))
-    other = {
-        "grader": ("x/y", "judge esr-judge/offline instead of x/y", "--grader x/y"),
-        "prior": (PRIOR.model_copy(update={"rounds": 3}), "prior rounds 2 instead of 3", ""),
-        "temperature": (0.7, "temperature 0.6 instead of 0.7", ""),
-        "prompts": ("others", "another set of tasks", ""),
-        "files": ({"sae": "digest"}, "another content of the SAE's folder", ""),
-        "runtime": (
-            runtime.model_copy(update={"steering_layer": 12, "revision": "7"}),
-            "revision none instead of 7, steering layer 19 instead of 12",
-            "-M 'revision=\"7\"' -M steering_layer=12",
-        ),
-    }
-    for field, (value, words, option) in other.items():
-        text = said(known.model_copy(update={field: value}), Latent(index=3, label="oceans"))
-        assert f"(1 of them have one with {words}): run `esr-eval calibrate llama-8b" in text
-        assert option in text and text.count(" -M ") == option.count("-M ")
-    assert "with another label)" in said(known, Latent(index=3, label="lakes"))
-    assert "none are known for this model and latents" in said(
-        known, Latent(index=4, label="oceans")
+    subject = find_subject("llama-8b")
+    wanted = setting_of(runtime, subject, "x/y", calibration_prior(subject))
+    latents = [Latent(index=3, label="oceans"), Latent(index=4, label="lakes")]
+
+    def known() -> dict[int, Strength]:
+        return known_strengths(
+            strength_rule("calibrated"), runtime, subject, latents, "x/y", {"rounds": 3}
+        )
+
+    assert known() == {}
+    # Neither of another judge, runtime, rubric or target score.
+    for change in (
+        {"grader": "x/z"},
+        {"rubric": 99},
+        {"runtime": runtime.model_copy(update={"dtype": "float32"})},
+        {"prior": PRIOR.model_copy(update={"target": 50.0})},
+    ):
+        save(record(3, "oceans", wanted.model_copy(update=change)))
+    assert known() == {}
+    other = {"prior": PRIOR, "prompts": "others", "temperature": 0.1}
+    save(record(3, "seas", wanted.model_copy(update=other)))
+    assert known()[3].how == "calibrated with another prior, set of tasks, temperature, label"
+    assert 4 not in known()
+    served = wanted.runtime.model_copy(update={"backend": "vllm"})
+    exact = wanted.model_copy(
+        update={"runtime": served, "prior": calibration_prior(subject, {"rounds": 3})}
     )
+    save(record(3, "oceans", exact))
+    assert known()[3].how == "calibrated"
+    twice = known_strengths(strength_rule("2x"), runtime, subject, latents, "x/y", {"rounds": 3})
+    assert twice[3] == Strength(2 * known()[3].value, "calibrated, times 2")
+
+
+def test_a_record_in_units_of_the_norm_holds_strengths_of_the_latent() -> None:
+    prior = RELATIVE_PRIOR.model_copy(update={"rounds": 1})
+    setting = SETTING.model_copy(update={"prior": prior})
+    search = Bisection(prior=prior).observe([90.0])
+    check = Round(strength=search.median, scores=(25.0,))
+    found = StrengthRecord.of(setting, 3, "oceans", search, check=check, seed=0, scale=50.0)
+    assert found.strength == pytest.approx(50 * search.median)
+    assert found.rounds[0].strength == pytest.approx(50 * 0.6, abs=1)
+    assert found.check is not None and found.check.strength == pytest.approx(found.strength)
+    save(found)
+    assert find_strength(found.key) == found
+
+
+def test_strengths_that_need_no_search_are_known_at_once() -> None:
+    subject, latents = find_subject("llama-8b"), [Latent(index=3, label="oceans")]
+
+    def known(strength: str | float, name: str = "llama-8b") -> dict[int, Strength]:
+        subject = find_subject(name)
+        return known_strengths(
+            strength_rule(strength), subject.runtime(), subject, latents, "judge"
+        )
+
+    assert subject.calibration is not None
+    assert known(12) == {3: Strength(12.0, "given")}
+    assert known("prior") == {3: Strength(subject.calibration.prior_mean, UNCALIBRATED)}
+    # A share of the residual's norm has to be measured.
+    assert known("0.6rms") == {} and known("prior", "some/model") == {}
 
 
 def test_cached_files_have_the_permissions_of_the_umask() -> None:
@@ -292,9 +326,10 @@ def test_folder_that_cannot_be_written_is_one_sentence(
         save(record())
 
 
-def test_prior_of_a_custom_subject_has_to_be_complete() -> None:
+def test_a_model_that_the_paper_has_no_prior_for_gets_a_relative_one() -> None:
     assert calibration_prior(find_subject("llama-70b"), {"rounds": 3}).rounds == 3
-    with pytest.raises(EsrError, match="prior_mean"):
-        calibration_prior(find_subject("org/model"))
-    whole = {"prior_mean": 10, "prior_std": 5, "lower": 0, "upper": 50}
+    assert calibration_prior(find_subject("org/model")) == RELATIVE_PRIOR
+    with pytest.raises(EsrError, match="prior_std"):
+        calibration_prior(find_subject("org/model"), {"prior_std": 0})
+    whole = {"prior_mean": 10, "prior_std": 5, "lower": 0, "upper": 50, "unit": "latent"}
     assert calibration_prior(find_subject("org/model"), whole).upper == 50

@@ -6,9 +6,10 @@ asks, how its answers become evidence, and how an interrupted search goes on.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Self
 
-from inspect_ai.model import Model, ModelOutput, get_model
+from inspect_ai.model import CachePolicy, Model, ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, display_counter, span
 
@@ -24,6 +25,8 @@ from esr_eval.solvers import runtime_of, steering_config, subject_of
 from esr_eval.spec import AddVector, Boost
 from esr_eval.subjects import CalibrationPrior
 
+CACHE = CachePolicy(expiry="1W", per_epoch=False, scopes={"esr_eval": version("esr-eval")})
+"""An interrupted round's responses and verdicts are not asked for again."""
 RECORD, SEARCH, CACHED = "strength_record", "strength_search", "strength_cached"
 """Keys of the sample store."""
 
@@ -195,7 +198,11 @@ class StrengthSearch:
         while not (bisection.finished or bisection.failed):
             number = len(bisection.rounds)
             tested = await self._test(
-                f"round {number + 1}", bisection.median, number, prior.samples_per_round
+                f"round {number + 1}",
+                bisection.median,
+                number,
+                prior.samples_per_round,
+                resume and CACHE,
             )
             bisection = bisection.observe(tested.scores, tested.unscored)
             store.save_checkpoint(Checkpoint(key=key, seed=self.seed, search=bisection))
@@ -206,7 +213,9 @@ class StrengthSearch:
             return None
         check = None
         if self.check_samples:
-            check = await self._test("check", bisection.median, -1, self.check_samples)
+            check = await self._test(
+                "check", bisection.median, -1, self.check_samples, resume and CACHE
+            )
         return StrengthRecord.of(
             self.setting,
             self.latent.index,
@@ -217,15 +226,19 @@ class StrengthSearch:
             scale=self.scale,
         )
 
-    async def _test(self, name: str, strength: float, number: int, samples: int) -> Round:
+    async def _test(
+        self, name: str, strength: float, number: int, samples: int, cache: bool | CachePolicy
+    ) -> Round:
         plan = round_plan(prompts(), samples, self.seed, self.latent.index, number)
         added = strength * self.scale
         async with span(f"{name}: strength {added:.4g}"):
-            scores = await collect(*(self._first_score(added, *asked) for asked in plan))
+            scores = await collect(*(self._first_score(added, *asked, cache) for asked in plan))
         judged = tuple(score for score in scores if score is not None)
         return Round(strength=strength, scores=judged, unscored=len(scores) - len(judged))
 
-    async def _first_score(self, strength: float, prompt: Prompt, sampler: int) -> float | None:
+    async def _first_score(
+        self, strength: float, prompt: Prompt, sampler: int, cache: bool | CachePolicy
+    ) -> float | None:
         """Score of the first attempt; None when it cannot be judged or nothing is attempted."""
         output = await self.model.generate(
             prompt.text,
@@ -236,9 +249,10 @@ class StrengthSearch:
                 max_tokens=self.setting.prior.max_tokens,
                 temperature=self.setting.temperature,
             ),
+            cache=cache,
         )
         if not output.completion.strip():
             return None
-        verdict = await ask(self.grader, prompt.text, self.latent.label, output.completion)
+        verdict = await ask(self.grader, prompt.text, self.latent.label, output.completion, cache)
         scores = scores_of(verdict)
         return scores[0] if scores else None

@@ -33,8 +33,8 @@ from tenacity import (
 )
 
 from esr_eval._util.files import file_sha256, write_whole
+from esr_eval._util.output import Terminal, note
 from esr_eval._util.paths import CACHE_ENV, cache_root
-from esr_eval._util.terminal import Terminal, note
 from esr_eval.data.labels import (
     PREFERENCE,
     Entry,
