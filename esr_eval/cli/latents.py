@@ -38,9 +38,9 @@ def fetch(
 ) -> None:
     """Fetch the published labels of a subject's SAE, or another's (-M sae_release= -M sae_id=).
 
-    One label for each latent, as a CSV in the cache, where every task and command finds it: they
-    fetch it themselves if it is not there. Interrupted, the same command goes on. The environment
-    variable ESR_EVAL_LABELS_URL names a mirror of Neuronpedia's bucket.
+    They go into the cache, where every task and command finds them, or fetches them by itself.
+
+    Interrupted, the same command goes on. ESR_EVAL_LABELS_URL names a mirror of the bucket.
     """
     from esr_eval.data.labels import read_labels, write_labels
     from esr_eval.data.neuronpedia import fetch_labels
