@@ -9,14 +9,13 @@ from typer.testing import CliRunner
 
 from esr_eval.cli import app
 from esr_eval.data.experiments import EXPERIMENTS
-from esr_eval.paper import choices
 from esr_eval.paper import run as paper_run
 from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.run import STEP
 
 pytestmark = pytest.mark.model
 
-MICRO = choices.Scale(2, 1, (2, 2, 1), 1, 1, 1, 1, 30, 2, 2)
+MICRO = paper_steps.Scale(2, 1, (2, 2, 1), 1, 1, 1, 1, 30, 2, 2)
 VARYING = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[\w-]+_(?P<task>[a-z-]+)_\w+")
 
 
@@ -56,7 +55,7 @@ def report_of(logs):
 
 
 def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, monkeypatch):
-    monkeypatch.setitem(choices.SCALES, "tiny", MICRO)
+    monkeypatch.setitem(paper_steps.SCALES, "tiny", MICRO)
     logs = tmp_path / "whole"
     eval_set, ran = paper_run.eval_set, []
 

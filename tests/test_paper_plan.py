@@ -9,10 +9,9 @@ from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
-from esr_eval.paper.choices import SCALES, Choices, choose
 from esr_eval.paper.estimate import estimate
 from esr_eval.paper.run import EvalSet, Step
-from esr_eval.paper.steps import left_out, plan_steps
+from esr_eval.paper.steps import SCALES, Choices, choose, left_out, plan_steps
 from esr_eval.subjects import PAPER_GRADER, find_subject
 
 FULL = Choices(SCALES["full"], n_vectors=12, graders=("a/b", "c/d"), tuned=True)

@@ -139,9 +139,8 @@ def paper(
     from dataclasses import replace
 
     from esr_eval._util.output import Terminal
-    from esr_eval.paper.choices import OFFLINE_SECOND_JUDGE, choose, identity
     from esr_eval.paper.run import EvalSet, finished, run_steps
-    from esr_eval.paper.steps import left_out, plan_steps
+    from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.subjects import find_subject
 
     run = EvalSet(find_subject(model), pairs(model_args, "-M"), adapter, grader, logs, max_tokens)
