@@ -189,18 +189,20 @@ class SparseSAE:
                 do not vary.
         """
         self.check_whole()
-        mean = x.mean(0, dtype=torch.float64)
         made, active = self._reconstructed(x)
+        # On the CPU, as not every device has float64.
+        parts = [torch.split(whole, POSITIONS) for whole in (x, made)]
+        mean = torch.stack([some.cpu().double().sum(0) for some in parts[0]]).sum(0) / len(x)
         error = variance = 0.0
-        for some, again in zip(x.split(POSITIONS), made.split(POSITIONS), strict=True):
-            error += float((some - again).double().square().sum())
-            variance += float((some.double() - mean).square().sum())
+        for some, again in zip(*parts, strict=True):
+            error += float((some - again).cpu().double().square().sum())
+            variance += float((some.cpu().double() - mean).square().sum())
         if not variance:
             raise EsrError("An SAE's fit is measured over more than one token.")
         return Fit(
             layer=layer,
             explained_variance=1 - error / variance,
-            l0=float(active.double().mean()),
+            l0=float(active.cpu().double().mean()),
             median_norm=float(x.norm(dim=-1).median()),
             tokens=len(x),
         )
@@ -213,7 +215,9 @@ class SparseSAE:
         """
         made = torch.zeros_like(x)
         active = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        parts = list(zip(*(whole.split(POSITIONS) for whole in (x, made, active)), strict=True))
+        parts = list(
+            zip(*(torch.split(whole, POSITIONS) for whole in (x, made, active)), strict=True)
+        )
         if self.config.architecture not in ELEMENTWISE:
             sae = self._whole(x.device)
             for residuals, out, count in parts:
