@@ -55,7 +55,6 @@ LIGHT = {
     "esr_eval.model.weights",
     "esr_eval.sae.config",
     "esr_eval.sae.files",
-    "esr_eval.sae.rows",
     "esr_eval.backends.remote",
 }
 """Modules in them that need none of these, and so may be imported from above at any time."""

@@ -94,7 +94,9 @@ def test_a_receipt_that_falls_short_fails_the_sample(model, monkeypatch):
         model, edits=(Boost(latent=1, strength=9.0, layer=LAYER),), seed=0, max_tokens=4
     )
     ask(model, "Hi", config)
-    monkeypatch.setattr("esr_eval.steering.results.due_positions", lambda row, fed: {LAYER: 10_000})
+    monkeypatch.setattr(
+        "esr_eval.steering.requests.due_positions", lambda row, fed: {LAYER: 10_000}
+    )
     with pytest.raises(Exception, match="not steered as asked"):
         ask(model, "Hi", config)
 

@@ -33,8 +33,7 @@ from esr_eval.model.weights import difference, name_of_model
 from esr_eval.sae import files as sae_files
 from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE
 from esr_eval.sae.files import local_folder, read_sae_config
-from esr_eval.sae.rows import write_rows
-from esr_eval.sae.sparse import open_sae
+from esr_eval.sae.sparse import open_sae, write_rows
 from esr_eval.spec import SAERef
 from esr_eval.subjects import subjects
 

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from esr_eval.errors import EsrError
-from esr_eval.sae.rows import write_rows
-from esr_eval.sae.sparse import open_sae
+from esr_eval.sae.sparse import open_sae, write_rows
 from esr_eval.spec import SAERef
 from esr_eval.subjects import find_subject
 
@@ -103,7 +102,7 @@ def test_the_command_writes_rows_of_latents_and_detectors(tmp_path):
     from typer.testing import CliRunner
 
     from esr_eval.cli import app
-    from esr_eval.sae.rows import RowsFile
+    from esr_eval.sae.files import RowsFile
 
     out = tmp_path / "rows.safetensors"
     command = ["latents", "rows", "smollm2-135m", "-o", str(out), "--detectors", "1,2"]

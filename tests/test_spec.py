@@ -16,7 +16,8 @@ from esr_eval.spec import (
     Steering,
     fingerprint,
 )
-from esr_eval.steering.requests import Row
+from esr_eval.steering.requests import Row, due_positions
+from esr_eval.steering.sampling import Sampling
 
 RUNTIME = Runtime(subject="s", model="m", sae=SAERef(release="r", sae_id="i"), steering_layer=2)
 
@@ -119,9 +120,6 @@ def test_bounds(span, bounds):
 
 
 def test_due_positions_count_each_touched_position_once_per_layer():
-    from esr_eval.steering.results import due_positions
-    from esr_eval.steering.sampling import Sampling
-
     spec = Steering(
         runtime=RUNTIME,
         edits=(

@@ -28,9 +28,12 @@ from esr_eval.steering.plan import (
     plan_means,
     plan_residuals,
 )
-from esr_eval.steering.requests import Generated, Passage, Reading, Row
-from esr_eval.steering.results import (
+from esr_eval.steering.requests import (
+    Generated,
+    Passage,
+    Reading,
     Readings,
+    Row,
     counts_of,
     generated,
     generated_readouts,

@@ -131,7 +131,7 @@ def write_latent_rows(
     from esr_eval.dataset import load_latents
     from esr_eval.detectors.choice import load_detectors
     from esr_eval.provider.arguments import ModelArgs
-    from esr_eval.sae.rows import write_rows
+    from esr_eval.sae.sparse import write_rows
 
     found = find_subject(subject)
     runtime = ModelArgs(sae_release=sae_release, sae_id=sae_id).runtime(found)

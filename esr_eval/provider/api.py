@@ -29,8 +29,7 @@ from esr_eval.provider.conversion import (
     to_row,
 )
 from esr_eval.sae.config import SAEConfig
-from esr_eval.sae.files import local_folder, read_sae_config
-from esr_eval.sae.rows import RowsFile
+from esr_eval.sae.files import RowsFile, local_folder, read_sae_config
 from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import check_layer, find_subject
 

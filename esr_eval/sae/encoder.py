@@ -98,7 +98,8 @@ class ResidualNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Residuals (..., d_model) to norms (..., 1), float32."""
-        return x.float().norm(dim=-1, keepdim=True)
+        norms: Tensor = x.float().norm(dim=-1, keepdim=True)
+        return norms
 
 
 SMALL = (LatentEncoder, ResidualNorm)

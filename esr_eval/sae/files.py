@@ -3,6 +3,10 @@
 A release of sae-lens's registry is converted once into a folder with the digests of its files
 beside them. They are checked before the weights are used, and a folder that does not fit them is
 converted anew.
+
+A client need not hold the SAE: steering takes the decoder rows of the boosted latents, and encoder
+and decoder rows of the clamped ones, 64 KB a latent at d_model 8,192 in float32, where the whole
+SAE takes 4 GB. A small file of them, used as `-M sae_rows=FILE`, stands in its place.
 """
 
 import errno
@@ -10,11 +14,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from esr_eval._util.files import file_sha256, read_sums, share, write_sums
-from esr_eval._util.paths import CACHE_ENV, cache_root
+from esr_eval._util.paths import CACHE_ENV, cache_root, given_path
 from esr_eval.errors import EsrError
 from esr_eval.sae.config import (
     ARCHITECTURES,
@@ -36,6 +43,9 @@ PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SCALE = "scaling_factor"
 """Tensor of old sae-lens files: all ones, or a scale that is not in the weights."""
 FILES = (CFG_FILE, WEIGHTS_FILE)
+LATENTS = "latents"
+"""Name of the tensor that lists which latents the file holds, in order."""
+ABOUT = "esr_eval"
 UNFINISHED = ".unfinished"
 LONGEST_CONVERSION = 24 * 3600.0
 """Seconds after which an unfinished folder is left over from a process that was killed."""
@@ -325,3 +335,94 @@ def _missing(file: Path) -> str:
                 "opened and never is: save the SAE as safetensors with sae-lens (sae.save_model)."
             )
     return f"{said}: download or save the SAE again."
+
+
+class RowsOrigin(BaseModel):
+    """Where rows come from.
+
+    Attributes:
+        sae: The SAE they belong to.
+        digest: Digest of the whole SAE's folder, which logs name; it ends in -bfloat16 where rows
+            have been rounded.
+        config: The SAE's cfg.json.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sae: SAERef
+    digest: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowsFile:
+    """A file of rows, checked.
+
+    Attributes:
+        file: Where it lies.
+        origin: What its rows are of.
+        config: The SAE's config.
+        latents: Position of each latent's row in the file.
+    """
+
+    file: Path
+    origin: RowsOrigin
+    config: SAEConfig
+    latents: dict[int, int]
+
+    @classmethod
+    def read(cls, file: Path, ref: SAERef) -> "RowsFile":
+        """Open a file of rows; loads no rows and no torch.
+
+        Args:
+            file: As written by `write_rows`.
+            ref: The SAE that is wanted.
+
+        Raises:
+            EsrError: There is no such file, it holds no rows, or those of another SAE.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        way_out = "write one with `esr-eval latents rows SUBJECT -o FILE` where the SAE is."
+        file = Path(given_path(str(file)))
+        if not file.is_file():
+            raise EsrError(f"There is no file {file} of SAE rows: {way_out}")
+        try:
+            check_no_pointer(file)
+            with safe_open(file, framework="np") as tensors:
+                origin = RowsOrigin.model_validate_json((tensors.metadata() or {})[ABOUT])
+                latents = [int(latent) for latent in tensors.get_tensor(LATENTS)]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise EsrError(
+                f"{file} holds no SAE rows ({type(error).__name__}): {way_out}"
+            ) from error
+        if origin.sae != ref:
+            raise EsrError(
+                f"{file} holds rows of the SAE {name_of(origin.sae)}, but {name_of(ref)} is wanted."
+            )
+        config = parse_sae_config(origin.config, file)
+        for latent in latents:
+            config.check_latent(latent)
+        if len(set(latents)) < len(latents):
+            raise EsrError(f"{file} holds rows of one latent twice: {way_out}")
+        shapes = tensor_shapes(config.architecture, config.d_model, len(latents))
+        check_weights(file, {**shapes, LATENTS: (len(latents),)}, indices=LATENTS)
+        return cls(file, origin, config, {latent: at for at, latent in enumerate(latents)})
+
+    def at(self, latent: int) -> int:
+        """Where a latent's row stands in the file.
+
+        Raises:
+            EsrError: It is not in there.
+        """
+        if latent not in self.latents:
+            raise EsrError(
+                f"{self.file} holds the rows of {len(self.latents)} latents, but not of latent "
+                f"{latent}: write it again with `esr-eval latents rows` and that one too."
+            )
+        return self.latents[latent]
+
+
+def name_of(ref: SAERef) -> str:
+    """The SAE's name in messages."""
+    return ref.release if ref.sae_id is None else f"{ref.release} / {ref.sae_id}"

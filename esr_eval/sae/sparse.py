@@ -5,6 +5,7 @@ without reading the rest. A release of sae-lens's registry is converted into suc
 in the user's cache (`files.converted`).
 """
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,21 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from esr_eval._util.files import folder_digest
+from esr_eval._util.files import folder_digest, write_whole
 from esr_eval.errors import EsrError
-from esr_eval.sae.config import WEIGHTS_FILE, SAEConfig
+from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE, SAEConfig
 from esr_eval.sae.encoder import EncodeFn, LatentEncoder, norm_scale, spread
-from esr_eval.sae.files import converted, read_sae_config
-from esr_eval.sae.rows import RowsFile
+from esr_eval.sae.files import (
+    ABOUT,
+    LATENTS,
+    RowsFile,
+    RowsOrigin,
+    converted,
+    read_sae_config,
+)
 from esr_eval.spec import SAERef
 from esr_eval.subjects import given_folder
 
@@ -181,18 +189,20 @@ class SparseSAE:
                 do not vary.
         """
         self.check_whole()
-        mean = x.mean(0, dtype=torch.float64)
         made, active = self._reconstructed(x)
+        # On the CPU, as not every device has float64.
+        parts = [torch.split(whole, POSITIONS) for whole in (x, made)]
+        mean = torch.stack([some.cpu().double().sum(0) for some in parts[0]]).sum(0) / len(x)
         error = variance = 0.0
-        for some, again in zip(x.split(POSITIONS), made.split(POSITIONS), strict=True):
-            error += float((some - again).double().square().sum())
-            variance += float((some.double() - mean).square().sum())
+        for some, again in zip(*parts, strict=True):
+            error += float((some - again).cpu().double().square().sum())
+            variance += float((some.cpu().double() - mean).square().sum())
         if not variance:
             raise EsrError("An SAE's fit is measured over more than one token.")
         return Fit(
             layer=layer,
             explained_variance=1 - error / variance,
-            l0=float(active.double().mean()),
+            l0=float(active.cpu().double().mean()),
             median_norm=float(x.norm(dim=-1).median()),
             tokens=len(x),
         )
@@ -205,7 +215,9 @@ class SparseSAE:
         """
         made = torch.zeros_like(x)
         active = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        parts = list(zip(*(whole.split(POSITIONS) for whole in (x, made, active)), strict=True))
+        parts = list(
+            zip(*(torch.split(whole, POSITIONS) for whole in (x, made, active)), strict=True)
+        )
         if self.config.architecture not in ELEMENTWISE:
             sae = self._whole(x.device)
             for residuals, out, count in parts:
@@ -315,7 +327,7 @@ def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
 
     Args:
         ref: Which SAE.
-        rows: A file with some of its rows (`rows.write_rows`), used in its place.
+        rows: A file with some of its rows (`write_rows`), used in its place.
 
     Raises:
         EsrError: It cannot be found, downloaded or used.
@@ -324,3 +336,56 @@ def open_sae(ref: SAERef, rows: Path | None = None) -> SparseSAE:
         part = RowsFile.read(rows, ref)
         return SparseSAE(part.config, part)
     return SparseSAE(read_sae_config(given_folder(ref) or converted(ref)))
+
+
+def write_rows(ref: SAERef, latents: Sequence[int], file: Path, rounded: bool = False) -> int:
+    """Write the rows of some latents into one safetensors file.
+
+    Args:
+        ref: The SAE; downloaded through sae-lens if it is not on this machine.
+        latents: Which latents.
+        file: Where to write.
+        rounded: Round encoder and decoder rows to bfloat16 (by up to 0.4 % each), as the precision
+            of the models they steer: half the bytes here and in every request.
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        EsrError: The SAE cannot be had, has no such latent, or is of a kind whose latents depend
+            on each other (top-k).
+    """
+    sae = open_sae(ref)
+    config = sae.config
+    if config.architecture not in ELEMENTWISE:
+        raise EsrError(
+            f"In a {config.architecture} SAE every latent's activation depends on all others: its "
+            "rows do not stand alone, so the whole SAE has to be there."
+        )
+    kept = sorted(set(latents))
+    for latent in kept:
+        config.check_latent(latent)
+    with sae.open_weights() as weights:
+        tensors = {
+            "W_enc": weights.get_tensor("W_enc")[:, kept].contiguous(),
+            "W_dec": weights.get_tensor("W_dec")[kept].contiguous(),
+            "b_enc": weights.get_tensor("b_enc")[kept].contiguous(),
+            "b_dec": weights.get_tensor("b_dec"),
+            LATENTS: torch.tensor(kept, dtype=torch.int64),
+        }
+        if config.architecture == "jumprelu":
+            tensors["threshold"] = weights.get_tensor("threshold")[kept].contiguous()
+    if rounded:
+        tensors |= {name: tensors[name].bfloat16() for name in ("W_enc", "W_dec")}
+    origin = RowsOrigin(
+        sae=ref,
+        digest=sae.digest + ("-bfloat16" if rounded else ""),
+        config=json.loads((config.folder / CFG_FILE).read_text("utf-8")),
+    )
+    try:
+        write_whole(file, save(tensors, metadata={ABOUT: origin.model_dump_json()}))
+    except OSError as error:
+        raise EsrError(
+            f"{file} could not be written ({error}): name another one with -o, or free space."
+        ) from error
+    return file.stat().st_size

@@ -24,8 +24,11 @@ from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.decoding import Decoding
 from esr_eval.steering.kernel import Intervention, Read, reduced
 from esr_eval.steering.plan import padded, padded_passages, plan_batch, plan_means
-from esr_eval.steering.requests import Generated, Passage, Reading, Row
-from esr_eval.steering.results import (
+from esr_eval.steering.requests import (
+    Generated,
+    Passage,
+    Reading,
+    Row,
     counts_of,
     generated,
     generated_readouts,

@@ -22,9 +22,12 @@ from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.kernel import Intervention, reduced
 from esr_eval.steering.plan import plan_batch, plan_means
-from esr_eval.steering.requests import Generated, Passage, Reading, Row
-from esr_eval.steering.results import (
+from esr_eval.steering.requests import (
+    Generated,
+    Passage,
+    Reading,
     Readings,
+    Row,
     fed_tokens,
     generated,
     generated_readouts,
