@@ -22,7 +22,7 @@ from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.sae.encoder import LatentEncoder
-from esr_eval.servers.processes import free_ports
+from esr_eval.servers.loopback import free_ports
 from esr_eval.spec import AddVector, Boost, Clamp, Runtime, SAERef, Steering
 from esr_eval.steering.decoding import Decoding
 from esr_eval.steering.edits import LayerEdits, Term
