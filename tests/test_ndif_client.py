@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.ndif.backend import NDIFBackend, _parts
+from esr_eval.backends.ndif.backend import NDIFBackend, _parts, check_settings
 from esr_eval.backends.ndif.client import Client, Job
-from esr_eval.backends.ndif.preflight import check_settings
 from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
@@ -187,7 +186,7 @@ def key():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("esr_eval.backends.ndif.preflight.PAUSE", 0.01)
+    monkeypatch.setattr("esr_eval.backends.ndif.backend.PAUSE", 0.01)
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
 
@@ -249,7 +248,7 @@ def test_ndif_itself_takes_a_key(monkeypatch):
     monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)
     client = Client(remote("https://ndif.example"))
     monkeypatch.setattr(client, "get", lambda path: __import__("httpx").Response(200))
-    from esr_eval.backends.ndif.preflight import preflight
+    from esr_eval.backends.ndif.backend import preflight
 
     with pytest.raises(EsrError, match="asks for an API key: get one at"):
         preflight(client, "key", "model", lambda caption, text: None)
