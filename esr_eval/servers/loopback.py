@@ -7,6 +7,7 @@ their logs, knows them by their ids, and ends them.
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class LoopbackServer(ABC):
             folder: Where logs and records lie; None: the user's cache.
         """
         self.project = cache_root() / "servers" / self.name
+        self._venv = self.project / ".venv"
         self.folder = folder or self.project / "run"
 
     @property
@@ -96,6 +98,8 @@ class LoopbackServer(ABC):
             return
         say(f"{self.name}: installing into {self.project}")
         write_whole(self.project / "pyproject.toml", self._wanted().encode())
+        if not self._is_whole():
+            shutil.rmtree(self._venv, ignore_errors=True)
         done = self._sync()
         if done.returncode != 0:
             told = "\n".join(done.stderr.splitlines()[-15:])
@@ -112,7 +116,7 @@ class LoopbackServer(ABC):
                 f"The {self.name} server is not installed yet (or damaged, or in another version): "
                 f"run `esr-eval serve {self.name} install` first."
             )
-        return self.project / ".venv" / "bin" / "python"
+        return self._venv / "bin" / "python"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -203,11 +207,19 @@ class LoopbackServer(ABC):
             raise EsrError(f"supervisor, which runs the server, does not start: {done.stderr}")
 
     def start_programs(self, *names: str) -> None:
-        """Start those of the programs that do not run."""
+        """Start those of the programs that do not run.
+
+        Raises:
+            EsrError: One cannot be run at all.
+        """
         for name in names:
             if not self.alive(name):
-                with suppress(xmlrpc.client.Fault):  # `wait` tells why
+                try:
                     self._ask().startProcess(name)
+                except xmlrpc.client.Fault as fault:
+                    raise EsrError(
+                        f"The server process '{name}' cannot be run: {fault.faultString}"
+                    ) from None
 
     def wait(self, program: str, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until a program answers.
@@ -260,7 +272,8 @@ class LoopbackServer(ABC):
         """End everything that was started."""
         members = self.members()
         if members:
-            self._ask().shutdown()
+            with suppress(OSError, xmlrpc.client.Error):  # it is ending already
+                self._ask().shutdown()
         _end(members, END_SECONDS)
 
     def listening(self) -> list[tuple[str, int]]:
@@ -292,10 +305,15 @@ class LoopbackServer(ABC):
         # Wheels say on which hardware they run after a plus sign; indexes need not.
         return Template(text).substitute({p: version(p).partition("+")[0] for p in SAME_AS_HERE})
 
+    def _is_whole(self) -> bool:
+        """Whether what uv takes for granted is there."""
+        return all((self._venv / name).is_file() for name in ("bin/python", "pyvenv.cfg"))
+
     def _is_installed(self) -> bool:
         file = self.project / "pyproject.toml"
         current = file.is_file() and file.read_text("utf-8") == self._wanted()
-        return current and self._sync("--check", "--frozen", "--offline").returncode == 0
+        whole = current and self._is_whole()
+        return whole and self._sync("--check", "--frozen", "--offline").returncode == 0
 
     def _sync(self, *options: str) -> subprocess.CompletedProcess[str]:
         env = plain_env()
@@ -322,14 +340,13 @@ class LoopbackServer(ABC):
             return {}
         try:
             return {state["name"]: state for state in self._ask().getAllProcessInfo()}
-        except (OSError, xmlrpc.client.Fault):  # a socket that was left behind, or it is ending
+        except (OSError, xmlrpc.client.Error):  # a socket that was left behind, or it is ending
             return {}
 
     def _tail(self, program: str) -> str:
         log = self.folder / f"{program}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        why = self._states().get(program, {}).get("spawnerr", "")
-        return "\n".join([*text.splitlines()[-LOG_LINES:], why])
+        return "\n".join(text.splitlines()[-LOG_LINES:])
 
 
 def plain_env() -> dict[str, str]:
