@@ -15,7 +15,7 @@ import time
 import xmlrpc.client
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -97,7 +97,9 @@ class LoopbackServer(ABC):
             say(f"{self.name}: already installed in {self.project}")
             return
         say(f"{self.name}: installing into {self.project}")
-        write_whole(self.project / "pyproject.toml", self._wanted().encode())
+        if not self._is_wanted():  # a lock file of other versions would pass for theirs
+            (self.project / "uv.lock").unlink(missing_ok=True)
+            write_whole(self.project / "pyproject.toml", self._wanted().encode())
         if not self._is_whole():
             shutil.rmtree(self._venv, ignore_errors=True)
         done = self._sync()
@@ -239,9 +241,11 @@ class LoopbackServer(ABC):
                 return
             if ended or time.monotonic() > deadline:
                 how = "ended" if ended else f"did not answer within {seconds:.0f} s"
+                log = self.folder / f"{program}.log"
+                lines = log.read_text("utf-8", errors="replace").splitlines()[-LOG_LINES:]
                 raise EsrError(
-                    f"The server process '{program}' {how}. Its last lines "
-                    f"({self.folder / program}.log):\n{self._tail(program)}"
+                    f"The server process '{program}' {how}. Its last lines ({log}):\n"
+                    + "\n".join(lines)
                 )
             time.sleep(POLL_SECONDS)
 
@@ -305,15 +309,20 @@ class LoopbackServer(ABC):
         # Wheels say on which hardware they run after a plus sign; indexes need not.
         return Template(text).substitute({p: version(p).partition("+")[0] for p in SAME_AS_HERE})
 
+    def _is_wanted(self) -> bool:
+        file = self.project / "pyproject.toml"
+        return file.is_file() and file.read_text("utf-8") == self._wanted()
+
     def _is_whole(self) -> bool:
         """Whether what uv takes for granted is there."""
         return all((self._venv / name).is_file() for name in ("bin/python", "pyvenv.cfg"))
 
     def _is_installed(self) -> bool:
-        file = self.project / "pyproject.toml"
-        current = file.is_file() and file.read_text("utf-8") == self._wanted()
-        whole = current and self._is_whole()
-        return whole and self._sync("--check", "--frozen", "--offline").returncode == 0
+        return (
+            self._is_wanted()
+            and self._is_whole()
+            and self._sync("--check", "--frozen", "--offline").returncode == 0
+        )
 
     def _sync(self, *options: str) -> subprocess.CompletedProcess[str]:
         env = plain_env()
@@ -343,11 +352,6 @@ class LoopbackServer(ABC):
         except (OSError, xmlrpc.client.Error):  # a socket that was left behind, or it is ending
             return {}
 
-    def _tail(self, program: str) -> str:
-        log = self.folder / f"{program}.log"
-        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
-        return "\n".join(text.splitlines()[-LOG_LINES:])
-
 
 def plain_env() -> dict[str, str]:
     """This environment without what would point another Python at this one's packages."""
@@ -356,14 +360,11 @@ def plain_env() -> dict[str, str]:
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback address that nothing listens on at the moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind((LOOPBACK, 0))
         return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def port_open(port: int) -> bool:
@@ -373,12 +374,11 @@ def port_open(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
-def http_ok(url: str, seconds: float = 5.0) -> bool:
+def http_ok(url: str) -> bool:
     """Whether a URL of this machine answers with a success status."""
     try:
         # A proxy of the environment knows nothing of this machine's loopback address.
-        with httpx.Client(trust_env=False, timeout=seconds) as client:
-            return client.get(url).is_success
+        return httpx.get(url, trust_env=False, timeout=5.0).is_success
     except httpx.HTTPError:
         return False
 
