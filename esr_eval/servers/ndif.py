@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -80,9 +81,11 @@ class NDIFServer(LoopbackServer):
         """See `LoopbackServer.bring_up`; the model is deployed wherever Ray had to be started."""
         facts, python = self.facts, self.python()
         bin_folder, api, ray = python.parent, self.port("api"), self.port("ray")
+        # nnsight's name of a deployed model.
+        named = {"repo_id": facts["model"], "revision": None, "task": "text-generation"}
         spec = {
             "checkpoint": facts["model"],
-            "model_key": model_key(facts["model"]),
+            "model_key": f"{WRAPPER}:{json.dumps(named)}",
             "dtype": facts["dtype"],
             "size_bytes": 1_000_000_000,  # decides the placement only, and there is one place
             "actor_class": f"{SERVER_FILE}.{'Sandboxed' * facts['sandbox']}CpuModelActor",
@@ -119,7 +122,7 @@ class NDIFServer(LoopbackServer):
         deployed = self.alive("ray")
         self.start_programs("redis", "s3", "ray", "api")
         for name in ("redis", "s3", "ray"):
-            self.wait(name, lambda name=name: port_open(self.port(name)), START_SECONDS)
+            self.wait(name, partial(port_open, self.port(name)), START_SECONDS)
         if not deployed:
             self.start_programs("launch")
             self.wait("launch", lambda: self.succeeded("launch"), DEPLOY_SECONDS)
@@ -178,12 +181,6 @@ class NDIFServer(LoopbackServer):
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DISABLE_IMPORT_WARNING": "1",
         }
-
-
-def model_key(model: str, revision: str | None = None) -> str:
-    """How nnsight names a deployed model."""
-    named = {"repo_id": model, "revision": revision, "task": "text-generation"}
-    return f"{WRAPPER}:{json.dumps(named)}"
 
 
 def _redis() -> str:
