@@ -59,7 +59,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("something was loaded or started")
 
     monkeypatch.setattr("esr_eval.provider.api.ESRModelAPI._load", reached)
-    monkeypatch.setattr("esr_eval.servers.processes.subprocess.Popen", reached)
+    monkeypatch.setattr("esr_eval.servers.loopback.subprocess.Popen", reached)
 
 
 def kind_of(task: Any, name: str) -> Any:

@@ -76,8 +76,8 @@ def check_same(got, want):
 
 
 def test_the_server_listens_on_loopback_alone_and_checks_itself(ndif_server):
-    ndif_server.processes.check_loopback()
-    assert len(ndif_server.processes.listening()) >= 4
+    ndif_server.check_loopback()
+    assert len(ndif_server.listening()) >= 4
     assert "RUNNING" in ndif_server.check()
 
 
@@ -171,7 +171,7 @@ def test_the_key_check_runs_nothing(ndif_server):
 
 def test_the_interface_killed_in_the_middle_of_a_request_and_back(asked, ndif_server, want):
     with under_way(asked) as future:
-        ndif_server.kill_api()
+        ndif_server.kill("api")
         time.sleep(3.0)
         ndif_server.bring_back()
         # The model is still busy with the request of before: this one must wait, not fail.
@@ -190,7 +190,7 @@ def test_the_models_process_killed_in_the_middle_of_a_request(asked, ndif_server
 def test_everything_killed_in_the_middle_of_a_request_and_back(asked, ndif_server, want):
     engine, said = asked
     with under_way(asked) as future:
-        ndif_server.kill_all()
+        ndif_server.kill()
         ndif_server.bring_back()
         check_same(future.result(300)[0], want)
     assert engine._client.retries >= 1
@@ -201,13 +201,13 @@ def test_a_request_that_nobody_takes_is_sent_again(ndif_server, backend):
     runtime = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "ndif"})
     engine = NDIFBackend(runtime, RemoteArgs(base_url=ndif_server.url, wait=30))
     row = boosted(engine, 8)
-    for process in ndif_server.processes.members("api"):
+    for process in ndif_server.members("api"):
         if "spawn_main" in " ".join(process.cmdline()):
             process.kill()  # the dispatcher: the interface goes on taking requests
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(engine.generate, [row])
         wait_for(lambda: engine._client.retries == 1)
-        ndif_server.kill_api()
+        ndif_server.kill("api")
         ndif_server.bring_back()
         [got] = future.result(300)
     assert got.tokens == backend.generate([boosted(backend, 8)])[0].tokens
@@ -325,7 +325,7 @@ def test_an_eval_outlives_its_server(ndif_server, tmp_path, monkeypatch):
 
     def power_cut():
         assert broken.wait(300)
-        ndif_server.kill_all()
+        ndif_server.kill()
         ndif_server.bring_back()
 
     monkeypatch.setattr(Client, "_fetch", counting)

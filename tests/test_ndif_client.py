@@ -14,15 +14,14 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.ndif.backend import NDIFBackend, _parts
+from esr_eval.backends.ndif.backend import NDIFBackend, _parts, check_settings
 from esr_eval.backends.ndif.client import Client, Job
-from esr_eval.backends.ndif.preflight import check_settings
 from esr_eval.backends.ndif.trace import RemoteModel
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.sae.encoder import LatentEncoder
-from esr_eval.servers.processes import free_ports
+from esr_eval.servers.loopback import free_ports
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Runtime, SAERef, Steering
 from esr_eval.steering.decoding import Decoding
 from esr_eval.steering.edits import LayerEdits, Term
@@ -191,7 +190,7 @@ def key():
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("esr_eval.backends.ndif.preflight.PAUSE", 0.01)
+    monkeypatch.setattr("esr_eval.backends.ndif.backend.PAUSE", 0.01)
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
 
@@ -253,7 +252,7 @@ def test_ndif_itself_takes_a_key(monkeypatch):
     monkeypatch.setattr("nnsight.schema.config.CONFIG.API.APIKEY", None)
     client = Client(remote("https://ndif.example"))
     monkeypatch.setattr(client, "get", lambda path: __import__("httpx").Response(200))
-    from esr_eval.backends.ndif.preflight import preflight
+    from esr_eval.backends.ndif.backend import preflight
 
     with pytest.raises(EsrError, match="asks for an API key: get one at"):
         preflight(client, "key", "model", lambda caption, text: None)

@@ -62,7 +62,7 @@ def test_a_token_limit_reached_and_an_end_of_the_models_own(vllm_backend):
 
 
 def test_the_server_listens_on_loopback_alone_and_checks_itself(vllm_server):
-    assert all(ip == "127.0.0.1" for ip, _ in vllm_server.processes.listening())
+    assert all(ip == "127.0.0.1" for ip, _ in vllm_server.listening())
     told = vllm_server.check()
     assert "smollm2-135m in float32" in told and "moved the logits" in told
     assert re.search(r"sampler esr-eval \w{16}", told)

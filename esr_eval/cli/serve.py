@@ -29,9 +29,9 @@ SUBJECT = "smollm2-135m"
 @command
 def ndif_install() -> None:
     """Install the server into an environment of its own (2 GB; seconds when it is there)."""
-    from esr_eval.servers.ndif import install
+    from esr_eval.servers.ndif import NDIFServer
 
-    install(say=tell)
+    NDIFServer().install(say=tell)
 
 
 @ndif.command("start")
@@ -73,9 +73,9 @@ def ndif_stop() -> None:
 @command
 def vllm_install() -> None:
     """Install the server into an environment of its own."""
-    from esr_eval.servers.vllm import install
+    from esr_eval.servers.vllm import VLLMServer
 
-    install(say=tell)
+    VLLMServer().install(say=tell)
 
 
 @vllm.command("start")

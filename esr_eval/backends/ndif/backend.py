@@ -5,23 +5,38 @@ rows of the SAE that its edits and readouts name, and the code that applies them
 that the local backend runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import httpx
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+from transformers import GenerationConfig
 
 from esr_eval.backends.base import Backend, BackendInfo
-from esr_eval.backends.ndif.client import Client, Job, Report
-from esr_eval.backends.ndif.preflight import check_settings, preflight
+from esr_eval.backends.ndif.client import (
+    CAPTION,
+    FORUM,
+    LOGIN,
+    STATUS,
+    Client,
+    Job,
+    PassingError,
+    Report,
+    detail,
+    refused,
+    said,
+)
 from esr_eval.backends.ndif.trace import RemoteModel
-from esr_eval.backends.remote import RemoteArgs
+from esr_eval.backends.remote import RemoteArgs, interruptible_sleep
 from esr_eval.errors import EsrError
+from esr_eval.model.loading import model_source
 from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
-from esr_eval.steering.decoding import Decoding
+from esr_eval.steering.decoding import Decoding, meddling
 from esr_eval.steering.kernel import Intervention, Read, reduced
 from esr_eval.steering.plan import padded, padded_passages, plan_batch, plan_means
 from esr_eval.steering.requests import (
@@ -41,6 +56,12 @@ CPU = torch.device("cpu")
 RESULT_BYTES = 32 << 20
 """Residuals brought back in one request: 250 answers of 120 tokens at d_model 576 in float32,
 five of 400 tokens at d_model 8,192 in bfloat16."""
+PACKAGES = ("nnsight", "transformers", "torch")
+AGREEING = {"nnsight": 2, "transformers": 1, "torch": 1}
+"""How many parts of each version must agree: nnsight's requests change between 0.7 and 0.8."""
+TRIES, PAUSE = 4, 2.0
+ANSWERED = 422
+"""FastAPI's status for a form that lacks a field: everything before that was in order."""
 
 
 class NDIFBackend(Backend):
@@ -239,3 +260,147 @@ def _check_adapter(runtime: Runtime, client: Client) -> None:
             f"The adapter {runtime.adapter} lies on this machine, where NDIF cannot read it: put "
             "it on the Hugging Face hub and pass its id as -M adapter=, or use -M backend=vllm."
         )
+
+
+def preflight(client: Client, key: str, repository: str, report: Report) -> dict[str, str]:
+    """Check host, key, versions and the model's deployment.
+
+    Args:
+        client: The server.
+        key: nnsight's name of the model.
+        repository: Its Hugging Face id or folder.
+        report: Told what is being checked.
+
+    Returns:
+        Versions on the server, by package.
+
+    Raises:
+        EsrError: Something is in the way; the sentence says what, and the way out.
+    """
+    report(CAPTION, f"checking {client.url}")
+    _check_reachable(client)
+    _check_key(client, key)
+    versions = _check_versions(client)
+    _check_deployed(client, key, repository)
+    return versions
+
+
+def check_settings(runtime: Runtime) -> None:
+    """Refuse a model whose own generation settings would have a say on the server.
+
+    There they stay with the model, and a request cannot replace them; here it does.
+
+    Raises:
+        EsrError: It has such settings.
+    """
+    source, extra = model_source(runtime)
+    try:
+        settings = GenerationConfig.from_pretrained(source, **extra)
+    except OSError:  # a model need not have such a file
+        return
+    if own := meddling(settings):
+        told = ", ".join(f"{name}={value!r:.40}" for name, value in sorted(own.items()))
+        raise EsrError(
+            f"{runtime.model} generates with settings of its own ({told}), which NDIF's server "
+            "applies whatever a request says: use -M backend=local or vllm."
+        )
+
+
+def _check_reachable(client: Client) -> None:
+    here = " (esr-eval serve ndif start)" if client.loopback else f"; {STATUS} shows its state"
+    gone = (
+        "cannot be reached ({why}). Check --model-base-url (or NDIF_HOST) and the network, and "
+        f"that it runs{here}."
+    )
+
+    def ask() -> httpx.Response:
+        response = client.get("/connected")
+        if response.status_code == 503:
+            raise EsrError(f"NDIF at {client.url} has no models at the moment: {detail(response)}")
+        return response
+
+    _answer(client, ask, gone=gone)
+
+
+def _check_key(client: Client, key: str) -> None:
+    if not client.has_key and not client.loopback:
+        raise EsrError(
+            f"NDIF at {client.url} asks for an API key: get one at {LOGIN} and set NDIF_API_KEY."
+        )
+    # Without its payload the form is incomplete, which the server says after the key.
+    _answer(client, lambda: client.post({"model_key": key}, payload=None), good=ANSWERED)
+
+
+def _check_versions(client: Client) -> dict[str, str]:
+    env = _answer(client, lambda: client.get("/env")).json()
+    there: dict[str, str] = {p: str(env["packages"].get(p, "")) for p in PACKAGES}
+    for package, parts in AGREEING.items():
+        here = version(package)
+        first, other = (v.partition("+")[0].split(".")[:parts] for v in (here, there[package]))
+        if first != other:
+            raise EsrError(
+                f"NDIF at {client.url} has {package} {there[package] or '(none)'}, this machine "
+                f"{here}: they do not fit together; pip install {package}=={there[package]}."
+            )
+    python = str(env.get("python_version", "")).split(" ")[0]
+    return {"python": python, **{p: v.partition("+")[0] for p, v in there.items()}}
+
+
+def _check_deployed(client: Client, key: str, repository: str) -> None:
+    status = _answer(client, lambda: client.get("/status")).json()
+    deployments: dict[str, dict[str, Any]] = status.get("deployments", {})
+    states = [
+        str(one.get("application_state", "RUNNING"))
+        for name, one in deployments.items()
+        if one.get("model_key") == key or name.endswith(f":{key}")
+    ]
+    if "RUNNING" in states or "DEPLOYING" in states:
+        return
+    others = [
+        f"{one.get('repo_id')} (revision {one.get('revision')}, task {one.get('task')})"
+        for one in deployments.values()
+        if one.get("repo_id") == repository and one.get("deployment_level") in {"HOT", "WARM"}
+    ]
+    if others:
+        raise EsrError(
+            f"NDIF at {client.url} has {', '.join(others)} deployed, which is not what was asked "
+            f"for ({key.partition(':')[2]}): choose it with -M revision=."
+        )
+    way_out = (
+        "start the server with it (esr-eval serve ndif start)"
+        if client.loopback
+        else f"{STATUS} shows what is; ask for it at {FORUM}, or in your NDIF account if that may "
+        "deploy models"
+    )
+    state = f" ({', '.join(sorted(set(states)))})" if states else ""
+    raise EsrError(f"{repository} is not deployed on NDIF at {client.url}{state}: {way_out}.")
+
+
+def _answer(
+    client: Client,
+    ask: Callable[[], httpx.Response],
+    good: int = 200,
+    gone: str = "broke the connection: {why}",
+) -> httpx.Response:
+    """Ask a few times: a server that is just coming up is none that is down."""
+
+    def once() -> httpx.Response:
+        try:
+            response = ask()
+        except httpx.HTTPError as error:
+            raise EsrError(f"NDIF at {client.url} {gone.format(why=said(error))}") from error
+        if response.status_code != good:
+            raise refused(response, client.url)
+        return response
+
+    again = Retrying(
+        retry=retry_if_exception_type((PassingError, EsrError)),
+        stop=stop_after_attempt(TRIES),
+        wait=wait_fixed(PAUSE),
+        sleep=interruptible_sleep,
+        reraise=True,
+    )
+    try:
+        return again(once)
+    except PassingError as error:
+        raise EsrError(f"NDIF does not work at the moment: {error.reason}") from error
