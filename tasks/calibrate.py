@@ -30,13 +30,14 @@ from esr_eval.data.arguments import (
     Number,
     Prior,
     Seed,
-    check_choice,
     checked,
 )
-from esr_eval.dataset import labels_note, pick_latents
+from esr_eval.dataset import Latent, file_of, labels_note, pick_latents
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.grader import grader_model
+from esr_eval.selection.prepare import choose_latent
 from esr_eval.solvers import model_under_test
+from esr_eval.tasks.experiment import latents_to_choose
 
 VERSION = 1
 PAPER = {
@@ -69,7 +70,8 @@ def calibrate(
         latents: Indices (7,12,40) among the subject's labelled latents, or a file of labels (CSV
             index_in_sae,label, or a Neuronpedia export, also a folder of its batches). Default: the
             subject's own.
-        n_latents: How many of them to draw at random. Default: all.
+        n_latents: How many of them to draw at random. Default: all; of a whole SAE's labels 20,
+            chosen in the run as in `esr`.
         prior: Changes to the subject's prior and effort, e.g. {"samples_per_round": 5}; `esr`
             finds the strengths only under the same ones.
         temperature: Of the responses. Default: the subject's.
@@ -78,22 +80,27 @@ def calibrate(
         fresh: Search again even where a strength is known.
     """
     model, provider = model_under_test(temperature="pass -T temperature=")
-    check_choice(latents, n_latents)
     provider.preflight()
     subject = provider.subject
     grader = grader_model(str(model))
     whole = calibration_prior(subject, prior)
-    chosen = pick_latents(subject, latents, n_latents, seed, provider.runtime)
-    provider.check_latents([latent.index for latent in chosen])
+    wanted = latents_to_choose(provider, latents, n_latents)
+    if wanted is None:
+        chosen = pick_latents(subject, latents, n_latents, seed, provider.runtime)
+        provider.check_latents([latent.index for latent in chosen])
+    else:  # only counted until they are chosen
+        chosen = [Latent(index=number, label="") for number in range(wanted)]
     samples = [
         Sample(
-            id=f"latent-{latent.index}",
-            input=f"Find the strength of latent {latent.index} ({latent.label}).",
+            id=f"latent-{latent.index}" if wanted is None else f"latent{latent.index + 1}",
+            input=f"Find the strength of latent {latent.index} ({latent.label})."
+            if wanted is None
+            else f"Choose latent {latent.index + 1} of {wanted}, and find its strength.",
             metadata={"latent": latent.index, "label": latent.label},
         )
         for latent in chosen
     ]
-    solver = bisect(
+    search = bisect(
         whole,
         subject.temperature if temperature is None else temperature,
         check_samples,
@@ -105,7 +112,7 @@ def calibrate(
         provider,
         grader,
         MemoryDataset(samples, name="esr-latents"),
-        solver,
+        search if wanted is None else [choose_latent(file_of(latents), wanted, seed), search],
         strength(),
         VERSION,
         {**PAPER, **labels_note(subject, latents, provider.runtime)},
@@ -116,7 +123,7 @@ def calibration_task(
     provider: ESRModelAPI,
     grader: Model,
     dataset: Dataset,
-    solver: Solver,
+    solver: Solver | list[Solver],
     scorer: Scorer,
     version: int,
     metadata: dict[str, Any],

@@ -214,7 +214,7 @@ class Setup:
         condition: Condition = "steered" if steering else "unsteered"
         asked, per_latent = choose_prompts(draw.topics, prompt_set), draw.trials_per_latent
         labels = self.labels_note(draw.latents)
-        wanted = self.to_choose(draw)
+        wanted = latents_to_choose(self.provider, draw.latents, draw.n_latents)
         if wanted is not None:
             planned = draw_open_trials(wanted, asked, per_latent, draw.seed, condition)
             needs = preparation(planned, draw, wanted=wanted)
@@ -226,28 +226,6 @@ class Setup:
         if needs is not None:
             planned = by_turns(planned, per_latent)
         return Plan(planned, labels=labels, preparation=needs, strength=_said(draw, steering))
-
-    def to_choose(self, draw: Draw) -> int | None:
-        """How many latents the run chooses by itself; None where it is told which.
-
-        Labels of a whole SAE are many, and most of them not fit to be boosted.
-
-        Raises:
-            EsrError: There are no labels, or fewer than latents are asked for.
-        """
-        check_choice(draw.latents, draw.n_latents)
-        if isinstance(draw.latents, list | tuple | int):
-            return None
-        file = file_of(draw.latents)
-        labelled = load_latents(self.provider.subject, file, self.provider.runtime)
-        whole = has_fetched_labels(self.provider.subject, draw.latents)
-        if not whole and len(labelled) <= MOST_AT_ONCE:
-            return None
-        self.provider.check_latents([])
-        wanted = draw.n_latents or DEFAULT_LATENTS
-        if wanted > len(labelled):
-            raise EsrError(f"n_latents={wanted}, but there are {len(labelled)} labelled latents.")
-        return wanted
 
     def replayed(self, log: str, condition: Condition | None) -> Plan:
         """Take another log's trials, with the boost as there (None), surely on, or off.
@@ -262,6 +240,35 @@ class Setup:
     def labels_note(self, latents: str | int | Sequence[int] | None) -> dict[str, Any]:
         """What the log says of the file of labels; see `dataset.labels_note`."""
         return labels_note(self.provider.subject, latents, self.provider.runtime)
+
+
+def latents_to_choose(
+    provider: ESRModelAPI, latents: str | int | Sequence[int] | None, count: int | None
+) -> int | None:
+    """How many latents a run chooses by itself; None where it is told which.
+
+    Labels of a whole SAE are many, and most of its latents not fit to be boosted.
+
+    Args:
+        provider: The model under test.
+        latents: The task's argument: indices, or a file of labels.
+        count: How many are asked for.
+
+    Raises:
+        EsrError: There are no labels, or fewer than latents are asked for.
+    """
+    check_choice(latents, count)
+    file = file_of(latents)
+    if latents is not None and file is None:
+        return None
+    labelled = load_latents(provider.subject, file, provider.runtime)
+    whole = has_fetched_labels(provider.subject, latents) or len(labelled) > MOST_AT_ONCE
+    if not whole:
+        return None
+    wanted = count or DEFAULT_LATENTS
+    if wanted > len(labelled):
+        raise EsrError(f"n_latents={wanted}, but there are {len(labelled)} labelled latents.")
+    return wanted
 
 
 def preparation(

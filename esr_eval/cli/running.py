@@ -125,6 +125,10 @@ def paper(
         str | None, typer.Option(help="Set to ablate: file or published name. Default: found.")
     ] = None,
     vectors: Annotated[str | None, typer.Option(help="File of concept vectors.")] = None,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
+    ] = None,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
@@ -143,7 +147,15 @@ def paper(
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.subjects import find_subject
 
-    run = EvalSet(find_subject(model), pairs(model_args, "-M"), adapter, grader, logs, max_tokens)
+    run = EvalSet(
+        find_subject(model),
+        pairs(model_args, "-M"),
+        adapter,
+        grader,
+        logs,
+        max_tokens,
+        pairs(prior, "--prior") or None,
+    )
     further = tuple(graders or ())
     if not further and run.judge.startswith("esr-judge/"):
         further = (OFFLINE_SECOND_JUDGE,)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, calibration_prior
 from esr_eval.calibration.cost import Cost
 from esr_eval.paper.run import Step
 from esr_eval.subjects import Subject
@@ -43,9 +43,9 @@ def estimate(
 
 
 def _longest(step: Step, subject: Subject) -> int:
-    if step.task == "calibrate" and subject.calibration is not None:
+    if step.task == "calibrate":
         # A search asks for responses of this length whatever --max-tokens says.
-        return subject.calibration.max_tokens
+        return calibration_prior(subject).max_tokens
     return subject.max_tokens
 
 

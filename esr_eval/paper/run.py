@@ -10,9 +10,10 @@ from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 
-from esr_eval.calibration.bisection import responses_per_latent
-from esr_eval.calibration.store import Setting, calibrated_strengths
-from esr_eval.dataset import Latent, pick_latents, prompts
+from esr_eval.calibration.bisection import calibration_prior, responses_per_latent
+from esr_eval.calibration.store import calibrated_strengths
+from esr_eval.calibration.strengths import setting_of
+from esr_eval.dataset import Latent, has_fetched_labels, pick_latents
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import Note, reading
 from esr_eval.provider.arguments import ModelArgs
@@ -23,6 +24,8 @@ STEP = "paper_step"
 """Key of a log's metadata that names the step it belongs to."""
 RUN = "paper_run"
 """Key of a log's metadata that tells this run from others, in another scale, say."""
+CALIBRATING = {"calibrate", "esr", "boost_sweep", "held_out"}
+"""Tasks that find strengths with a prior; the other steps replay theirs, or have their own."""
 Logs = Mapping[str, str]
 """Steps that have ended, and where their logs lie."""
 Args = dict[str, Any]
@@ -65,6 +68,7 @@ class EvalSet:
         grader: Judge; None takes the subject's.
         folder: Where logs lie.
         max_tokens: Longest response; None leaves it to the subject.
+        prior: Changes to the prior of all calibrations.
         identity: What must be the same for a run to go on from another's logs.
     """
 
@@ -74,6 +78,7 @@ class EvalSet:
     grader: str | None
     folder: Path
     max_tokens: int | None = None
+    prior: dict[str, Any] | None = None
     identity: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -169,7 +174,7 @@ def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
         limits["max_tokens"] = run.max_tokens
     success, made = eval_set(
         f"esr_eval/{step.task}",
-        task_args=step.args(logs),
+        task_args=_with_prior(step, step.args(logs), run.prior),
         model=model,
         model_args=model_args,
         model_roles={GRADER_ROLE: run.grader} if run.grader else None,
@@ -191,10 +196,16 @@ def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
     return str(run.folder / Path(log.location).name)
 
 
+def _with_prior(step: Step, args: Args, prior: dict[str, Any] | None) -> Args:
+    return {**args, "prior": prior} if prior and step.task in CALIBRATING else args
+
+
 def uncalibrated_latents(
     run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int
 ) -> list[Latent]:
     """The latents of a run that have no strength yet.
+
+    Those that are chosen in the run are not known before it; they count as without.
 
     Args:
         run: The subjects.
@@ -204,24 +215,16 @@ def uncalibrated_latents(
         seed: Of their draw.
 
     Raises:
-        EsrError: The subject has no calibration prior.
+        EsrError: There are no labels, or fewer than latents are asked for.
     """
     name, args = run.model(tuned)
     subject = find_subject(name)
     runtime = ModelArgs.parse(args).runtime(subject)
-    if subject.calibration is None:
-        raise EsrError(
-            f"{subject.name} has no calibration prior, so its strengths cannot be found: run the "
-            "tasks one by one with -T strength=NUMBER."
-        )
-    setting = Setting.of(
-        runtime,
-        subject.calibration,
-        run.judge,
-        prompts=[prompt.text for prompt in prompts()],
-        temperature=subject.temperature,
-    )
     chosen = pick_latents(subject, latents, count, seed, runtime)
+    if has_fetched_labels(subject, latents):
+        return chosen
+    prior = calibration_prior(subject, run.prior)
+    setting = setting_of(runtime, subject, run.judge, prior)
     return calibrated_strengths(setting, chosen, subject.strengths)[1]
 
 
@@ -230,4 +233,4 @@ def responses_to_calibrate(
 ) -> int:
     """Responses that calibrating a run's latents still takes; see `uncalibrated_latents`."""
     missing = uncalibrated_latents(run, tuned, latents, count, seed)
-    return responses_per_latent(find_subject(run.model(tuned)[0])) * len(missing)
+    return responses_per_latent(find_subject(run.model(tuned)[0]), run.prior) * len(missing)

@@ -117,7 +117,7 @@ def choose(
         )
     main = uncalibrated_latents(run, False, latents, sizes.latents, seed)
     sweep = uncalibrated_latents(run, False, latents, sizes.sweep[1], seed)
-    each = responses_per_latent(run.subject)
+    each = responses_per_latent(run.subject, run.prior)
     uncalibrated = {
         "calibrate": each * len(main),
         # Latents that both draws share are calibrated once.
@@ -150,6 +150,7 @@ def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
         "model_args": run.model_args,
         "adapter": run.adapter,
         "max_tokens": run.max_tokens,
+        **({"prior": run.prior} if run.prior else {}),
         **chosen,
     }
 

@@ -218,6 +218,26 @@ def _keep_activity(path: Path, known: dict[int, Activity]) -> None:
 
 
 @solver
+def choose_latent(labels: str | None, wanted: int, seed: int) -> Solver:
+    """Find the latent of samples that only count it.
+
+    Args:
+        labels: File of labels; None takes the subject's own.
+        wanted: How many latents to choose.
+        seed: Seed of the choice.
+    """
+    choice = LatentChoice(labels, wanted, None, seed)
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        latent, passed = await choice.latent(get_model(), state.metadata["latent"])
+        state.metadata.update(latent=latent.index, label=latent.label)
+        state.store.set(PASSED_OVER, [one._asdict() for one in passed])
+        return state
+
+    return solve
+
+
+@solver
 def prepare(
     strength: str | float,
     seed: int,
