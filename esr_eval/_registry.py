@@ -75,10 +75,10 @@ def esr_provider() -> type[ModelAPI]:
 
 @modelapi(name="esr-judge")
 def esr_judge() -> type[ModelAPI]:
-    """The offline judge: `esr-judge/offline`."""
-    from esr_eval.judges.provider import OfflineJudge
+    """Judges on this machine: `esr-judge/offline`, `esr-judge/self`."""
+    from esr_eval.judges.provider import LocalJudge
 
-    return OfflineJudge
+    return LocalJudge
 
 
 @hooks(name="esr_activation_files", description="Moves activations beside the log they belong to.")

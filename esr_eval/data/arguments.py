@@ -397,6 +397,8 @@ def _device(value: str) -> str:
 
 def _model(value: str) -> str:
     """A name that Inspect knows the provider of; whether it can be reached is seen later."""
+    if value == "self":  # the model under test judges itself
+        return "esr-judge/self"
     from inspect_ai.model import get_model
 
     try:

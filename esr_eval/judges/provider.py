@@ -3,7 +3,8 @@
 `esr-judge/offline` speaks the hosted graders' protocols (`PROTOCOLS`), so that a
 run with it exercises everything that a run with a hosted grader does. It measures topicality, not
 correctness. `esr-judge/lexical` only finds and scores attempts, by other and cruder means: it is
-there to be compared with.
+there to be compared with. `esr-judge/self` is the model under test, unsteered: its weights are
+loaded once for both.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +18,14 @@ from inspect_ai.model import (
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    get_model,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline
 from esr_eval.judges.similarity import SentenceEncoder, ratings, weights_folder
+from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers import attempts, concreteness, improvement, regions
 
 Answer = Callable[[SentenceEncoder], str]
@@ -69,8 +72,11 @@ MODELS = {"offline": answer_to, "lexical": lexical_answer_to}
 _encoder = SentenceEncoder()
 
 
-class OfflineJudge(ModelAPI):
-    """A judge on this machine. Deterministic."""
+SELF = "self"
+
+
+class LocalJudge(ModelAPI):
+    """A judge on this machine. Deterministic, but for the model under test in bfloat16."""
 
     def __init__(
         self,
@@ -81,10 +87,9 @@ class OfflineJudge(ModelAPI):
         **model_args: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
-        if model_name not in MODELS:
-            raise EsrError(
-                f"There is no judge esr-judge/{model_name}; there are: {', '.join(MODELS)}."
-            )
+        if model_name not in (*MODELS, SELF):
+            names = ", ".join((*MODELS, SELF))
+            raise EsrError(f"There is no judge esr-judge/{model_name}; there are: {names}.")
         if model_args:
             raise EsrError(
                 f"esr-judge/{model_name} takes no arguments (got {', '.join(model_args)})."
@@ -92,7 +97,10 @@ class OfflineJudge(ModelAPI):
 
     def check_ready(self) -> None:
         """Raise `EsrError` when the weights are missing; loads nothing."""
-        weights_folder()
+        if self.model_name == SELF:
+            _subject()
+        else:
+            weights_folder()
 
     async def generate(
         self,
@@ -101,7 +109,16 @@ class OfflineJudge(ModelAPI):
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Answer a grading request; `config` changes nothing, and verdicts are never cut."""
+        """Answer a grading request.
+
+        Of `config` the model under test keeps to the length and the seed; nothing of it changes
+        the offline judges' verdicts, which are never cut.
+        """
+        if self.model_name == SELF:
+            # No `extra_body`, so nothing is edited; greedy, and without the schema, which the
+            # provider does not carry out.
+            plain = GenerateConfig(max_tokens=config.max_tokens, seed=config.seed, temperature=0.0)
+            return await _subject().generate(input, tools, tool_choice, plain)
         try:
             answer = MODELS[self.model_name](input)
         except ValueError as error:
@@ -119,9 +136,26 @@ class OfflineJudge(ModelAPI):
         return output
 
     async def count_text_tokens(self, text: str) -> int:
-        """Tokens as MiniLM counts them: exact for what this judge reads, and needs no network."""
+        """Tokens as whoever judges counts them; needs no network."""
+        if self.model_name == SELF:
+            return await _subject().count_text_tokens(text)
         return await anyio.to_thread.run_sync(_encoder.count_tokens, text)
 
     def max_connections(self) -> int:
         """Requests at once: the encoder takes one sentence at a time anyway."""
-        return 4
+        return _subject().max_connections() if self.model_name == SELF else 4
+
+
+def _subject() -> ESRModelAPI:
+    """The provider of the model under test.
+
+    Raises:
+        EsrError: There is none that this project runs.
+    """
+    api = get_model().api
+    if not isinstance(api, ESRModelAPI):
+        raise EsrError(
+            f"esr-judge/{SELF} judges with the model under test, which is none of esr/NAME here: "
+            "name another judge with --model-role grader=PROVIDER/MODEL."
+        )
+    return api

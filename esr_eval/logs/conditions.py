@@ -1,6 +1,7 @@
 """Conditions: a log as one judge scored it, with one row per trial and its measured numbers."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ from esr_eval.scorers.attempts import MEANS, RATES
 from esr_eval.stats.rates import Estimate, Floats
 from esr_eval.text import numbered, one_line
 
-_ABOUT = ("latent", "label", "topic", "seed", "strength", "level", "vector")
+_NUMBERS = ("strength", "level", "share_of_norm")
+_ABOUT = ("latent", "label", "topic", "seed", *_NUMBERS, "strength_found", "vector")
+FITS = re.compile(r"(explained_variance|l0)_layer_(\d+)")
+"""Values in a sample's metadata that say how well the SAE describes a layer's residuals."""
 
 
 class TrialKey(NamedTuple):
@@ -94,6 +98,23 @@ class Condition:
     def direction(self) -> str:
         """What was boosted, as a noun: an SAE's latent, or a plain vector."""
         return "vector" if self.trials["vector"].notna().any() else "latent"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether every strength is where first attempts score 30; older logs do not say."""
+        ways = self.trials["strength_found"].dropna().astype(str)
+        usual = ways.str.match(r"calibrated|mean and SD of the calibrated")
+        return bool((usual & ~ways.str.contains(", times ")).all())
+
+    @cached_property
+    def fits(self) -> dict[int, dict[str, float]]:
+        """How well the SAE describes the layers: explained variance and L0, by layer."""
+        found: dict[int, dict[str, float]] = {}
+        for sample in self.log.samples[:1]:
+            for name, value in sample.metadata.items():
+                if match := FITS.fullmatch(name):
+                    found.setdefault(int(match[2]), {})[match[1]] = float(value)
+        return found
 
     @property
     def failed(self) -> pd.Series:
@@ -360,7 +381,7 @@ def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -
     columns = ("id", "epoch", "error", *_ABOUT, *RATES, *MEANS)
     frame = pd.DataFrame(rows, columns=None if rows else columns)
     frame["error"] = frame["error"].astype(bool)
-    for name in ("strength", "level"):
+    for name in _NUMBERS:
         frame[name] = pd.to_numeric(frame[name], errors="coerce")
     return frame
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from esr_eval.calibration.residual import LEAST_EXPLAINED
 from esr_eval.logs.conditions import Condition, told_reasons
 from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
 from esr_eval.report.evidence import Evidence
@@ -22,7 +23,11 @@ def conditions_section(evidence: Evidence) -> Section | None:
         id="conditions",
         title="Conditions",
         question="What ran, how many trials count, and what came out of them?",
-        answers=[_counts(evidence.conditions), *_doubts(evidence.conditions)],
+        answers=[
+            _counts(evidence.conditions),
+            *_boosts(evidence.conditions),
+            *_doubts(evidence.conditions),
+        ],
         parts=parts,
         tables={
             "conditions": _frame(evidence.conditions),
@@ -66,6 +71,32 @@ def _counts(conditions: list[Condition]) -> str:
         f"{count(len(conditions), 'condition')} with {count(total['completed'], 'response')} of "
         f"{count(total['planned'], 'planned trial')}; {lost}."
     )
+
+
+def _boosts(conditions: list[Condition]) -> list[str]:
+    """How strong boosts are beside the residual, and whether the SAE describes what they edit."""
+    said = []
+    for one in conditions:
+        shares = one.trials["share_of_norm"].dropna()
+        if shares.empty:
+            continue
+        low, middle, high = shares.quantile([0.05, 0.5, 0.95])
+        fits = ", ".join(
+            f"{fit['explained_variance']:.0%} at layer {layer} ({fit['l0']:.0f} latents a token)"
+            for layer, fit in one.fits.items()
+        )
+        poor = any(fit["explained_variance"] < LEAST_EXPLAINED for fit in one.fits.values())
+        said.append(
+            f"{one_line(one.name)}: boosts are {middle:.2f} of the residual's median norm "
+            f"(90 % of trials: {low:.2f} to {high:.2f})"
+            + (
+                f"; of the variance of the model's own answers the SAE explains {fits}"
+                if fits
+                else ""
+            )
+            + (": it hardly describes what is edited there." if poor else ".")
+        )
+    return said
 
 
 def _doubts(conditions: list[Condition]) -> list[str]:
