@@ -18,7 +18,7 @@ from inspect_ai.viewer import (
 from esr_eval.calibration.strengths import known_strengths, parse_strength
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
-from esr_eval.data.trial import Condition, Strength
+from esr_eval.data.trial import OF_NORM, Condition, Strength
 from esr_eval.dataset import (
     Latent,
     Planned,
@@ -309,7 +309,7 @@ def _said(draw: Draw, steering: bool) -> str | None:
         return None
     if rule.kind == "prior":
         return "uncalibrated strengths"
-    return f"uncalibrated: {rule.value:g} of the residual's norm"
+    return f"uncalibrated: {rule.value:g} {OF_NORM}"
 
 
 def check_replayed(**beside: object) -> None:

@@ -181,8 +181,13 @@ def test_strengths_are_calibrated_by_the_same_judge_or_given(tmp_path):
     file = read_vectors(str(written(tmp_path / "v.safetensors")))
     oceans, snow = file.latents()
     judge = "esr-judge/offline"
-    assert vector_strengths("1.5x", file, [oceans], judge) == {0: pytest.approx(0.6)}
-    assert vector_strengths(0.2, file, [oceans, snow], "any") == {0: 0.2, 1: 0.2}
+    assert vector_strengths("1.5x", file, [oceans], judge) == {
+        0: (pytest.approx(0.6), "calibrated")
+    }
+    assert vector_strengths(0.2, file, [oceans, snow], "any") == {
+        0: (0.2, "given"),
+        1: (0.2, "given"),
+    }
     with pytest.raises(EsrError, match="no strength for snow"):
         vector_strengths("calibrated", file, [oceans, snow], judge)
     with pytest.raises(EsrError, match="found with the judge esr-judge/offline") as missing:

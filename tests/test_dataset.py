@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from esr_eval.data.trial import Trial
+from esr_eval.data.arguments import strength_rule
+from esr_eval.data.trial import Strength, Trial
 from esr_eval.dataset import (
     Latent,
     choose_latents,
@@ -16,7 +17,7 @@ from esr_eval.errors import EsrError
 from esr_eval.subjects import embedded_path, find_subject, subjects
 
 LATENTS = [Latent(index=i, label=f"concept {i}") for i in (3, 8, 21, 40)]
-STRENGTHS = {latent.index: 10.0 + latent.index for latent in LATENTS}
+STRENGTHS = {latent.index: Strength(10.0 + latent.index, "calibrated") for latent in LATENTS}
 
 
 def trials(latents, condition="steered", seed=0, per_latent=5):
@@ -47,7 +48,8 @@ def test_the_baseline_asks_the_same_with_the_boost_off():
     key = [(t.latent, t.topic, t.seed, text) for _, text, t in steered]
     assert key == [(t.latent, t.topic, t.seed, text) for _, text, t in unsteered]
     assert {t.strength for _, _, t in unsteered} == {0.0}
-    assert {t.strength for _, _, t in steered} == set(STRENGTHS.values())
+    assert {t.strength for _, _, t in steered} == {one.value for one in STRENGTHS.values()}
+    assert not any(t.pending for _, _, t in steered + unsteered)
     assert [i for i, _, _ in steered] == [i for i, _, _ in unsteered]
 
 
@@ -144,19 +146,21 @@ def test_the_embedded_subjects_labels_fit_its_sae():
 
 def test_every_shipped_latent_has_a_shipped_strength(tmp_path, monkeypatch):
     """With an empty cache: what `strength=calibrated` finds on a fresh clone."""
-    from esr_eval.calibration.lookup import resolve_strengths
+    from esr_eval.calibration.strengths import known_strengths
 
     monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path))
     subject = find_subject("smollm2-135m")
     latents = load_latents(subject)
-    calibrated = resolve_strengths(
-        "calibrated", subject.runtime(), subject, latents, subject.grader
-    )
+
+    def known(strength, grader=subject.grader):
+        rule = strength_rule(strength)
+        found = known_strengths(rule, subject.runtime(), subject, latents, grader)
+        return {index: one.value for index, one in found.items()}
+
+    calibrated = known("calibrated")
     assert set(calibrated) == {latent.index for latent in latents}
     prior = subject.calibration
     assert all(prior.lower < strength < prior.upper for strength in calibrated.values())
-    twice = resolve_strengths("2x", subject.runtime(), subject, latents, subject.grader)
-    assert twice == {index: 2 * strength for index, strength in calibrated.items()}
-    assert set(resolve_strengths(60, subject.runtime(), subject, latents, "x/y").values()) == {60.0}
-    with pytest.raises(EsrError, match="esr-eval calibrate smollm2-135m"):
-        resolve_strengths("calibrated", subject.runtime(), subject, latents, "other/judge")
+    assert known("2x") == {index: 2 * strength for index, strength in calibrated.items()}
+    assert set(known(60, "x/y").values()) == {60.0}
+    assert known("calibrated", "other/judge") == {}

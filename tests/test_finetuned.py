@@ -50,14 +50,15 @@ def test_a_replay_takes_the_trials_of_the_base_and_the_strengths_of_the_tuned_mo
 ):
     install(monkeypatch)
     base = run("esr", tmp_path, latents=labels, trials_per_latent=3, strength=5)
-    with pytest.raises(EsrError, match="no calibrated strength"):
-        run("finetuned", tmp_path, replay=base.location, model_args=ADAPTER)
+    searched = run("finetuned", tmp_path, replay=base.location, model_args=ADAPTER)
     found = run("calibrate", tmp_path, latents=labels, model_args=ADAPTER)
+    assert {sample.scores["strength"].value["cached"] for sample in found.samples} == {1}
     calibrated = {
         sample.metadata["latent"]: sample.scores["strength"].value["strength"]
         for sample in found.samples
     }
     tuned = run("finetuned", tmp_path, replay=base.location, model_args=ADAPTER)
+    assert strengths(searched) == strengths(tuned)
     assert trials(tuned) == trials(base)
     assert strengths(tuned) == pytest.approx(calibrated) != strengths(base)
     assert tuned.eval.metadata["runtime"]["adapter"] == ADAPTER["adapter"]

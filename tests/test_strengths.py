@@ -26,9 +26,9 @@ from esr_eval.calibration.store import (
     save,
     save_checkpoint,
 )
-from esr_eval.calibration.strengths import UNCALIBRATED, known_strengths, setting_of
+from esr_eval.calibration.strengths import known_strengths, setting_of
 from esr_eval.data.arguments import strength_rule
-from esr_eval.data.trial import Strength
+from esr_eval.data.trial import UNCALIBRATED, Strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.logs import sidecar

@@ -17,16 +17,13 @@ from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.search import StrengthSearch, boost_at
 from esr_eval.calibration.store import Setting, StrengthRecord
 from esr_eval.data.arguments import StrengthRule, shown, strength_rule
-from esr_eval.data.trial import Strength
+from esr_eval.data.trial import OF_NORM, UNCALIBRATED, Strength
 from esr_eval.dataset import Latent, prompts
 from esr_eval.errors import EsrError
 from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import runtime_of, subject_of
 from esr_eval.spec import Runtime
 from esr_eval.subjects import CalibrationPrior, Subject
-
-UNCALIBRATED = "prior, not calibrated"
-"""How a strength was found that is only where a search would have begun."""
 
 
 def parse_strength(strength: str | float) -> StrengthRule:
@@ -144,7 +141,7 @@ class Strengths:
         prior = calibration_prior(subject, self._changes)
         scale = await strength_unit(model, latent, prior if rule.kind != "rms" else None)
         if rule.kind == "rms":
-            return Strength(rule.value * scale, f"{rule.value:g} of the residual's norm")
+            return Strength(rule.value * scale, f"{rule.value:g} {OF_NORM}")
         if rule.kind == "prior":
             return Strength(prior.prior_mean * scale, UNCALIBRATED)
         search = StrengthSearch.of(

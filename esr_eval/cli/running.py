@@ -154,7 +154,7 @@ def paper(
         grader,
         logs,
         max_tokens,
-        pairs(prior, "--prior") or None,
+        prior=pairs(prior, "--prior") or None,
     )
     further = tuple(graders or ())
     if not further and run.judge.startswith("esr-judge/"):

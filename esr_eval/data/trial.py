@@ -7,6 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 Condition = Literal["steered", "unsteered"]
 
 
+UNCALIBRATED = "prior, not calibrated"
+"""How a strength was found that is only where a search would have begun."""
+OF_NORM = "of the residual's norm"
+"""How a strength was found that is a share of the norm, whatever the scores there."""
+
+
 class Strength(NamedTuple):
     """A latent's strength, and how it was found."""
 

@@ -16,6 +16,7 @@ from inspect_ai.scorer import Score
 from numpy.typing import NDArray
 
 from esr_eval.data.experiments import Experiment, current_id
+from esr_eval.data.trial import OF_NORM, UNCALIBRATED
 from esr_eval.errors import EsrError
 from esr_eval.logs.measures import HOLISTIC, HOLISTIC_MEANS, HOLISTIC_RATES, Measured, measure
 from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, reading
@@ -100,11 +101,10 @@ class Condition:
         return "vector" if self.trials["vector"].notna().any() else "latent"
 
     @property
-    def calibrated(self) -> bool:
-        """Whether every strength is where first attempts score 30; older logs do not say."""
-        ways = self.trials["strength_found"].dropna().astype(str)
-        usual = ways.str.match(r"calibrated|mean and SD of the calibrated")
-        return bool((usual & ~ways.str.contains(", times ")).all())
+    def uncalibrated(self) -> bool:
+        """Whether strengths are a prior's or a share of the norm, whatever the scores there."""
+        ways = self.trials["strength_found"].dropna()
+        return any(how == UNCALIBRATED or how.endswith(OF_NORM) for how in ways.astype(str))
 
     @cached_property
     def fits(self) -> dict[int, dict[str, float]]:

@@ -68,8 +68,8 @@ class EvalSet:
         grader: Judge; None takes the subject's.
         folder: Where logs lie.
         max_tokens: Longest response; None leaves it to the subject.
-        prior: Changes to the prior of all calibrations.
         identity: What must be the same for a run to go on from another's logs.
+        prior: Changes to the prior of all calibrations.
     """
 
     subject: Subject
@@ -78,8 +78,8 @@ class EvalSet:
     grader: str | None
     folder: Path
     max_tokens: int | None = None
-    prior: dict[str, Any] | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    prior: dict[str, Any] | None = None
 
     @property
     def judge(self) -> str:

@@ -132,7 +132,7 @@ def _reasons(figure: Figure, condition: Condition) -> tuple[str, ...]:
     named = figure.condition is None or figure.condition in _words(condition.log.condition)
     if not named or condition.log.metadata.get("until_token"):
         found.append(OTHER_CONDITION)
-    if not condition.calibrated:
+    if condition.uncalibrated:
         found.append("uncalibrated strengths")
     settings = condition.log.header.plan.config
     if settings.max_tokens is not None and settings.max_tokens != _data()["max_tokens"]:

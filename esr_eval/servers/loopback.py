@@ -9,13 +9,16 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 import xmlrpc.client
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +32,7 @@ from esr_eval._util.files import write_whole
 from esr_eval._util.paths import cache_root
 from esr_eval.backends.remote import is_loopback_host
 from esr_eval.errors import EsrError
+from esr_eval.spec import fingerprint
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.1
@@ -40,7 +44,7 @@ NOT_PASSED_ON = {"VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT"}
 """Environment variables that would point another Python at this one's packages."""
 SUPERVISORD = """\
 [unix_http_server]
-file=%(here)s/supervisor.sock
+file=%(ENV_ESR_SOCKET)s
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [supervisord]
@@ -198,6 +202,7 @@ class LoopbackServer(ABC):
         write_whole(file, "".join([SUPERVISORD, *programs]).encode())
         # In the environment a command needs no quoting for that file.
         given = {f"ESR_COMMAND_{name}": shlex.join(words) for name, words in commands.items()}
+        given["ESR_SOCKET"] = str(self._socket)
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)],
             env={**env, **given},
@@ -304,6 +309,20 @@ class LoopbackServer(ABC):
                 "address, and has been stopped. Please report it with the server's versions."
             )
 
+    @cached_property
+    def _socket(self) -> Path:
+        """Supervisor's socket: its path may have some 100 characters, and a cache's has more.
+
+        Raises:
+            EsrError: The folder for it belongs to somebody else.
+        """
+        folder = Path(tempfile.gettempdir()) / f"esr-eval-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise EsrError(f"{folder} is not this user's own folder: remove it.")
+        return folder / f"{fingerprint({'folder': str(self.folder.resolve())})}.sock"
+
     def _wanted(self) -> str:
         text = (resources.files(__package__) / self.project_file).read_text("utf-8")
         # Wheels say on which hardware they run after a plus sign; indexes need not.
@@ -340,12 +359,12 @@ class LoopbackServer(ABC):
         """Supervisor's interface, on a socket that only this user may open."""
         from supervisor.xmlrpc import SupervisorTransport
 
-        at = SupervisorTransport(serverurl=f"unix://{self.folder}/supervisor.sock")
+        at = SupervisorTransport(serverurl=f"unix://{self._socket}")
         return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=at).supervisor
 
     def _states(self) -> dict[str, dict[str, Any]]:
         """What supervisor tells of each program; nothing when it does not run."""
-        if not (self.folder / "supervisor.sock").exists():
+        if not self._socket.exists():
             return {}
         try:
             return {state["name"]: state for state in self._ask().getAllProcessInfo()}
@@ -400,5 +419,6 @@ def _uv() -> str:
         return find_uv_bin()
     except (ImportError, FileNotFoundError):
         raise EsrError(
-            "Servers need uv and supervisor, which are not there: pip install 'esr-eval[serve]'."
+            "Servers need uv and supervisor, which are not there: install the extra `serve` of "
+            "this package (docs/remote.md)."
         ) from None

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from esr_eval._util.files import file_sha256, write_whole
 from esr_eval.calibration.bisection import Round, calibration_prior
 from esr_eval.calibration.search import StrengthSearch, with_answer
-from esr_eval.calibration.strengths import UNCALIBRATED, parse_strength
-from esr_eval.data.trial import Strength
+from esr_eval.calibration.strengths import parse_strength
+from esr_eval.data.trial import UNCALIBRATED, Strength
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.solvers import VectorSource
