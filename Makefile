@@ -32,6 +32,8 @@ define install
 	@touch $(1)/.ready
 endef
 
+# A worker a core, each with one thread: threads of several models would wait for one another.
+PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
@@ -68,10 +70,10 @@ baseline: $(READY)  ## measure that baseline anew, after a change that is meant 
 	$(FIXED) -T steering=false --log-dir logs/baseline
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
-	$(BIN)/python -m pytest
+	$(PARALLEL) $(BIN)/python -m pytest -n logical --dist loadfile
 
 test-lowest: .venv-lowest/.ready  ## the tests with the lowest versions that pyproject.toml admits (TESTS=tests/test_x.py: these)
-	.venv-lowest/bin/python -m pytest $(TESTS)
+	$(PARALLEL) .venv-lowest/bin/python -m pytest -n logical --dist loadfile $(TESTS)
 
 test-newest:  ## the tests with the newest (TORCH=torch==2.13.0: that build, not the newest of several GB)
 	$(call install,.venv-newest,--upgrade $(TORCH))
