@@ -6,6 +6,7 @@ from typing import Annotated
 from inspect_ai import Task, task
 from pydantic import Field
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -55,7 +56,7 @@ def boost_sweep(
         replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     extra: dict[str, float] = {}
     if replay is not None:
         check_replayed(latents=latents, topics=topics)

@@ -2,6 +2,7 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -55,7 +56,7 @@ def finetuned(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     adapter = setup.provider.runtime.adapter
     subject = setup.provider.subject
     if adapter is None:

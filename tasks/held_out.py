@@ -2,6 +2,7 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -44,7 +45,7 @@ def held_out(
         replay: A log of `held_out` whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed)
     return experiment(
         setup,

@@ -25,6 +25,7 @@ LAYERS = (
     "finetune",
     "report",
     "selection detectors episodes vectors",
+    "checks",
     "calibration",
     "solvers",
     "logs",
@@ -56,6 +57,7 @@ LIGHT = {
     "esr_eval.model.weights",
     "esr_eval.sae.config",
     "esr_eval.sae.files",
+    "esr_eval.sae.registry",
     "esr_eval.sae.rows",
     "esr_eval.backends.remote",
 }

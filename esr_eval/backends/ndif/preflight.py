@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from esr_eval.backends.ndif.client import CAPTION, Client, Report
 from esr_eval.backends.ndif.errors import FORUM, LOGIN, STATUS, PassingError, detail, refused
-from esr_eval.backends.remote import interruptible_sleep
+from esr_eval.backends.remote import RemoteArgs, interruptible_sleep
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.spec import Runtime
@@ -46,6 +46,19 @@ def preflight(client: Client, key: str, repository: str, report: Report) -> dict
     versions = _check_versions(client)
     _check_deployed(client, key, repository)
     return versions
+
+
+def reach(remote: RemoteArgs) -> str:
+    """Whether a server is there, takes a key, and fits the versions here; nothing is run on it.
+
+    Raises:
+        EsrError: It does not.
+    """
+    client = Client(remote)
+    _check_reachable(client)
+    _check_has_key(client)
+    there = _check_versions(client)
+    return f"NDIF at {client.url}: {', '.join(f'{name} {one}' for name, one in there.items())}"
 
 
 def check_settings(runtime: Runtime) -> None:
@@ -89,11 +102,15 @@ def _check_reachable(client: Client) -> None:
     _patiently(ask)
 
 
-def _check_key(client: Client, key: str) -> None:
+def _check_has_key(client: Client) -> None:
     if not client.has_key and not client.loopback:
         raise EsrError(
             f"NDIF at {client.url} asks for an API key: get one at {LOGIN} and set NDIF_API_KEY."
         )
+
+
+def _check_key(client: Client, key: str) -> None:
+    _check_has_key(client)
 
     def ask() -> None:
         # Without its payload the form is incomplete, which the server says after the key.
