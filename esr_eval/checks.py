@@ -1,4 +1,4 @@
-"""Everything that can stop a run, looked at before it: by the run itself and by `esr-eval check`."""
+"""All that can stop a run, looked at first: by the run itself and by `esr-eval check`."""
 
 import json
 from collections.abc import Sequence

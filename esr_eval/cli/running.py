@@ -53,7 +53,6 @@ def subjects() -> None:
 
 @app.command()
 @command
-@own_options("latents")
 def check(
     subject: Subject,
     latents: Annotated[
