@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -90,6 +91,9 @@ class Subject(BaseModel):
         default=None, description="Where concept vectors are taken and added; None: steering_layer."
     )
     repetition_penalty: float = 1.0
+    template_args: dict[str, JsonValue] | None = Field(
+        default=None, description="Variables of its chat template."
+    )
     skip_first: int = Field(default=0, description="Leading positions never edited.")
     max_tokens: int = Field(default=512, description="Longest response in the main experiment.")
     temperature: float = 0.6
@@ -124,6 +128,7 @@ class Subject(BaseModel):
             steering_layer=self.steering_layer,
             feature_layer=self.feature_layer,
             repetition_penalty=self.repetition_penalty,
+            template_args=self.template_args,
             skip_first=self.skip_first,
         )
 

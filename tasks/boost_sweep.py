@@ -7,6 +7,7 @@ from typing import Annotated
 from inspect_ai import Task, task
 from pydantic import Field
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -59,7 +60,7 @@ def boost_sweep(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     extra: dict[str, float] = {}
     if replay is not None:
         check_replayed(latents=latents, topics=topics)

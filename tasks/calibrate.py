@@ -22,6 +22,7 @@ from inspect_ai.solver import Solver, TaskState
 from esr_eval.calibration.bisection import CHECK_SAMPLES, calibration_prior
 from esr_eval.calibration.search import CACHED, RECORD, bisect
 from esr_eval.calibration.store import StrengthRecord
+from esr_eval.checks import Wanted, open_judge
 from esr_eval.data.arguments import (
     NOT_NEGATIVE,
     CountOrNone,
@@ -34,7 +35,6 @@ from esr_eval.data.arguments import (
 )
 from esr_eval.dataset import Latent, file_of, labels_note, pick_latents
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.scorers.grader import grader_model
 from esr_eval.selection.prepare import choose_latent
 from esr_eval.solvers import model_under_test
 from esr_eval.tasks.experiment import latents_to_choose
@@ -80,9 +80,8 @@ def calibrate(
         fresh: Search again even where a strength is known.
     """
     model, provider = model_under_test(temperature="pass -T temperature=")
-    provider.preflight()
     subject = provider.subject
-    grader = grader_model(str(model))
+    grader = open_judge(str(model), provider, Wanted(labels=True, latents=latents))
     whole = calibration_prior(subject, prior)
     wanted = latents_to_choose(provider, latents, n_latents)
     if wanted is None:

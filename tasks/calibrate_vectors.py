@@ -8,8 +8,8 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
 from inspect_ai.solver import TaskState
 
+from esr_eval.checks import Wanted, open_judge
 from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
-from esr_eval.scorers.grader import grader_model
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.tasks.calibrate import calibration_task, no_strength
 from esr_eval.vectors.file import (
@@ -52,11 +52,10 @@ def calibrate_vectors(
         fresh: Search from the start even where a search with this seed was interrupted.
     """
     model, provider = model_under_test(temperature="vectors are calibrated at the subject's")
-    provider.preflight(edits_needed=False)
+    grader = open_judge(str(model), provider, Wanted(edits=False))
     subject = provider.subject
     file = read_vectors(vectors or default_vectors(subject))
     file.check_fits(provider.runtime, subject)
-    grader = grader_model(str(model))
     whole = vector_prior(subject, prior)
     samples = [
         Sample(

@@ -2,6 +2,7 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -61,7 +62,7 @@ def esr(
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     return experiment(
         setup,

@@ -16,6 +16,7 @@ from inspect_ai.viewer import (
 )
 
 from esr_eval.calibration.strengths import known_strengths, parse_strength
+from esr_eval.checks import Wanted, open_judge
 from esr_eval.data.arguments import check_choice
 from esr_eval.data.experiments import ExperimentId
 from esr_eval.data.trial import OF_NORM, Condition, Strength
@@ -38,7 +39,6 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
-from esr_eval.scorers.grader import grader_model
 from esr_eval.scorers.improvement import improvement
 from esr_eval.selection.prepare import prepare
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
@@ -125,19 +125,17 @@ class Setup:
     judge: Model
 
     @classmethod
-    def open(cls, *, edits_needed: bool = True) -> "Setup":
+    def open(cls, wanted: Wanted = Wanted()) -> "Setup":  # noqa: B008 - frozen
         """Take the model and judge of this run.
 
         Args:
-            edits_needed: Whether latents will be edited; plain vectors need no SAE.
+            wanted: What the run needs beside them.
 
         Raises:
-            EsrError: The model cannot be steered, does not fit, or has no judge.
+            EsrError: Something stands in the way of the run; all that does is told at once.
         """
         model, provider = model_under_test()
-        judge = grader_model(str(model))  # a missing key is told before a hub is asked
-        provider.preflight(edits_needed=edits_needed)
-        return cls(provider, judge)
+        return cls(provider, open_judge(str(model), provider, wanted))
 
     def latents(
         self, latents: str | int | Sequence[int] | None, count: int | None, seed: int

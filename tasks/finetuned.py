@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -58,7 +59,7 @@ def finetuned(
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     adapter = setup.provider.runtime.adapter
     subject = setup.provider.subject
     if adapter is None:

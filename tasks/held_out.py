@@ -2,6 +2,7 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -47,7 +48,7 @@ def held_out(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     return experiment(
         setup,

@@ -2,6 +2,7 @@
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import (
     Count,
     Flag,
@@ -54,7 +55,7 @@ def meta_prompt(
     sentences = meta_prompts()
     if variant not in sentences:
         raise EsrError(f"There is no meta-prompt '{variant}'; there are {', '.join(sentences)}.")
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
     plan = setup.plan(draw, steering, replay)
     planned = [

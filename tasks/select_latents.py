@@ -10,6 +10,7 @@ from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import TaskState
 from pydantic import Field
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import PERCENT, Number, Seed, Topics, checked
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
@@ -59,7 +60,7 @@ def select_latents(
         seed: Seed of the draw of candidates.
     """
     chosen_rule = check_rule(rule)
-    setup = Setup.open()
+    setup = Setup.open(Wanted(labels=True, latents=latents))
     subject = setup.provider.subject
     if setup.provider.runtime.feature_layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")

@@ -4,6 +4,7 @@ import random
 
 from inspect_ai import Task, task
 
+from esr_eval.checks import Wanted
 from esr_eval.data.arguments import Count, Flag, LogFile, Number, Seed, Strength, Topics, checked
 from esr_eval.dataset import choose_prompts, draw_trials
 from esr_eval.errors import EsrError
@@ -56,7 +57,7 @@ def vectors(
         replay: A log of this task whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
     """
-    setup = Setup.open(edits_needed=False)
+    setup = Setup.open(Wanted(edits=False))
     subject = setup.provider.subject
     file = read_vectors(vectors or default_vectors(subject))
     file.check_fits(setup.provider.runtime, subject)

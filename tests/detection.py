@@ -82,5 +82,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> PlantedSubject:
 
     monkeypatch.setattr(ESRModelAPI, "generate", generate)
     monkeypatch.setattr(ESRModelAPI, "read", read)
-    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, edits_needed=True: None)
+    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, *args, **more: None)
     return subject

@@ -85,7 +85,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Subject:
         ESRModelAPI, "decoder_row", lambda self, latent: DecoderRow(2.0, 4096, normalised=False)
     )
     monkeypatch.setattr(ESRModelAPI, "check_latents", lambda self, latents: None)
-    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, edits_needed=True: None)
+    monkeypatch.setattr(ESRModelAPI, "preflight", lambda self, *args, **more: None)
     return subject
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     "finetune",
     "report",
     "selection detectors episodes vectors",
+    "checks",
     "calibration",
     "solvers",
     "logs",

@@ -44,8 +44,8 @@ REF = SAERef(release="some-release", sae_id="layer_1")
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
     """The models here are names alone: whether a hub or a folder has them is tested elsewhere."""
-    monkeypatch.setattr("esr_eval.provider.api.check_hub", lambda *args: None)
-    monkeypatch.setattr("esr_eval.provider.api.check_model_files", lambda *args: None)
+    monkeypatch.setattr("esr_eval.provider.needs.check_hub", lambda *args: None)
+    monkeypatch.setattr("esr_eval.provider.needs.check_model_files", lambda *args: None)
 
 
 def make(cls=StandardSAE, config_cls=StandardSAEConfig, hook="blocks.1.hook_resid_post", **more):

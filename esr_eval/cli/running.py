@@ -1,13 +1,15 @@
 """Commands that run models: subjects, calibration, the whole paper."""
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal
+from esr_eval._util.output import Terminal, tell
 from esr_eval.cli.command import command, own_options, pairs, with_pairs
 from esr_eval.cli.options import (
     DryRun,
@@ -47,6 +49,46 @@ def subjects() -> None:
     from esr_eval.cli.subjects import subject_table
 
     Terminal().print(subject_table())
+
+
+@app.command()
+@command
+def check(
+    subject: Subject,
+    latents: Annotated[
+        str | None, typer.Option(help="File of labels. Default: the subject's.")
+    ] = None,
+    grader: Grader = None,
+    model_args: ModelArgs = None,
+    base_url: Annotated[
+        str | None, typer.Option("--model-base-url", help="Address of a server.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Look at all that a run needs, before anything is downloaded or spent.
+
+    Each is ok, a note or a stop with the way out; with a stop the exit code is not 0.
+    """
+    from inspect_ai.model import get_model
+
+    from esr_eval.checks import every_check
+    from esr_eval.cli.subjects import check_table
+    from esr_eval.solvers import provider_of
+
+    model = get_model(
+        f"esr/{subject.removeprefix('esr/')}",
+        base_url=base_url,
+        memoize=False,
+        **pairs(model_args, "-M"),
+    )
+    found = every_check(str(model), provider_of(model), grader, latents)
+    stops = [one for one in found if one.state == "stop"]
+    if as_json:
+        tell(json.dumps({"subject": subject, "checks": [asdict(one) for one in found]}, indent=1))
+    else:
+        Terminal().print(check_table(subject, found))
+    if stops:
+        raise typer.Exit(1)
 
 
 @app.command()

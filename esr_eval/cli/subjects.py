@@ -1,7 +1,10 @@
 """The named subjects as a table: what each needs, and whether this machine can hold it."""
 
+from collections.abc import Sequence
+
 from esr_eval.model.weights import HEADROOM, gpu_memory_gib, main_memory_gib
-from esr_eval.report.section import Column, Table
+from esr_eval.provider.checks import Check
+from esr_eval.report.section import Alarm, Column, Table
 from esr_eval.subjects import Subject, subjects
 
 
@@ -34,6 +37,20 @@ def _cells(subject: Subject, have: float) -> tuple[str, ...]:
         "?" if weights is None else f"{weights:.1f}",
         "?" if weights is None else ("yes" if weights * HEADROOM <= have else "no"),
         f"{subject.model.removeprefix('package:')}\n{sae_name}\n{subject.grader}",
+    )
+
+
+def check_table(subject: str, found: Sequence[Check]) -> Table:
+    """What was looked at before a run, a row each."""
+    stops = sum(one.state == "stop" for one in found)
+    return Table(
+        f"What a run on {subject} needs",
+        (Column("check", "left", whole=True), Column("", "left", whole=True), Column("", "left")),
+        [
+            (one.name, Alarm(one.state) if one.state == "stop" else one.state, one.said)
+            for one in found
+        ],
+        f"{stops} in the way of a run." if stops else "Nothing is in the way of a run.",
     )
 
 

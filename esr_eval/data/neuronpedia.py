@@ -15,13 +15,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
-import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -45,6 +43,7 @@ from esr_eval.data.labels import (
     without_label,
     write_labels,
 )
+from esr_eval.data.registry import registered
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime, SAERef, fingerprint
 from esr_eval.subjects import Subject, given_folder
@@ -230,6 +229,11 @@ def kept_labels(subject: Subject, runtime: Runtime) -> Fetched | None:
     return None
 
 
+def label_sources(subject: Subject, runtime: Runtime) -> list[str]:
+    """Names of where labels of the runtime's SAE may be, the surest first."""
+    return [source.name for source in _sources(subject, runtime)]
+
+
 def _sources(subject: Subject, runtime: Runtime) -> Iterator[_Source]:
     """Where labels of the runtime's SAE may be, the surest first."""
     sae = runtime.sae
@@ -240,27 +244,11 @@ def _sources(subject: Subject, runtime: Runtime) -> Iterator[_Source]:
     if own and subject.labels is not None:
         names.add(subject.labels)
         yield _Source(subject.labels, subject.labels_remark)
-    for name in (_of_registry(sae), _of_folder(sae)):
+    entry = registered(sae)
+    for name in (entry.labels if entry else None, _of_folder(sae)):
         if name is not None and _ID.fullmatch(name) and name not in names:
             names.add(name)
             yield _Source(name, None)
-
-
-def _of_registry(sae: SAERef) -> str | None:
-    """Neuronpedia's MODEL/SOURCE in sae-lens's registry.
-
-    The registry is read without sae-lens, whose import takes many seconds and all of torch.
-    """
-    spec = find_spec("sae_lens")
-    if spec is None or spec.origin is None:
-        return None
-    text = Path(spec.origin).with_name("pretrained_saes.yaml").read_text("utf-8")
-    # One release is some hundred lines of the forty thousand, which take seconds.
-    found = re.search(rf"^{re.escape(sae.release)}:\n((?:[ -].*\n|\n)*)", text, re.MULTILINE)
-    release = yaml.safe_load(found[1]) if found else None
-    entries = release.get("saes") if isinstance(release, dict) else None
-    ids = [one.get("neuronpedia") for one in entries or [] if one.get("id") == sae.sae_id]
-    return str(ids[0]) if ids and ids[0] else None
 
 
 def _of_folder(sae: SAERef) -> str | None:

@@ -5,12 +5,14 @@ Imports no torch.
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ SMALL_FILES = (
     "merges.txt",
 )
 LFS_POINTER = b"version https://git-lfs"
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+"""Under which names configs keep a model's shape."""
 HEADROOM = 1.15
 """Weights are not all: activations, key-value cache and the framework take some 15 % more."""
 FAMILIES = (
@@ -79,8 +84,11 @@ def package_file(reference: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / file
 
 
-def check_memory(subject: Subject) -> None:
+def check_memory(subject: Subject) -> str | None:
     """Refuse a subject that cannot fit, in one sentence, before anything is loaded.
+
+    Returns:
+        What it needs and what there is; None where nobody knows what it needs.
 
     Raises:
         EsrError: The weights need more memory than this machine's GPUs (or, without a GPU, its
@@ -88,7 +96,7 @@ def check_memory(subject: Subject) -> None:
     """
     needed = subject.weights_gib
     if needed is None:
-        return
+        return None
     gpus = gpu_memory_gib()
     have = sum(gpus) if gpus else main_memory_gib()
     where = (
@@ -100,6 +108,7 @@ def check_memory(subject: Subject) -> None:
             f"machine has {where}: the way out is NDIF, which runs it remotely "
             "(-M backend=ndif), a vLLM server (-M backend=vllm), or a larger GPU machine."
         )
+    return f"about {needed * HEADROOM:.1f} GiB in {subject.dtype}; this machine has {where}"
 
 
 def gpu_memory_gib() -> list[float]:
@@ -130,11 +139,39 @@ def check_hub(repository: str, revision: str | None) -> None:
     Raises:
         EsrError: There is no such repository or revision, it is gated, or cannot be reached.
     """
+    from huggingface_hub import auth_check, hf_hub_download
     from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
+
+    with hub_errors(repository, revision):
+        config = hf_hub_download(repository, CONFIG, revision=revision)
+        if holds_weights(Path(config).parent):
+            return
+        # The config may be here from when there was access; the weights would be refused.
+        try:
+            auth_check(repository)
+        except hub.GatedRepoError:
+            raise
+        except Exception:
+            # A mirror that knows no such question, or no network any more: loading will tell.
+            return
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str | None = None, what: str = "model") -> Iterator[None]:
+    """Tell the hub's refusals in one sentence, with the way out.
+
+    Args:
+        repository: Which is asked for.
+        revision: Of it.
+        what: It holds.
+
+    Raises:
+        EsrError: There is no such repository or revision, it is gated, or cannot be reached.
+    """
+    from huggingface_hub import errors as hub
 
     try:
-        hf_hub_download(repository, CONFIG, revision=revision)
+        yield
     except hub.GatedRepoError as error:
         raise EsrError(
             f"{repository} is gated: ask for access on its page on the hub, and log in "
@@ -142,12 +179,12 @@ def check_hub(repository: str, revision: str | None) -> None:
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise EsrError(
-            f"There is no model {repository} on the hub, or it is private: check the id, and log "
+            f"There is no {what} {repository} on the hub, or it is private: check the id, and log "
             "in (hf auth login, or HF_TOKEN)."
         ) from error
     except hub.RevisionNotFoundError as error:
         raise EsrError(f"{repository} has no revision '{revision}': check -M revision=.") from error
-    except hub.LocalEntryNotFoundError as error:
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
         why = (
             "HF_HUB_OFFLINE is set and it is not in the cache: unset it"
             if os.environ.get("HF_HUB_OFFLINE")
@@ -159,6 +196,99 @@ def check_hub(repository: str, revision: str | None) -> None:
     except (hub.HfHubHTTPError, OSError, ValueError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise EsrError(f"{repository} could not be loaded: {said}. Check the id.") from error
+    except EsrError:
+        raise
+    except Exception as error:  # of the HTTP client that the hub's library chose
+        raise EsrError(
+            f"{repository} could not be loaded: the hub cannot be reached "
+            f"({' '.join(str(error).split()).rstrip('.')}): check the network."
+        ) from error
+
+
+def has_token() -> bool:
+    """Whether the user is logged in at the hub; nobody asks it whether the token is good."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def model_folder(model: str, revision: str | None) -> Path | None:
+    """A model's folder on this machine: its own, or what the hub's cache has of it."""
+    folder = Path(given_path(model))
+    if folder.is_dir():
+        return folder
+    if model.startswith(PACKAGE_PREFIX) or "/" not in model:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # no id of a repository: loading it will say so
+        config = try_to_load_from_cache(model, CONFIG, revision=revision)
+        return Path(config).parent if isinstance(config, str) else None
+    return None
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder has all of a model's weights, whole or not."""
+    for name in WEIGHTS:
+        if not (folder / name).is_file():
+            continue
+        if not name.endswith(".json"):
+            return True
+        with suppress(OSError, ValueError, KeyError, AttributeError):
+            shards = set(json.loads((folder / name).read_text("utf-8"))["weight_map"].values())
+            return all((folder / shard).is_file() for shard in shards)
+    return False
+
+
+def with_facts(subject: Subject, revision: str | None) -> Subject:
+    """A subject that is named by an id or a path, with what its files on this machine tell.
+
+    Args:
+        subject: What its own entry says stays.
+        revision: Of the model.
+    """
+    if subject.n_layers is not None:
+        return subject
+    folder = model_folder(subject.model, revision)
+    if folder is None:
+        return subject
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        part = config.get("text_config") or config
+        layers, width = (
+            next((part[name] for name in names if isinstance(part.get(name), int)), None)
+            for names in (LAYER_COUNTS, WIDTHS)
+        )
+    except (OSError, ValueError, AttributeError):  # a damaged file is told elsewhere
+        return subject
+    found = {"n_layers": layers, "d_model": width}
+    if not config.get("quantization_config"):  # packed numbers are unpacked when they are loaded
+        found["n_parameters"] = _n_parameters(folder, subject.model, revision)
+    return subject.model_copy(update={k: v for k, v in found.items() if v is not None})
+
+
+def _n_parameters(folder: Path, model: str, revision: str | None) -> int | None:
+    """How many numbers a model's weights are, from their headers here or from the hub."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if files and holds_weights(folder):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return sum(_numbers(file) for file in files)
+        return None
+    if Path(given_path(model)).is_dir():
+        return None
+    from huggingface_hub import model_info
+
+    with suppress(Exception):  # whatever the hub's HTTP client raises: then nobody knows
+        told = model_info(model, revision=revision, expand=["safetensors"], timeout=10).safetensors
+        return told.total if told else None
+    return None
+
+
+def _numbers(file: Path) -> int:
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    header.pop("__metadata__", None)
+    return sum(math.prod(tensor["shape"]) for tensor in header.values())
 
 
 def check_model_files(model: str, revision: str | None) -> None:
@@ -173,16 +303,10 @@ def check_model_files(model: str, revision: str | None) -> None:
     """
     if model.startswith(PACKAGE_PREFIX):
         return
-    folder = Path(given_path(model))
-    if folder.is_dir():
-        _check_folder(folder, model, complete=True)
-    elif "/" in model:
-        from huggingface_hub import try_to_load_from_cache
-
-        with suppress(ValueError):  # no id of a repository: loading it will say so
-            config = try_to_load_from_cache(model, CONFIG, revision=revision)
-            if isinstance(config, str):  # what is not there yet will be downloaded
-                _check_folder(Path(config).parent, model, complete=False)
+    if Path(given_path(model)).is_dir():
+        _check_folder(Path(given_path(model)), model, complete=True)
+    elif folder := model_folder(model, revision):  # what is not there yet will be downloaded
+        _check_folder(folder, model, complete=False)
 
 
 def check_adapter_files(folder: Path) -> None:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -16,11 +14,10 @@ from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.tool import ToolChoice, ToolInfo
 from inspect_ai.util import display_counter
 
-from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
-from esr_eval.model.weights import PACKAGE_PREFIX, check_hub, check_memory, check_model_files
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.provider.batching import Batcher
+from esr_eval.provider.checks import Check, raise_stops
 from esr_eval.provider.conversion import (
     check_finite,
     check_receipt,
@@ -28,10 +25,9 @@ from esr_eval.provider.conversion import (
     to_output,
     to_row,
 )
-from esr_eval.sae.config import SAEConfig
-from esr_eval.sae.files import RowsFile, local_folder, read_sae_config
+from esr_eval.provider.needs import Needs
 from esr_eval.spec import Runtime, Steering, fingerprint
-from esr_eval.subjects import check_layer, find_subject
+from esr_eval.subjects import find_subject
 
 if TYPE_CHECKING:
     from esr_eval.backends.base import Backend
@@ -89,6 +85,7 @@ class ESRModelAPI(ModelAPI):
         self._refused: EsrError | None = None
         self._loading = anyio.Lock()
         self.remote = self.args.remote(base_url, api_key)
+        self.needs = Needs(self.subject, self.runtime, self.args, self.remote)
         size, parallel = self.args.batch_size or config.max_connections or DEFAULT_BATCH, 1
         if self.runtime.backend == "ndif":
             parallel = self.remote.requests
@@ -104,89 +101,38 @@ class ESRModelAPI(ModelAPI):
         self._tokens = 0
         self._seconds = 0.0
 
-    def preflight(self, edits_needed: bool = True) -> None:
+    def preflight(self, edits_needed: bool = True, beside: Sequence[Check] = ()) -> None:
         """Find what cannot work, in seconds and before any weights load or any trial starts.
 
         A remote backend connects to its server here, which checks it.
 
         Args:
             edits_needed: Whether the run boosts, clamps or reads latents.
+            beside: What else was looked at, to be told with it.
 
         Raises:
-            EsrError: The model does not fit into memory, its layers and SAE do not fit it, or the
-                server of a remote backend cannot run it.
+            EsrError: One or several things stand in the way: all are told.
         """
         self._refused = None  # what stood in the way of an earlier run may be mended
         try:
-            self._preflight(edits_needed)
+            raise_stops([*self.checks(edits_needed), *beside])
+            if self.runtime.backend != "local" and self._backend is None:
+                self._backend = self._load()
         except EsrError as error:
             self._refused = error
             raise
 
-    def _preflight(self, edits_needed: bool) -> None:
-        self._check_arguments(edits_needed)
-        model = self.runtime.model
-        if not model.startswith(PACKAGE_PREFIX) and not Path(given_path(model)).exists():
-            check_hub(model, self.runtime.revision)
-        if self.runtime.backend != "local" and self._backend is None:
-            self._backend = self._load()
-        elif self.runtime.adapter is not None:
-            from esr_eval.model.adapters import check_adapter
-            from esr_eval.model.loading import empty_model
+    def checks(self, edits_needed: bool = True) -> list[Check]:
+        """Look at everything that this model needs; small files are downloaded at most.
 
-            check_adapter(self.runtime, empty_model(self.runtime))
-
-    def _check_arguments(self, edits_needed: bool) -> None:
-        runtime, subject = self.runtime, self.subject
-        if self.args.device is not None:
-            from esr_eval.model.loading import check_device
-
-            check_device(self.args.device)
-        if runtime.backend == "local":
-            check_memory(subject.model_copy(update={"dtype": runtime.dtype}))
-            check_model_files(runtime.model, runtime.revision)
-        if subject.n_layers is not None:
-            for option in ("steering_layer", "feature_layer"):
-                layer = getattr(runtime, option)
-                if layer is not None:
-                    said = f"-M {option}={layer}"
-                    check_layer(layer, subject.n_layers, subject.name, said)
-        if not edits_needed:
-            return
-        if runtime.sae is None or runtime.steering_layer is None:
-            raise EsrError(
-                f"{subject.name} is no named subject, so say which SAE steers it and where: "
-                "-M sae_release= -M sae_id= -M steering_layer= (and -M feature_layer=)."
-            )
-        sae = self._sae_config()
-        if sae is not None:
-            self._check_sae(sae)
-
-    def _check_sae(self, sae: SAEConfig) -> None:
-        """Raise an `EsrError` when the SAE is not of this model and layer."""
-        if self.subject.d_model is not None:
-            sae.check_width(self.subject.d_model, self.subject.name)
-        if self.args.sae_model != "any":
-            sae.check_model(self.runtime.model, self.subject.name)
-        sae.check_layer(self.runtime.feature_layer)
+        Args:
+            edits_needed: Whether the run boosts, clamps or reads latents.
+        """
+        return self.needs.checks(edits_needed, connected=self._backend is not None)
 
     def check_latents(self, latents: Sequence[int]) -> None:
         """Raise an `EsrError` when latents are not there or cannot steer, as far as is known."""
-        sae, subject = self.runtime.sae, self.subject
-        config = self._sae_config()
-        if config is not None:
-            from esr_eval.sae.sparse import SparseSAE
-
-            opened = SparseSAE(config, self._rows)
-            for latent in latents:
-                opened.decoder_row(latent)
-        elif sae == subject.sae and subject.n_latents is not None:
-            for latent in latents:
-                if latent >= subject.n_latents:
-                    raise EsrError(
-                        f"Latent {latent} is out of range: the SAE of {subject.name} has latents "
-                        f"0 to {subject.n_latents - 1}."
-                    )
+        self.needs.check_latents(latents)
 
     async def sae_fit(self, chats: Sequence[Sequence[ChatMessage]], layer: int) -> "Fit | None":
         """How well the SAE describes a layer's residuals over answers of the model's own.
@@ -227,18 +173,6 @@ class ESRModelAPI(ModelAPI):
         sae = open_sae(self.runtime.sae, self.args.sae_rows)
         row = sae.decoder_row(latent)
         return DecoderRow(float(row.norm()), row.shape[0], sae.output_scale is not None)
-
-    @cached_property
-    def _rows(self) -> RowsFile | None:
-        sae, file = self.runtime.sae, self.args.sae_rows
-        return None if sae is None or file is None else RowsFile.read(file, sae)
-
-    def _sae_config(self) -> SAEConfig | None:
-        """Config of the SAE, as far as it is on this machine already."""
-        if self._rows is not None:
-            return self._rows.config
-        folder = local_folder(self.runtime.sae) if self.runtime.sae is not None else None
-        return None if folder is None else read_sae_config(folder)
 
     async def generate(
         self,
@@ -321,7 +255,7 @@ class ESRModelAPI(ModelAPI):
                 raise self._refused
             if self._backend is None:
                 try:
-                    self._check_arguments(edits_needed=False)
+                    raise_stops(self.needs.checks_here())
                     self._backend = await anyio.to_thread.run_sync(self._load)
                 except Exception as error:
                     # Loading again for every sample, or asking a hub that cannot be reached,
@@ -337,7 +271,7 @@ class ESRModelAPI(ModelAPI):
             from esr_eval.sae.sparse import open_sae
 
             # One of a registry is here only now.
-            self._check_sae(open_sae(self.runtime.sae, self.args.sae_rows).config)
+            self.needs.check_sae(open_sae(self.runtime.sae, self.args.sae_rows).config)
         if self.runtime.backend == "ndif":
             from esr_eval.backends.ndif.backend import NDIFBackend
 

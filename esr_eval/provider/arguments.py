@@ -120,7 +120,7 @@ class ModelArgs(BaseModel):
                     "different things: drop one."
                 )
         if template_args:
-            changes["template_args"] = template_args
+            changes["template_args"] = {**(subject.template_args or {}), **template_args}
         if self.sae_release is not None or self.sae_id is not None:
             release = self.sae_release or (subject.sae.release if subject.sae else None)
             if release is None:

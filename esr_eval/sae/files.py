@@ -141,11 +141,7 @@ def converted(ref: SAERef) -> Path:
     from filelock import FileLock
     from safetensors import SafetensorError
 
-    if ref.sae_id is None:
-        raise EsrError(
-            f"'{ref.release}' is no SAE folder on this machine; if it is a sae-lens release, "
-            "name its SAE with -M sae_id=."
-        )
+    check_named(ref)
     folder = converted_folder(ref)
     if _is_whole(folder):
         return folder
@@ -163,6 +159,37 @@ def converted(ref: SAERef) -> Path:
             f"the environment variable {CACHE_ENV}."
         ) from error
     return folder
+
+
+def check_named(ref: SAERef) -> None:
+    """Raise an `EsrError` when neither a folder nor an SAE of a release is named."""
+    if ref.sae_id is None:
+        raise EsrError(
+            f"'{ref.release}' is no SAE folder on this machine; if it is a sae-lens release, "
+            "name its SAE with -M sae_id=."
+        )
+
+
+def described(ref: SAERef) -> SAEConfig | None:
+    """What sae-lens knows of an SAE that it would download; none of the weights are.
+
+    Returns:
+        None where it cannot tell: the download itself says what is wrong.
+
+    Raises:
+        EsrError: It is of a kind that cannot be used.
+    """
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    assert ref.sae_id is not None
+    try:
+        cfg = load_sae_config_from_huggingface(ref.release, ref.sae_id)
+    except Exception:  # of any library's own type
+        return None
+    # Loading folds the scale in where the registry knows it; that is checked then.
+    if cfg.get("normalize_activations") == "expected_average_only_in":
+        cfg = {**cfg, "normalize_activations": "none"}
+    return parse_sae_config(cfg, Path(ref.release) / ref.sae_id)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -211,19 +238,9 @@ def _remove_leftovers(cache: Path) -> None:
 def _downloaded(ref: SAERef) -> Any:
     """The SAE as sae-lens loads it, from the hub or the hub's own cache."""
     from sae_lens import SAE
-    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     assert ref.sae_id is not None
-    named = Path(ref.release) / ref.sae_id
-    try:
-        # What cannot be used is refused before gigabytes are downloaded.
-        cfg = load_sae_config_from_huggingface(ref.release, ref.sae_id)
-    except Exception:  # of any library's own type; the download itself tells what is wrong
-        cfg = None
-    if cfg is not None:
-        # Loading folds the scale in where the registry knows it; that is checked below.
-        unscaled = cfg.get("normalize_activations") == "expected_average_only_in"
-        parse_sae_config({**cfg, "normalize_activations": "none"} if unscaled else cfg, named)
+    described(ref)  # what cannot be used is refused before gigabytes are downloaded
     try:
         sae = SAE.from_pretrained(ref.release, ref.sae_id, device="cpu", dtype="float32")
     except Exception as error:  # sae-lens, the hub and the network raise types of their own
@@ -237,7 +254,7 @@ def _downloaded(ref: SAERef) -> Any:
             f"The SAE {ref.release} / {ref.sae_id} could not be loaded through sae-lens "
             f"({type(error).__name__}: {_in_one_line(error)}); {way_out}"
         ) from error
-    parse_sae_config(sae.cfg.to_dict(), named)
+    parse_sae_config(sae.cfg.to_dict(), Path(ref.release) / ref.sae_id)
     return sae
 
 

@@ -285,6 +285,19 @@ def preflight(client: Client, key: str, repository: str, report: Report) -> dict
     return versions
 
 
+def reach(remote: RemoteArgs) -> str:
+    """Whether a server is there, takes a key, and fits the versions here; nothing is run on it.
+
+    Raises:
+        EsrError: It does not.
+    """
+    client = Client(remote)
+    _check_reachable(client)
+    _check_has_key(client)
+    there = _check_versions(client)
+    return f"NDIF at {client.url}: {', '.join(f'{name} {one}' for name, one in there.items())}"
+
+
 def check_settings(runtime: Runtime) -> None:
     """Refuse a model whose own generation settings would have a say on the server.
 
@@ -322,11 +335,15 @@ def _check_reachable(client: Client) -> None:
     _answer(client, ask, gone=gone)
 
 
-def _check_key(client: Client, key: str) -> None:
+def _check_has_key(client: Client) -> None:
     if not client.has_key and not client.loopback:
         raise EsrError(
             f"NDIF at {client.url} asks for an API key: get one at {LOGIN} and set NDIF_API_KEY."
         )
+
+
+def _check_key(client: Client, key: str) -> None:
+    _check_has_key(client)
     # Without its payload the form is incomplete, which the server says after the key.
     _answer(client, lambda: client.post({"model_key": key}, payload=None), good=ANSWERED)
 

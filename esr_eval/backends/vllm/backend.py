@@ -16,7 +16,7 @@ from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.backends.vllm.client import Server
 from esr_eval.backends.vllm.payload import Saved, hook_args, sampling_args
-from esr_eval.backends.vllm.preflight import check_server, check_trust, first_check
+from esr_eval.backends.vllm.preflight import KEY_ENV, check_server, check_trust, first_check
 from esr_eval.errors import EsrError
 from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
@@ -38,8 +38,6 @@ from esr_eval.steering.requests import (
 
 CPU = torch.device("cpu")
 COMPLETIONS = "/v1/completions"
-KEY_ENV = "VLLM_API_KEY"
-"""Environment variable with the server's key; the one that the server itself reads."""
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 

@@ -1,5 +1,6 @@
 """Everything that must hold of a vLLM server before the first trial, found out in seconds."""
 
+import os
 import random
 import re
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import httpx
 import torch
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.remote import is_loopback
+from esr_eval.backends.remote import RemoteArgs, is_loopback
 from esr_eval.backends.vllm import PROBE_ARG, SAMPLER_SAYS, sampler_digest
 from esr_eval.backends.vllm.client import Server, ServerFaultError, ServerGoneError
 from esr_eval.backends.vllm.payload import Saved, hook_args
@@ -26,6 +27,8 @@ PROBE_SHARE = 0.5
 """Part of the residual's norm that the probe adds: enough to move any model's logits."""
 SAME_SHARE = 0.1
 """Two passes over the same tokens may differ by rounding, an edit's effect is far larger."""
+KEY_ENV = "VLLM_API_KEY"
+"""Environment variable with the server's key; the one that the server itself reads."""
 START = "start it with `esr-eval serve vllm start`"
 
 
@@ -93,10 +96,30 @@ def first_check(server: Server, chat: Chat) -> ServerFacts:
     try:
         return check_server(server, chat)
     except ServerGoneError as error:
-        raise EsrError(
-            f"No vLLM server answers at {server.url} ({error}): {START}, or name another one "
-            "with --model-base-url."
-        ) from error
+        raise _gone(server, error) from error
+
+
+def reach(remote: RemoteArgs) -> str:
+    """Whether a server is there, and what it serves; nothing is run on it.
+
+    Raises:
+        EsrError: It does not answer, is no vLLM server, or is not trusted.
+    """
+    assert remote.base_url is not None
+    check_trust(remote.base_url, remote.trust_server)
+    key = remote.api_key or os.environ.get(KEY_ENV)
+    server = Server(remote.base_url, key, remote.wait, lambda label, value: None)
+    try:
+        return f"vLLM {_version(server)} at {server.url}"
+    except ServerGoneError as error:
+        raise _gone(server, error) from error
+
+
+def _gone(server: Server, error: ServerGoneError) -> EsrError:
+    return EsrError(
+        f"No vLLM server answers at {server.url} ({error}): {START}, or name another one "
+        "with --model-base-url."
+    )
 
 
 def _version(server: Server) -> str:
