@@ -115,6 +115,8 @@ def strengths(
         )
     except EsrError:
         return None
+    if not labelled:
+        return None
     setting = setting_of(runtime, subject, grader, calibration_prior(subject))
     known = strengths_alike(setting, subject.strengths)
     found = sum(latent.index in known for latent in labelled)
