@@ -285,10 +285,13 @@ def _n_parameters(folder: Path, model: str, revision: str | None) -> int | None:
 
 
 def _numbers(file: Path) -> int:
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    header.pop("__metadata__", None)
-    return sum(math.prod(tensor["shape"]) for tensor in header.values())
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_model_files(model: str, revision: str | None) -> None:
