@@ -3,19 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from inspect_ai.model import Model
 
 from esr_eval.calibration.bisection import calibration_prior
+from esr_eval.calibration.residual import LEAST_EXPLAINED, measured_residual
 from esr_eval.calibration.store import strengths_alike
 from esr_eval.calibration.strengths import setting_of
 from esr_eval.data.neuronpedia import kept_labels, label_sources
 from esr_eval.dataset import file_of, has_fetched_labels, latents_at_hand, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.provider.checks import Check, in_order, look, raise_stops
+from esr_eval.provider.checks import Check, State, in_order, look, raise_stops
 from esr_eval.scorers.grader import grader_model, judge_model
+from esr_eval.solvers import provider_of
 from esr_eval.spec import Runtime
 from esr_eval.subjects import Subject
+
+MOST_ROWS = 500
+"""Latents whose boosts are set beside the residual: each takes reading a row of the SAE."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,49 @@ def every_check(
     name = str(judge) if judge is not None else grader or subject.grader
     found += look("strengths", lambda: strengths(subject, runtime, name, latents))
     return in_order(found)
+
+
+async def measured_checks(model: Model, grader: str | None) -> list[Check]:
+    """Load the model, and look at its residual, the SAE's fit and how strong known boosts are.
+
+    Args:
+        model: The model under test.
+        grader: The judge that strengths were found by; None takes the subject's.
+    """
+    provider = provider_of(model)
+    subject, runtime = provider.subject, provider.runtime
+    residual = await measured_residual(model)
+    speed = f", {residual.tokens_per_second:.0f} tokens/s" if residual.tokens_per_second else ""
+    found = [
+        Check(
+            "residual",
+            "ok",
+            f"median norm {residual.norm:.4g} behind layer {residual.layer} over "
+            f"{residual.tokens} tokens of its own answers{speed}",
+        )
+    ]
+    for fit in residual.fits:
+        state: State = "ok" if fit.explained_variance >= LEAST_EXPLAINED else "note"
+        said = f"layer {fit.layer}: {fit.explained_variance:.0%} of the variance explained, L0 "
+        found.append(Check("SAE fit", state, f"{said}{fit.l0:.0f}"))
+    found += [Check("SAE fit", "note", warning) for warning in residual.warnings()]
+    setting = setting_of(runtime, subject, grader or subject.grader, calibration_prior(subject))
+    known = strengths_alike(setting, subject.strengths)
+    shares = [
+        record.strength * provider.decoder_row(index).added(residual.norm) / residual.norm
+        for index, record in list(known.items())[:MOST_ROWS]
+    ]
+    if shares:
+        low, middle, high = np.quantile(shares, (0.05, 0.5, 0.95))
+        found.append(
+            Check(
+                "boosts",
+                "ok",
+                f"{middle:.2f} of the residual's norm (90 % of {len(shares)} latents: {low:.2f} "
+                f"to {high:.2f})",
+            )
+        )
+    return found
 
 
 def _judge(model: str, grader: str | None) -> tuple[Model | None, list[Check]]:

@@ -1,4 +1,4 @@
-"""What all commands share: checked arguments, errors as one sentence, `name=value` arguments."""
+"""What all commands share: options, checked arguments, errors as one sentence."""
 
 import functools
 import inspect
@@ -6,15 +6,52 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
 from esr_eval._util.output import tell
-from esr_eval.data.arguments import check, shown
+from esr_eval.data.arguments import (
+    AT_LEAST_ONE,
+    FILE_TO_WRITE,
+    GRADER,
+    LOG_FOLDER,
+    POSITIVE,
+    PRICES,
+    check,
+    shown,
+)
 from esr_eval.errors import EsrError
+
+Subject = Annotated[str, typer.Argument(help="Subject, Hugging Face id, or path.")]
+Grader = Annotated[
+    str | None, typer.Option(help="Judge, PROVIDER/MODEL. Default: the subject's."), GRADER
+]
+ModelArgs = Annotated[
+    list[str] | None, typer.Option("-M", help="Provider argument, e.g. -M dtype=bfloat16.")
+]
+TaskArgs = Annotated[
+    list[str] | None, typer.Option("-T", help="Task argument, e.g. -T check_samples=0.")
+]
+LogDir = Annotated[str | None, typer.Option(help="Where Inspect keeps the log."), LOG_FOLDER]
+Csv = Annotated[
+    Path | None, typer.Option(help="Also write the numbers to this file."), FILE_TO_WRITE
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest response."), AT_LEAST_ONE]
+TokensPerSecond = Annotated[
+    float | None, typer.Option(help="The subject's speed, for the estimate."), POSITIVE
+]
+JudgePrice = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Dollars per million tokens that the judge reads, and writes."),
+    PRICES,
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only the estimate.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")]
+"""Options that several commands have: the names above."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from esr_eval._util.output import note, tell
-from esr_eval.cli.command import command, own_options, pairs
-from esr_eval.cli.options import (
+from esr_eval.cli.command import (
     Csv,
     DryRun,
     Grader,
@@ -18,6 +17,9 @@ from esr_eval.cli.options import (
     Subject,
     TokensPerSecond,
     Yes,
+    command,
+    own_options,
+    pairs,
 )
 from esr_eval.cli.running import agreed
 from esr_eval.data.arguments import (

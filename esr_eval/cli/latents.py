@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.output import Terminal, tell
-from esr_eval.cli.command import command, own_options, pairs
-from esr_eval.cli.options import Grader, LogDir, ModelArgs, Subject
+from esr_eval.cli.command import (
+    Grader,
+    LogDir,
+    ModelArgs,
+    Subject,
+    command,
+    own_options,
+    pairs,
+)
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, PERCENT
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject

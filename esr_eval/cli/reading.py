@@ -1,16 +1,29 @@
-"""Commands that read stored logs: tables, the report."""
+"""Commands that read stored logs: tables, the report, what changed, how many trials it takes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from esr_eval._util.output import note, tell
-from esr_eval.cli.command import command
-from esr_eval.cli.options import Csv
-from esr_eval.data.arguments import AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, SHARE
+from esr_eval.cli.command import (
+    Csv,
+    command,
+)
+from esr_eval.data.arguments import (
+    A_FEW,
+    AT_LEAST_ONE,
+    FILE_TO_WRITE,
+    FOLDER_TO_WRITE,
+    PERCENT,
+    PROBABILITY,
+    SHARE,
+)
+from esr_eval.errors import EsrError
 
 app = typer.Typer()
+MAIN = "multi_attempt"
 
 
 @app.command()
@@ -141,3 +154,135 @@ def agreement(
         console.print(pair_table(report))
     if csv is not None:
         write_frame(csv, agreement_frame(reports))
+
+
+@app.command()
+@command
+def compare(
+    base: Annotated[Path, typer.Argument(help="The stored log, or a folder of logs.")],
+    new: Annotated[Path, typer.Argument(help="The new log, or a folder of logs.")],
+    level: Annotated[
+        float,
+        typer.Option(help="Of the intervals; false alarms are at most 1 - level."),
+        PROBABILITY,
+    ] = 0.95,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=SIZE: smaller changes are no regression (rates 0.01, first_score 2, "
+            "improvement 0.2; completed, the share of trials that may be missing, 0.02)."
+        ),
+    ] = None,
+    worse: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=up, down, either or neither: the direction that is a regression (down "
+            "for multi_attempt, esr, first_score, improvement, up for the others); all=either "
+            "for code that should change nothing."
+        ),
+    ] = None,
+    allow_differences: Annotated[
+        bool, typer.Option("--allow-differences", help="Compare other judges and settings too.")
+    ] = False,
+    same_trials: Annotated[
+        bool, typer.Option("--same-trials", help="Refuse a new log with trials of its own.")
+    ] = False,
+) -> None:
+    """Tell whether a new log is worse than a stored one, beyond what noise explains.
+
+    Trials pair by latent, task, seed and epoch where most do. Logs of two folders are matched by
+    subject, experiment and condition. A run that failed, or lacks trials, is a regression whatever
+    its numbers.
+
+    Exit status: 0, nothing is worse; 1, regression; 2, no verdict: a log cannot be read, or the
+    two do not measure the same thing.
+    """
+    from esr_eval._util.output import Terminal
+    from esr_eval.report.regression import change_table, compare_logs, read_logs, read_metrics
+
+    metrics, completed = read_metrics(worse or [], margin or [])
+    found = compare_logs(
+        read_logs(base, note),
+        read_logs(new, note),
+        metrics=metrics,
+        level=level,
+        completed_margin=completed,
+        allow_differences=allow_differences,
+        same_trials=same_trials,
+    )
+    Terminal().print(change_table(found, metrics, level))
+    for text in found.notes:
+        note(f"Note: {text}")
+    for problem in found.problems:
+        tell(f"REGRESSION: {problem}")
+    if found.regressed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@command
+def power(
+    base: Annotated[
+        float, typer.Option(help="Rate without the change, in percent."), PERCENT
+    ] = 7.4,
+    reduced: Annotated[float, typer.Option(help="Rate with it, in percent."), PERCENT] = 5.5,
+    icc: Annotated[
+        float | None,
+        typer.Option(help="Correlation of two trials of one latent. Default: 0.1, or the log's."),
+        SHARE,
+    ] = None,
+    log: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Take the clustering from this log or folder; twice: from it and its replay."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = MAIN,
+    trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,
+    paired: Annotated[
+        bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
+    ] = True,
+    latent_correlation: Annotated[
+        float | None,
+        typer.Option(
+            help="How alike both conditions rank the latents. Default: 0.8, or the logs'."
+        ),
+        SHARE,
+    ] = None,
+    wanted: Annotated[
+        float, typer.Option("--power", help="Chance to see the change."), PROBABILITY
+    ] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Level of the two-sided test."), PROBABILITY] = 0.05,
+) -> None:
+    """Tell how many trials and latents it takes to see a rate fall."""
+    from esr_eval._util.output import Terminal
+    from esr_eval.report.summary import clustering_of_logs, power_table
+    from esr_eval.stats.power import (
+        ASSUMED_ICC,
+        ASSUMED_LATENT_CORRELATION,
+        Design,
+    )
+
+    if reduced > base:
+        raise EsrError(f"--reduced {reduced:g} lies above --base {base:g}: a fall is looked for.")
+    if metric != MAIN and not log:
+        raise EsrError("--metric says whose clustering is taken from a log: pass it with --log.")
+    found = clustering_of_logs(log or [], metric, note)
+    given = {"icc": icc, "latent_correlation": latent_correlation}
+    known = found | {name: value for name, value in given.items() if value is not None}
+    design = Design(
+        base / 100,
+        reduced / 100,
+        icc=known.get("icc", ASSUMED_ICC),
+        trials_per_latent=trials_per_latent,
+        paired=paired,
+        latent_correlation=known.get("latent_correlation", ASSUMED_LATENT_CORRELATION),
+        pair_correlation=known.get("pair_correlation"),
+    )
+    designs = [replace(design, icc=0.0, pair_correlation=None), design]
+    console = Terminal()
+    console.print(power_table(designs, wanted, alpha))
+    for name, value in found.items():
+        console.print(
+            f"{name.replace('_', ' ')} of the log{'s' if len(log or []) > 1 else ''}: {value:.3f}"
+        )

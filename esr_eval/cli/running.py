@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.output import Terminal, tell
-from esr_eval.cli.command import command, own_options, pairs, with_pairs
-from esr_eval.cli.options import (
+from esr_eval.cli.command import (
     DryRun,
     Grader,
     JudgePrice,
@@ -22,6 +21,10 @@ from esr_eval.cli.options import (
     TaskArgs,
     TokensPerSecond,
     Yes,
+    command,
+    own_options,
+    pairs,
+    with_pairs,
 )
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
 from esr_eval.errors import EsrError
@@ -63,15 +66,20 @@ def check(
     base_url: Annotated[
         str | None, typer.Option("--model-base-url", help="Address of a server.")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Load the model, too: does the SAE fit its own answers?"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Look at all that a run needs, before anything is downloaded or spent.
 
     Each is ok, a note or a stop with the way out; with a stop the exit code is not 0.
     """
+    import anyio
     from inspect_ai.model import get_model
 
-    from esr_eval.checks import every_check
+    from esr_eval.checks import every_check, measured_checks
     from esr_eval.cli.subjects import check_table
     from esr_eval.solvers import provider_of
 
@@ -83,6 +91,8 @@ def check(
     )
     found = every_check(str(model), provider_of(model), grader, latents)
     stops = [one for one in found if one.state == "stop"]
+    if measure and not stops:
+        found += anyio.run(measured_checks, model, grader)
     if as_json:
         tell(json.dumps({"subject": subject, "checks": [asdict(one) for one in found]}, indent=1))
     else:

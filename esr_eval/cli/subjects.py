@@ -1,8 +1,11 @@
 """The named subjects as a table: what each needs, and whether this machine can hold it."""
 
+from collections.abc import Sequence
+
 from esr_eval.data.neuronpedia import label_sources
 from esr_eval.model.weights import HEADROOM, gpu_memory_gib, main_memory_gib
-from esr_eval.report.section import Column, Table
+from esr_eval.provider.checks import Check
+from esr_eval.report.section import Alarm, Column, Table
 from esr_eval.subjects import Subject, subjects
 
 
@@ -26,6 +29,20 @@ def subject_table() -> Table:
         f"This machine: {where}. GiB: the weights alone; about {HEADROOM - 1:.0%} more is needed. "
         f"Layers: how many, and the one that is steered. Judges: {judges}. Labels are fetched by "
         "themselves.",
+    )
+
+
+def check_table(subject: str, found: Sequence[Check]) -> Table:
+    """What was looked at before a run, a row each."""
+    stops = sum(one.state == "stop" for one in found)
+    return Table(
+        f"What a run on {subject} needs",
+        (Column("check", "left", whole=True), Column("", "left", whole=True), Column("", "left")),
+        [
+            (one.name, Alarm(one.state) if one.state == "stop" else one.state, one.said)
+            for one in found
+        ],
+        f"{stops} in the way of a run." if stops else "Nothing is in the way of a run.",
     )
 
 

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.output import Terminal
-from esr_eval.cli.command import command, pairs
-from esr_eval.cli.options import Grader, LogDir, ModelArgs, TaskArgs
+from esr_eval.cli.command import (
+    Grader,
+    LogDir,
+    ModelArgs,
+    TaskArgs,
+    command,
+    pairs,
+)
 from esr_eval.data.arguments import FILE_TO_READ, FILE_TO_WRITE, NOT_NEGATIVE
 from esr_eval.errors import EsrError
 from esr_eval.subjects import find_subject
