@@ -36,7 +36,7 @@ def simulate(
     return abs(search.median - truth) / truth
 
 
-@pytest.mark.parametrize("name", list(subjects()))
+@pytest.mark.parametrize("name", [name for name, one in subjects().items() if one.calibration])
 def test_median_error_over_200_simulated_curves_is_within_ten_percent(name: str) -> None:
     prior = subjects()[name].calibration
     assert prior is not None

@@ -110,11 +110,12 @@ def test_choosing_latents_and_topics():
 def test_subjects_carry_the_papers_settings():
     known = subjects()
     papers = {"llama-70b", "llama-8b", "gemma-2b", "gemma-9b", "gemma-27b"}
-    assert set(known) == papers | {"smollm2-135m", "smollm2-135m-esr"}
+    assert papers | {"smollm2-135m", "smollm2-135m-esr"} <= set(known)
+    assert papers < {name for name, one in known.items() if one.calibration}
     big = known["llama-70b"]
     assert (big.steering_layer, big.feature_layer, big.repetition_penalty) == (33, 50, 1.2)
     assert big.calibration.samples_per_round == 5
-    assert {s.calibration.rounds for s in known.values()} == {10}
+    assert {s.calibration.rounds for s in known.values() if s.calibration} == {10}
     with pytest.raises(EsrError, match="Did you mean llama-70b"):
         find_subject("lama-70b")
     assert find_subject("esr/gemma-9b").name == "gemma-9b"

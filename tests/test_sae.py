@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,14 +29,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from esr_eval._util.files import SUMS_FILE, file_sha256, folder_digest
+from esr_eval.data.registry import near, registered
 from esr_eval.errors import EsrError
 from esr_eval.model.weights import difference, name_of_model
 from esr_eval.sae import files as sae_files
 from esr_eval.sae.config import CFG_FILE, WEIGHTS_FILE
-from esr_eval.sae.files import local_folder, read_sae_config
+from esr_eval.sae.files import described, local_folder, read_sae_config
 from esr_eval.sae.sparse import open_sae, write_rows
 from esr_eval.spec import SAERef
-from esr_eval.subjects import subjects
+from esr_eval.subjects import given_folder, subjects
 
 D_MODEL, N_LATENTS = 16, 40
 REF = SAERef(release="some-release", sae_id="layer_1")
@@ -498,22 +500,44 @@ def test_no_release_of_the_registry_contradicts_its_own_model():
 @pytest.mark.parametrize("subject", subjects().values(), ids=lambda s: s.name)
 def test_every_named_subject_fits_its_own_sae(subject):
     """With the name that sae-lens's own loader writes, and the embedded config's."""
-    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
-
-    from esr_eval.sae.config import parse_sae_config
-    from esr_eval.subjects import given_folder
-
     folder = given_folder(subject.sae)
-    if folder is not None:
-        config = read_sae_config(folder)
-    else:
-        cfg = load_sae_config_from_huggingface(subject.sae.release, subject.sae.sae_id)
-        config = parse_sae_config(cfg, Path("registry"))
+    config = described(subject.sae) if folder is None else read_sae_config(folder)
+    if config is None:
+        # Its loader asks the hub; what its entry says is held against the subject.
+        entry, name = registered(subject.sae), f"{subject.sae.sae_id} "
+        assert difference(entry.model, subject.model) is None
+        [layer] = re.findall(r"(?:^l|layer_)(\d+)(?=[r_])", name)
+        assert int(layer) == subject.feature_layer < subject.n_layers
+        if width := re.search(r"width_(\d+)k", name):
+            assert subject.n_latents == int(width[1]) * 1024
+        return
     assert config.model is not None
     config.check_model(subject.model, subject.name)
     config.check_layer(subject.feature_layer)
     config.check_width(subject.d_model, subject.name)
     assert config.n_latents == subject.n_latents
+
+
+def test_every_named_subjects_sae_is_in_the_registry_as_sae_lens_reads_it():
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    refs = [one.sae for one in subjects().values() if given_folder(one.sae) is None]
+    assert len(refs) >= 13
+    for ref in refs:
+        known, entry = directory[ref.release], registered(ref)
+        assert entry.path == known.saes_map[ref.sae_id]
+        assert (entry.repo, entry.model) == (known.repo_id, known.model)
+        assert entry.labels == known.neuronpedia_id[ref.sae_id]
+
+
+def test_an_sae_that_the_registry_does_not_have_is_told_before_a_run_with_the_nearest():
+    misspelt = SAERef(release="gemma-scope-2b-pt-res-canonicl", sae_id="x")
+    assert registered(misspelt) is None
+    assert near(misspelt) == "gemma-scope-2b-pt-res-canonical"
+    api = get_model("esr/gemma-2b", memoize=False, sae_id="layer_61/width_16k/canonical").api
+    with pytest.raises(EsrError, match=r"not in sae-lens's registry \(nearest: .*layer_1?6/width"):
+        api.preflight()
 
 
 def test_the_sae_of_another_model_is_refused_with_a_way_out(tmp_path):
