@@ -64,7 +64,7 @@ class Machine:
         }
         given = [f"-T{name}={json.dumps(value)}" for name, value in args.items()]
         with (self.folder / f"out-{self._runs}.txt").open("wb") as out:
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 [sys.executable, str(ROOT / "tests/counted_inspect.py"), *command, *given],
                 cwd=ROOT,
                 env=env,
@@ -117,7 +117,7 @@ class Machine:
 
 
 def noted(calls: Path) -> list[Call]:
-    lines = calls.read_text().splitlines()
+    lines = calls.read_text(encoding="utf-8").splitlines()
     return [Call(*json.loads(line)) for line in lines]
 
 
