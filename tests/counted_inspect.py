@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-import pathlib
+from pathlib import Path
 import runpy
 import shutil
 import sys
@@ -18,7 +18,7 @@ from esr_eval.provider.api import ESRModelAPI
 
 def note(kind: str, what: str) -> None:
     """Write a line at once: the process may be killed any moment."""
-    with pathlib.Path(os.environ["CALLS"]).open("a", encoding="utf-8") as file:
+    with Path(os.environ["CALLS"]).open("a", encoding="utf-8") as file:
         file.write(json.dumps([kind, what, time.time()]) + "\n")
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         return backend
 
     ESRModelAPI._load = counted  # type: ignore[method-assign]
-    script = shutil.which("inspect", path=pathlib.Path(sys.executable).parent)
+    script = shutil.which("inspect", path=Path(sys.executable).parent)
     assert script
     sys.argv[0] = script
     runpy.run_path(script, run_name="__main__")

@@ -87,7 +87,7 @@ class Machine:
         """Kill a run without a warning once so many files are there.
 
         Args:
-            at: Pattern of the files, below `folder`, or the kind of calls.
+            at: Pattern of the files, below `folder`.
             count: How many.
             command: The run.
             args: Of the task.
@@ -160,6 +160,8 @@ def check_log(log: EvalLog, layer: int) -> None:
         assert f"explained_variance_layer_{layer}" in about
         assert "pending" not in about and sample.scores
     assert len({sample.metadata["latent"] for sample in log.samples}) == SMALL["n_latents"]
+    told = [e.message.message for s in log.samples for e in s.events if e.event == "logger"]
+    assert sum(message.startswith("Loaded ") for message in told) <= 1  # 0: by a retried trial
 
 
 @pytest.mark.model
