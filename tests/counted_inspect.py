@@ -3,13 +3,13 @@
 import functools
 import json
 import os
-from pathlib import Path
 import runpy
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from esr_eval.judges.provider import LocalJudge
