@@ -37,7 +37,7 @@ PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline test test-lowest test-newest test-ndif test-vllm lint format types clean
+.PHONY: help setup demo regression baseline test test-lowest test-newest test-ndif test-vllm test-hub lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,9 @@ test-ndif: $(READY)  ## the parity suite and faults against a real NDIF server o
 test-vllm: $(READY)  ## the same against a real vLLM server on loopback
 	$(BIN)/esr-eval serve vllm install
 	$(BIN)/python -m pytest -m vllm
+
+test-hub: $(READY)  ## a name to its log on a stand-in for the hub: larger shapes, unknown models
+	$(BIN)/python -m pytest -m hub
 
 lint: $(READY)  ## ruff and inspect-evals-lint
 	$(BIN)/ruff check .

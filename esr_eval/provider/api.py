@@ -1,5 +1,6 @@
 """The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from esr_eval.backends.base import Backend
     from esr_eval.sae.sparse import Fit
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
 
@@ -256,7 +259,10 @@ class ESRModelAPI(ModelAPI):
             if self._backend is None:
                 try:
                     raise_stops(self.needs.checks_here())
+                    started = time.monotonic()
                     self._backend = await anyio.to_thread.run_sync(self._load)
+                    seconds = time.monotonic() - started
+                    logger.info("Loaded %s in %.0f s.", self.runtime.model, seconds)
                 except Exception as error:
                     # Loading again for every sample, or asking a hub that cannot be reached,
                     # takes minutes each and ends alike.
