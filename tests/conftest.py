@@ -1,4 +1,6 @@
+import gc
 import os
+import weakref
 from pathlib import Path
 
 # No test asks a hub, and threads that spin while waiting would slow each other down.
@@ -7,6 +9,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("INSPECT_DISPLAY", "none")
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights_of_a_module():
+    """Inspect keeps models for whoever asks again; a module's weights go when it ends."""
+    from esr_eval.provider.api import ESRModelAPI
+
+    living: weakref.WeakSet[ESRModelAPI] = weakref.WeakSet()
+    made = ESRModelAPI.__init__
+
+    def remembered(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        living.add(self)
+
+    ESRModelAPI.__init__ = remembered
+    yield
+    ESRModelAPI.__init__ = made
+    for api in list(living):
+        api.close()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
