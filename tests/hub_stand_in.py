@@ -268,7 +268,8 @@ def llama_8b(root: Path) -> None:
     commit = "7158081ef8f8429563295a467ace3bceace7fb3a"
     data = root / "s3/agencyenterprise/selfie-adapters" / commit / "data"
     data.mkdir(parents=True)
-    content = gzip.compress(json.dumps({str(i): text for i, text in labels().items()}).encode())
+    rows = [{"index": index, "labels": [text]} for index, text in labels().items()]
+    content = gzip.compress(json.dumps([{"metadata": {}, "vectors": rows}]).encode())
     (data / "goodfire_8b_sae_labels.json.gz").write_bytes(content)
 
 

@@ -112,7 +112,8 @@ class Machine:
         """The newest log, which must be a success."""
         newest = max(list_eval_logs(str(self.folder / "logs")), key=lambda info: info.mtime or 0)
         log = read_eval_log(newest)
-        assert log.status == "success", log.error
+        wrong = [sample.error.message for sample in log.samples or [] if sample.error]
+        assert log.status == "success", (log.error, wrong)
         return log
 
 
