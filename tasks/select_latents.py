@@ -17,7 +17,7 @@ from esr_eval.errors import EsrError
 from esr_eval.scorers.concreteness import CONCRETENESS_RUBRIC_VERSION
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
-from esr_eval.tasks.experiment import Setup
+from esr_eval.tasks.experiment import Setup, latents_to_choose
 
 VERSION = 1
 PAPER = {
@@ -50,7 +50,8 @@ def select_latents(
     Args:
         latents: File of labels (CSV index_in_sae,label, or a Neuronpedia export, also a
             folder of its batches). Default: the subject's own.
-        wanted: How many latents the run needs. Default: every candidate that passes.
+        wanted: How many latents the run needs. Default: every candidate that passes; of a whole
+            SAE's labels 20.
         factor: Candidates drawn at random for each one wanted (paper: 3).
         min_concreteness: Lowest concreteness of a label, 0-100 by the judge (paper: 65).
         rule: Irrelevant is what is silent on every task prompt (`zero`), or not among the 100
@@ -67,6 +68,8 @@ def select_latents(
     asked = choose_prompts(topics)
     labelled = load_latents(subject, latents, setup.provider.runtime)
     setup.provider.check_latents([latent.index for latent in labelled])
+    if wanted is None:  # a whole SAE's labels would take thousands of judge calls
+        wanted = latents_to_choose(setup.provider, latents, None)
     candidates = draw_candidates(labelled, wanted, factor, seed)
     samples = [
         Sample(

@@ -79,7 +79,9 @@ def select(
         typer.Option(help="Labels: CSV, or a Neuronpedia export. Default: the subject's own."),
     ] = None,
     wanted: Annotated[
-        int | None, typer.Option(help="How many are needed. Default: all that pass."), AT_LEAST_ONE
+        int | None,
+        typer.Option(help="How many are needed. Default: all that pass; 20 of a whole SAE."),
+        AT_LEAST_ONE,
     ] = None,
     factor: Annotated[
         float, typer.Option(help="Candidates drawn for each one wanted."), AT_LEAST_ONE
