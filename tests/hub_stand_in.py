@@ -294,7 +294,10 @@ def gemma_3_4b(root: Path) -> None:
         "patch_size": 14,
     }
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
-    _save(folder, Gemma3ForConditionalGeneration(config), [1, 4])
+    model = Gemma3ForConditionalGeneration(config)
+    # Its logits have no cap: at random it would repeat the template's last character for ever.
+    model.model.language_model.norm.weight.data.fill_(-0.9)
+    _save(folder, model, [1, 4])
     sae = root / "google/gemma-scope-2-4b-it/resid_post/layer_17_width_16k_l0_medium"
     sae.mkdir(parents=True)
     tensors = _sae(2560, 16384) | {"threshold": torch.ones(16384)}
