@@ -90,4 +90,7 @@ class Cost(NamedTuple):
 
 
 def _span(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    minutes = round(hours * 60)
+    return f"{minutes} minutes" if minutes else "less than a minute"
