@@ -298,7 +298,7 @@ def gemma_3_4b(root: Path) -> None:
     # Its logits have no cap: at random it would repeat the template's last character for ever.
     model.model.language_model.norm.weight.data.fill_(-0.9)
     _save(folder, model, [1, 4])
-    sae = root / "google/gemma-scope-2-4b-it/resid_post/layer_17_width_16k_l0_medium"
+    sae = root / "google/gemma-scope-2-4b-it/resid_post/layer_22_width_16k_l0_medium"
     sae.mkdir(parents=True)
     tensors = _sae(2560, 16384) | {"threshold": torch.ones(16384)}
     save_file(
@@ -311,7 +311,7 @@ def gemma_3_4b(root: Path) -> None:
         "hf_hook_point_in": "model.layers.17.output",
     }
     (sae / "config.json").write_text(json.dumps(about))
-    publish_labels(root, "gemma-3-4b-it/17-gemmascope-2-res-16k")
+    publish_labels(root, "gemma-3-4b-it/22-gemmascope-2-res-16k")
 
 
 BUILDERS: dict[str, Callable[[Path], None]] = {
