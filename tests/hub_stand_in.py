@@ -274,7 +274,7 @@ def llama_8b(root: Path) -> None:
 
 
 def gemma_3_4b(root: Path) -> None:
-    """Gemma 3 4B, which sees, with Gemma Scope 2's tensors of layer 17."""
+    """Gemma 3 4B, which sees, with Gemma Scope 2's tensors of layer 22."""
     folder = root / "google/gemma-3-4b-it"
     size = _gemma_tokenizer(folder)
     torch.manual_seed(0)
@@ -308,7 +308,7 @@ def gemma_3_4b(root: Path) -> None:
     about = {
         "architecture": "jump_relu",
         "model_name": "gemma-v3-4b-it",
-        "hf_hook_point_in": "model.layers.17.output",
+        "hf_hook_point_in": "model.layers.22.output",
     }
     (sae / "config.json").write_text(json.dumps(about))
     publish_labels(root, "gemma-3-4b-it/22-gemmascope-2-res-16k")
