@@ -94,7 +94,7 @@ def test_strengths_are_searched_once_and_stand_in_the_log(
 
 
 def test_scores_are_clustered_by_the_latents_that_the_run_chose(
-    subject: Subject, whole_sae: str, tmp_path: Path
+    subject: Subject, whole_sae: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = run(esr, tmp_path, latents=whole_sae, n_latents=4, trials_per_latent=2, strength=9)
     found = {about["latent"] for about in told(log)}
@@ -113,6 +113,10 @@ def test_scores_are_clustered_by_the_latents_that_the_run_chose(
     passed = [p for s in log.samples or [] for p in s.store.get("latents_passed_over", [])]
     reasons = {(one["latent"] % 3 == 0, one["latent"] % 7 == 0): one["reason"] for one in passed}
     assert reasons[True, False] == "abstract" and set(reasons.values()) <= {"abstract", "relevant"}
+
+    [line] = [r.getMessage() for r in caplog.records if "latents are fit of" in r.getMessage()]
+    assert line.startswith("4 latents are fit of 12 tried")
+    assert "the label is not concrete enough: " in line
 
     unsteered = run(
         esr, tmp_path, latents=whole_sae, n_latents=4, trials_per_latent=2, steering=False

@@ -173,7 +173,8 @@ class ESRModelAPI(ModelAPI):
 
         if self.runtime.sae is None:
             raise EsrError(f"{self.subject.name} has no SAE: name one with -M sae_release=.")
-        sae = open_sae(self.runtime.sae, self.args.sae_rows)
+        loaded = self._backend.sae if self._backend is not None else None
+        sae = loaded or open_sae(self.runtime.sae, self.args.sae_rows)
         row = sae.decoder_row(latent)
         return DecoderRow(float(row.norm()), row.shape[0], sae.output_scale is not None)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import random
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from esr_eval.errors import EsrError
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.concreteness import rate_concreteness
 from esr_eval.scorers.grader import grader_model
-from esr_eval.selection.rules import Activity, Finding
+from esr_eval.selection.rules import REASONS, Activity, Finding, Reason
 from esr_eval.solvers import provider_of, runtime_of, subject_of
 from esr_eval.spec import DIGEST, Readout, Runtime, Steering, fingerprint
 
@@ -52,7 +53,7 @@ class PassedOver(NamedTuple):
 
     latent: int
     label: str
-    reason: str
+    reason: Reason
 
 
 class LatentChoice:
@@ -103,6 +104,13 @@ class LatentChoice:
                 "(-T n_latents=), or pass the latents as -T latents=."
             )
         return kept[number], self._passed[number]
+
+    def told(self) -> str:
+        """How many were tried, and why some were passed over."""
+        reasons = Counter(one.reason for passed in self._passed for one in passed)
+        why = ", ".join(f"{REASONS[reason]}: {n}" for reason, n in reasons.most_common())
+        kept = min(len(self._kept), self._wanted)
+        return f"{kept} latents are fit of {self._tried} tried" + (f" ({why})" if why else "")
 
     def _order(self, model: Model) -> list[Latent]:
         labelled = load_latents(subject_of(model), self._labels, runtime_of(model))
@@ -282,6 +290,8 @@ def prepare(
             if not estimates:
                 every = await all_latents(model)
                 estimates.append(await _estimate(model, every, rule, prior, trials, steered))
+                if choice is not None:
+                    logger.warning("%s.", choice.told())
                 logger.warning(estimates[0])
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
