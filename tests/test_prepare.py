@@ -115,7 +115,7 @@ def test_scores_are_clustered_by_the_latents_that_the_run_chose(
     assert reasons[True, False] == "abstract" and set(reasons.values()) <= {"abstract", "relevant"}
 
     [line] = [r.getMessage() for r in caplog.records if "latents are fit of" in r.getMessage()]
-    assert line.startswith("4 latents are fit of 12 tried")
+    assert "4 latents are fit of 12 tried" in line
     assert "the label is not concrete enough: " in line
 
     unsteered = run(
