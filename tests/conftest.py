@@ -1,6 +1,7 @@
 import gc
 import os
 import weakref
+from contextvars import Context
 from pathlib import Path
 
 # No test asks a hub, and threads that spin while waiting would slow each other down.
@@ -9,6 +10,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("INSPECT_DISPLAY", "none")
 
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    """Every test in a context of its own: Inspect leaves a run's roles behind in the thread's."""
+    args = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    Context().run(pyfuncitem.obj, **args)
+    return True
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,3 @@
-from contextvars import Context
-
 import anyio
 import pytest
 from inspect_ai.model import get_model
@@ -105,22 +103,17 @@ def test_default_graders():
     assert default_grader("mockllm/model") == hosted
 
 
-def without_roles(function, *args):
-    """Outside of any run: the roles of one that another test made are left behind in this thread."""
-    return Context().run(function, *args)
-
-
 def test_missing_key_is_one_sentence(monkeypatch):
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(EsrError) as caught:
-        without_roles(grader_model, "esr/llama-70b")
+        grader_model("esr/llama-70b")
     assert "set ANTHROPIC_API_KEY" in str(caught.value)
     assert "--model-role grader=" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_embedded_subject_needs_no_key():
-    assert str(without_roles(grader_model, "esr/smollm2-135m")) == "esr-judge/offline"
+    assert str(grader_model("esr/smollm2-135m")) == "esr-judge/offline"
 
 
 def test_a_grader_keeps_its_own_token_limit():
