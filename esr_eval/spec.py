@@ -8,7 +8,7 @@ log's prompt, temperature, seed and token limit it reproduces the sample.
 import datetime
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,26 @@ Backend = Literal["local", "ndif", "vllm"]
 
 DIGEST = {"for": "digest"}
 """pydantic's context of a dump that a digest is made of."""
+
+
+class Digested(BaseModel):
+    """Data that digests are made of: fields of `came_later` at their defaults are left out.
+
+    So what was digested before there were such fields has the same digest as ever.
+    """
+
+    came_later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _digested_as_before(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if info.context == DIGEST:
+            for name in self.came_later:
+                if getattr(self, name) == type(self).model_fields[name].default:
+                    data.pop(name, None)
+        return data
 
 
 class _Data(BaseModel):
@@ -167,8 +187,10 @@ class SAERef(_Data):
     sae_id: str | None = Field(default=None, description="Id in the release; none for a folder.")
 
 
-class Runtime(_Data):
+class Runtime(_Data, Digested):
     """What runs the sample: the part of the spec that the provider's arguments decide."""
+
+    came_later = ("template_args", "date")
 
     subject: str = Field(description="Name in the subject registry, or the model's own id.")
     model: str = Field(description="Hugging Face id, local path, or `package:` of the weights.")
@@ -189,18 +211,6 @@ class Runtime(_Data):
     date: datetime.date = Field(
         default=TEMPLATE_DAY, description="What day it is in a chat template that writes one."
     )
-
-    @model_serializer(mode="wrap")
-    def _digested_as_before(
-        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """Leave what came later out of digests where it is not used: old ones stay valid."""
-        data: dict[str, Any] = handler(self)
-        if info.context == DIGEST:
-            for name in ("template_args", "date"):
-                if getattr(self, name) == type(self).model_fields[name].default:
-                    data.pop(name, None)
-        return data
 
 
 class Steering(_Data):

@@ -5,21 +5,18 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
-from esr_eval.spec import DIGEST, Dtype, Runtime, SAERef
+from esr_eval.spec import Digested, Dtype, Runtime, SAERef
 
 PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
 """The judge of record of the paper, and the default for every subject but the embedded one."""
@@ -27,10 +24,11 @@ PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
 BYTES_PER_PARAMETER: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class CalibrationPrior(BaseModel):
+class CalibrationPrior(Digested):
     """Prior and effort of the per-latent strength search (paper, appendix on calibration)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    came_later = ("unit",)
 
     prior_mean: float = Field(description="Mean of the Gaussian prior over the strength.")
     prior_std: float = Field(gt=0, description="Standard deviation of that prior.")
@@ -45,16 +43,6 @@ class CalibrationPrior(BaseModel):
     samples_per_round: int = Field(default=1, ge=1)
     target: float = Field(default=30.0, gt=0, lt=100, description="Mean first-attempt score.")
     max_tokens: int = Field(default=256, ge=1, description="Longest response while calibrating.")
-
-    @model_serializer(mode="wrap")
-    def _digested_as_before(
-        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """Leave the unit out of digests where it is the one there always was."""
-        data: dict[str, Any] = handler(self)
-        if info.context == DIGEST and self.unit == "latent":
-            data.pop("unit", None)
-        return data
 
 
 RELATIVE_PRIOR = CalibrationPrior(

@@ -18,10 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializationInfo,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -31,7 +28,7 @@ from esr_eval.calibration.bisection import Bisection, Round
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.scorers.attempts import RUBRIC_VERSION
-from esr_eval.spec import DIGEST, Runtime, fingerprint
+from esr_eval.spec import DIGEST, Digested, Runtime, fingerprint
 from esr_eval.subjects import CalibrationPrior, embedded_path
 
 logger = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ def local_digests(runtime: Runtime) -> dict[str, str]:
     return {name: folder_digest(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
-class Sealed(BaseModel):
+class Sealed(Digested):
     """A file's content with a digest of itself, checked on reading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,6 +146,8 @@ class Checkpoint(Sealed):
 
 class StrengthRecord(Sealed):
     """A calibrated strength and how it was found."""
+
+    came_later = ("scale",)
 
     setting: Setting
     latent: int = Field(ge=0)
@@ -212,16 +211,6 @@ class StrengthRecord(Sealed):
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             esr_eval=version("esr-eval"),
         ).sealed()
-
-    @model_serializer(mode="wrap")
-    def _digested_as_before(
-        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
-    ) -> dict[str, Any]:
-        """Leave the scale out of digests where it is the one there always was."""
-        data: dict[str, Any] = handler(self)
-        if info.context == DIGEST and self.scale == 1:
-            data.pop("scale", None)
-        return data
 
     def unlike(self, setting: Setting, label: str) -> list[str]:
         """In what it was found otherwise than a run would find it, a word each."""
