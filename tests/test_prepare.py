@@ -214,3 +214,34 @@ def test_every_latents_first_trial_comes_before_the_second_ones() -> None:
     open_trials = dataset.draw_open_trials(3, dataset.prompts(), 2, 0, "steered")
     turns = dataset.by_turns(open_trials, 2)
     assert [one.trial.latent for one in turns] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", '{"layer": 1, "norm": Infinity, "tokens": 5}', "[]", "\x00"]
+)
+def test_a_damaged_measure_of_the_residual_is_told_and_made_anew(
+    subject: Subject,
+    labels: str,
+    tmp_path: Path,
+    cache: Path,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = {"latents": labels, "trials_per_latent": 1, "strength": "0.5rms"}
+    run(esr, tmp_path, **args)
+    [kept] = (cache.parent / "residuals").iterdir()
+    kept.write_text(damage)
+    again = run(esr, tmp_path, **args)
+    assert [about["strength"] for about in told(again)] == pytest.approx([0.5 * NORM / 2] * 2)
+    assert "is damaged" in caplog.text
+    assert kept.read_text() != damage
+
+
+def test_a_residual_that_is_no_number_is_told_once_for_all_trials(
+    subject: Subject, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulation.NORM", float("nan"))
+    log = run(esr, tmp_path, latents=labels, trials_per_latent=3, strength="0.5rms")
+    errors = {s.error.message for s in read_eval_log(log.location).samples or [] if s.error}
+    assert len(errors) == 1 and "is no number in bfloat16" in errors.pop()
+    assert len(subject.calls) == 16

@@ -7,14 +7,19 @@ a lab, and a folder of logs is read by others.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from esr_eval.spec import fingerprint
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt")
 SUMS_FILE = "SHA256SUMS"
@@ -47,6 +52,30 @@ def write_whole(target: Path, content: bytes) -> None:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def kept(path: Path, read: Callable[[str], T]) -> T | None:
+    """What a file of the cache holds; None where there is none, or a damaged one, which is told.
+
+    Args:
+        path: The file.
+        read: Reads its text, or raises a `ValueError`.
+    """
+    try:
+        return read(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        logger.warning("Found anew, as %s is damaged: %s.", path, str(error).partition("\n")[0])
+        return None
+
+
+def keep(path: Path, data: object) -> None:
+    """Write plain data into the cache, for `kept`; that it cannot be written is told."""
+    try:
+        write_whole(path, json.dumps(data, indent=1).encode())
+    except OSError as error:
+        logger.warning("Not kept for the next run: %s (%s).", path, error.strerror)
 
 
 def scratch_folder(target: Path) -> Path:

@@ -4,8 +4,6 @@ Measured once for each model and kept, on answers of the model's own to some of 
 hold the template's tokens, whose residuals are unlike an answer's.
 """
 
-import json
-import logging
 import time
 from collections.abc import Sequence
 
@@ -14,19 +12,17 @@ import anyio.to_thread
 import numpy as np
 from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, Model
 from inspect_ai.util import collect
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from esr_eval._util.files import write_whole
+from esr_eval._util.files import keep, kept
 from esr_eval._util.paths import cache_root
-from esr_eval.calibration.store import local_digests
+from esr_eval.calibration.store import runtime_key
 from esr_eval.dataset import Latent, prompts
 from esr_eval.errors import EsrError
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.solvers import provider_of, steering_config, subject_of
-from esr_eval.spec import DIGEST, Readout, Runtime, Steering, fingerprint
+from esr_eval.spec import Readout, Steering
 from esr_eval.subjects import CalibrationPrior
-
-logger = logging.getLogger(__name__)
 
 ANSWERS, ANSWER_TOKENS = 16, 64
 """Answers measured on, and how long they are: some 1,000 tokens."""
@@ -53,7 +49,9 @@ class Residual(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     layer: int = Field(description="The steering layer.")
-    norm: float = Field(gt=0, description="Median L2 norm over the answers' tokens.")
+    norm: float = Field(
+        gt=0, allow_inf_nan=False, description="Median L2 norm over the answers' tokens."
+    )
     tokens: int = Field(description="How many tokens these are.")
     tokens_per_second: float | None = Field(
         default=None, description="At which the answers were generated, all at once."
@@ -78,30 +76,16 @@ async def measured_residual(model: Model) -> Residual:
     """The residual of the model under test, from the cache where it was measured before.
 
     Raises:
-        EsrError: The model has no steering layer, or answers nothing.
+        EsrError: The model has no steering layer, answers nothing, or its residual is no number.
     """
     provider = provider_of(model)
-    path = cache_root() / "residuals" / f"{_key(provider.runtime)}.json"
+    path = cache_root() / "residuals" / f"{runtime_key(provider.runtime)}.json"
     async with _measuring:
-        try:
-            return Residual.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValidationError, ValueError) as error:
-            logger.warning("Measuring the residual again: %s is damaged (%s).", path, error)
-        residual = await _measure(model, provider)
-        try:
-            write_whole(path, json.dumps(residual.model_dump(mode="json"), indent=1).encode())
-        except OSError as error:
-            logger.warning("The residual's norm is not kept: %s (%s).", path, error.strerror)
-        for warning in residual.warnings():
-            logger.warning("%s: %s.", provider.subject.name, warning)
-        return residual
-
-
-def _key(runtime: Runtime) -> str:
-    decides = runtime.model_dump(mode="json", context=DIGEST, exclude={"backend"})
-    return fingerprint({**decides, "files": local_digests(runtime)})
+        found = kept(path, Residual.model_validate_json)
+        if found is None:
+            found = await _measure(model, provider)
+            keep(path, found.model_dump(mode="json"))
+        return found
 
 
 async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
@@ -116,7 +100,11 @@ async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
         config = steering_config(
             model, seed=number, max_tokens=ANSWER_TOKENS, temperature=temperature
         )
-        return (await model.generate(asked[number], config=config)).completion
+        message = (await model.generate(asked[number], config=config)).message
+        # A model that thinks first may not have come to its answer: what it thinks serves as well.
+        content = [] if isinstance(message.content, str) else message.content
+        thoughts = [part.reasoning for part in content if part.type == "reasoning"]
+        return message.text or "\n".join(thoughts)
 
     await provider.ready()  # loading is no part of the speed
     started = time.monotonic()
@@ -135,6 +123,11 @@ async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
         raise EsrError(f"{provider.subject.name} answers nothing, so its residual has no norm.")
     readings = await collect(*(provider.read(chat, spec) for chat in chats))
     norms = np.concatenate([reading.values[0].ravel() for reading in readings])
+    if not np.isfinite(norms).all():
+        raise EsrError(
+            f"The residual of {provider.subject.name} at layer {layer} is no number in "
+            f"{provider.runtime.dtype}: pass -M dtype=bfloat16 or float32."
+        )
     tokens = int(sum(reading.answer_tokens for reading in readings))
     return Residual(
         layer=layer,

@@ -111,6 +111,17 @@ def local_digests(runtime: Runtime) -> dict[str, str]:
     return {name: folder_digest(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
+def runtime_key(runtime: Runtime, **beside: Any) -> str:
+    """Key of what is measured on a runtime, the same on every backend.
+
+    Args:
+        runtime: What is measured.
+        beside: What else decides it, as plain data.
+    """
+    decides = runtime.model_dump(mode="json", context=DIGEST, exclude={"backend"})
+    return fingerprint({**decides, "files": local_digests(runtime), **beside})
+
+
 class Sealed(Digested):
     """A file's content with a digest of itself, checked on reading."""
 

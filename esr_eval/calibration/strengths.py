@@ -115,6 +115,17 @@ class Strengths:
         self._locks: dict[int, anyio.Lock] = {}
         self._rounds: dict[int, int] = {}
 
+    def know(self, model: Model, latents: Sequence[Latent]) -> int:
+        """Take what is known of a run's latents; how many strengths have to be searched.
+
+        Looked up once for all: the records of a large run are many.
+        """
+        subject, runtime = subject_of(model), runtime_of(model)
+        grader = str(grader_model(str(model)))
+        known = known_strengths(self._rule, runtime, subject, latents, grader, self._changes)
+        self._found.update(known)
+        return len(latents) - len(known) if self._rule.kind == "calibrated" else 0
+
     async def of(self, model: Model, latent: Latent) -> Strength:
         """The latent's strength; searched where none is known.
 
@@ -133,11 +144,7 @@ class Strengths:
         return found
 
     async def _find(self, model: Model, latent: Latent) -> Strength:
-        subject, runtime, rule = subject_of(model), runtime_of(model), self._rule
-        grader = grader_model(str(model))
-        known = known_strengths(rule, runtime, subject, [latent], str(grader), self._changes)
-        if latent.index in known:
-            return known[latent.index]
+        subject, rule = subject_of(model), self._rule
         prior = calibration_prior(subject, self._changes)
         scale = await strength_unit(model, latent, prior if rule.kind != "rms" else None)
         if rule.kind == "rms":

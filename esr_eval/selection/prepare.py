@@ -12,7 +12,6 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -20,14 +19,13 @@ from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser,
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, display_counter
 
-from esr_eval._util.files import write_whole
+from esr_eval._util.files import keep, kept
 from esr_eval._util.paths import cache_root
 from esr_eval.calibration.bisection import calibration_prior, responses_per_latent
 from esr_eval.calibration.cost import Cost
 from esr_eval.calibration.residual import Residual, measured_residual
-from esr_eval.calibration.store import local_digests
-from esr_eval.calibration.strengths import Strengths, known_strengths, parse_strength
-from esr_eval.data.arguments import StrengthRule
+from esr_eval.calibration.store import runtime_key
+from esr_eval.calibration.strengths import Strengths, parse_strength
 from esr_eval.data.trial import Strength, Trial
 from esr_eval.dataset import Latent, Prompt, choose_prompts, load_latents
 from esr_eval.errors import EsrError
@@ -36,7 +34,7 @@ from esr_eval.scorers.concreteness import rate_concreteness
 from esr_eval.scorers.grader import grader_model
 from esr_eval.selection.rules import REASONS, Activity, Finding, Reason
 from esr_eval.solvers import provider_of, runtime_of, subject_of
-from esr_eval.spec import DIGEST, Readout, Runtime, Steering, fingerprint
+from esr_eval.spec import Readout, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -163,8 +161,13 @@ async def activity_on(
     layer = provider.runtime.feature_layer
     if layer is None:
         raise EsrError("Say which layer the SAE was trained on, to read there: -M feature_layer=.")
-    path = cache_root() / "activity" / f"{_activity_key(provider.runtime, asked)}.json"
-    known = _known_activity(path)
+    first = max(1, provider.runtime.skip_first)
+    key = runtime_key(
+        provider.runtime.model_copy(update={"skip_first": first}),
+        prompts=[prompt.text for prompt in asked],
+    )
+    path = cache_root() / "activity" / f"{key}.json"
+    known = kept(path, _activities) or {}
     if missing := [latent for latent in latents if latent not in known]:
         spec = Steering(
             runtime=provider.runtime,
@@ -172,7 +175,7 @@ async def activity_on(
                 Readout(latents=tuple(missing), layer=layer, reduce="tokens", positions="prompt"),
             ),
         )
-        first = 0 if provider.runtime.skip_first else 1
+        dropped = first - provider.runtime.skip_first
 
         async def highest(prompt: Prompt) -> Sequence[float]:
             chat: list[ChatMessage] = [
@@ -180,7 +183,7 @@ async def activity_on(
                 ChatMessageAssistant(content=""),
             ]
             values = (await provider.read(chat, spec)).values[0]
-            return [float(row[first:].max(initial=0.0)) for row in values]
+            return [float(row[dropped:].max(initial=0.0)) for row in values]
 
         found = await collect(*(highest(prompt) for prompt in asked))
         for place, latent in enumerate(missing):
@@ -190,39 +193,15 @@ async def activity_on(
             known[latent] = Activity(
                 max_activation=max(0.0, value), prompt=topic if value > 0 else None, best_rank=None
             )
-        _keep_activity(path, known)
+        keep(path, {latent: one.model_dump(mode="json") for latent, one in sorted(known.items())})
     return {latent: known[latent] for latent in latents}
 
 
-def _activity_key(runtime: Runtime, asked: Sequence[Prompt]) -> str:
-    decides = runtime.model_dump(mode="json", context=DIGEST, exclude={"backend", "skip_first"})
-    return fingerprint(
-        {
-            **decides,
-            "first": max(1, runtime.skip_first),
-            "files": local_digests(runtime),
-            "prompts": [prompt.text for prompt in asked],
-        }
-    )
-
-
-def _known_activity(path: Path) -> dict[int, Activity]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-        return {int(latent): Activity.model_validate(one) for latent, one in entries.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError) as error:
-        logger.warning("Reading the activations again: %s is damaged (%s).", path, error)
-        return {}
-
-
-def _keep_activity(path: Path, known: dict[int, Activity]) -> None:
-    entries = {latent: one.model_dump(mode="json") for latent, one in sorted(known.items())}
-    try:
-        write_whole(path, json.dumps(entries).encode())
-    except OSError as error:
-        logger.warning("The activations are not kept: %s (%s).", path, error.strerror)
+def _activities(text: str) -> dict[int, Activity]:
+    entries = json.loads(text)
+    if not isinstance(entries, dict):
+        raise ValueError("it is no table of activations")
+    return {int(latent): Activity.model_validate(one) for latent, one in entries.items()}
 
 
 @solver
@@ -243,6 +222,11 @@ def choose_latent(labels: str | None, wanted: int, seed: int) -> Solver:
         return state
 
     return solve
+
+
+class _Shared(NamedTuple):
+    latents: list[Latent]
+    residual: Residual | None
 
 
 @solver
@@ -273,26 +257,37 @@ def prepare(
         levels: Of a sweep, distances from the mean of all strengths in their SDs; a trial's own
             level is one of these, rounded.
     """
-    rule = parse_strength(strength)
-    strengths = Strengths(rule, prior, seed)
+    strengths = Strengths(parse_strength(strength), prior, seed)
     choice = None if wanted is None else LatentChoice(labels, wanted, topics, seed)
-    told = anyio.Lock()
-    estimates: list[str] = []
+    known = [Latent(index=index, label=label) for index, label in latents or []]
+    lock = anyio.Lock()
+    made: list[_Shared | EsrError] = []
 
-    async def all_latents(model: Model) -> list[Latent]:
-        if choice is not None:
-            return await choice.chosen(model)
-        return [Latent(index=index, label=label) for index, label in latents or []]
-
-    async def tell(model: Model, steered: bool) -> None:
-        """Say once what the run takes, before its first trial."""
-        async with told:
-            if not estimates:
-                every = await all_latents(model)
-                estimates.append(await _estimate(model, every, rule, prior, trials, steered))
-                if choice is not None:
-                    logger.warning("%s.", choice.told())
-                logger.warning(estimates[0])
+    async def shared(model: Model, steered: bool) -> _Shared:
+        """What all trials share: found, and told, before the first."""
+        async with lock:
+            if not made:
+                try:
+                    every = known if choice is None else await choice.chosen(model)
+                    residual = await measured_residual(model) if steered else None
+                    searched = strengths.know(model, every) if steered else 0
+                    if choice is not None:
+                        logger.warning("%s.", choice.told())
+                    for doubt in residual.warnings() if residual else []:
+                        logger.warning("%s: %s.", subject_of(model).name, doubt)
+                    cost = _cost(model, searched, prior, trials, residual)
+                    logger.warning(
+                        "This run takes at most %s (%d of %d strengths to be found).",
+                        cost,
+                        searched,
+                        len(every),
+                    )
+                    made.append(_Shared(every, residual))
+                except EsrError as error:  # no trial after the first would fare better
+                    made.append(error)
+        if isinstance(made[0], EsrError):
+            raise made[0]
+        return made[0]
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         trial = state.metadata_as(Trial)
@@ -301,19 +296,17 @@ def prepare(
         model, steered = get_model(), trial.condition == "steered"
         # Changed in place: scores are clustered by what this very dictionary says.
         about = state.metadata
+        every, residual = await shared(model, steered)
         latent = Latent(index=trial.latent, label=trial.label)
         if choice is not None:
             latent, passed = await choice.latent(model, trial.latent)
             about.update(latent=latent.index, label=latent.label)
             state.store.set(PASSED_OVER, [one._asdict() for one in passed])
-        await tell(model, steered)
-        if steered:
-            residual = await measured_residual(model)
+        if residual is not None:
             if trial.level is None:
                 found = await strengths.of(model, latent)
             else:
-                level = _exact(trial.level, levels)
-                found = await _at_level(model, strengths, await all_latents(model), level)
+                found = await _at_level(model, strengths, every, _exact(trial.level, levels))
             about.update(strength=found.value, strength_found=found.how)
             about.update(_told(provider_of(model), residual, latent, found.value))
         about.pop("pending", None)
@@ -335,6 +328,8 @@ async def _at_level(
 ) -> Strength:
     found = await collect(*(strengths.of(model, latent) for latent in latents))
     values = [one.value for one in found]
+    if len(values) < 2:
+        raise EsrError("A sweep needs two latents or more: their strengths span its range.")
     value = max(0.0, statistics.mean(values) + level * statistics.stdev(values))
     return Strength(value, "mean and SD of the calibrated")
 
@@ -352,28 +347,21 @@ def _told(
     return {"share_of_norm": round(share, 4), "residual_norm": round(residual.norm, 4), **fits}
 
 
-async def _estimate(
+def _cost(
     model: Model,
-    latents: Sequence[Latent],
-    rule: StrengthRule,
+    searched: int,
     prior: dict[str, Any] | None,
     trials: int,
-    steered: bool,
-) -> str:
-    subject, grader = subject_of(model), str(grader_model(str(model)))
-    searched, speed = 0, None
-    if steered:
-        known = known_strengths(rule, runtime_of(model), subject, latents, grader, prior)
-        searched = len(latents) - len(known) if rule.kind == "calibrated" else 0
-        speed = (await measured_residual(model)).tokens_per_second
+    residual: Residual | None,
+) -> Cost:
+    subject = subject_of(model)
     searches = searched * responses_per_latent(subject, prior)
     longest = calibration_prior(subject, prior).max_tokens
-    cost = Cost.of(
+    return Cost.of(
         subject,
-        grader,
+        str(grader_model(str(model))),
         generations=searches + trials,
         generated=searches * longest + trials * subject.max_tokens,
         verdicts=searches + trials,
-        speed=speed,
+        speed=residual.tokens_per_second if residual else None,
     )
-    return f"This run takes at most {cost} ({searched} of {len(latents)} strengths to be found)."
