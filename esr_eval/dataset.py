@@ -280,6 +280,7 @@ def draw_trials(
     per_latent: int,
     seed: int,
     condition: Condition,
+    to_choose: bool = False,
 ) -> list[Planned]:
     """Plan for every latent `per_latent` tasks, each with a seed of its own.
 
@@ -295,6 +296,7 @@ def draw_trials(
         per_latent: Trials for each latent.
         seed: Seed of the draw.
         condition: Whether the boost is on.
+        to_choose: Whether the latents are chosen in the run, and only counted here.
     """
     planned = []
     steered = condition == "steered"
@@ -309,40 +311,10 @@ def draw_trials(
                 strength_found=found.how if found else None,
                 topic=prompt.topic,
                 seed=sampler,
-                pending=steered and found is None,
+                pending=to_choose or (steered and found is None),
             )
             planned.append(Planned(trial, prompt.text))
     return planned
-
-
-def draw_open_trials(
-    count: int, asked: Sequence[Prompt], per_latent: int, seed: int, condition: Condition
-) -> list[Planned]:
-    """Plan trials of latents that are chosen in the run: the first, the second, and so on.
-
-    Args:
-        count: How many latents there will be.
-        asked: The tasks to draw from.
-        per_latent: Trials for each latent.
-        seed: Seed of the draw.
-        condition: Whether the boost is on.
-    """
-    return [
-        Planned(
-            Trial(
-                condition=condition,
-                latent=number,
-                label="",
-                strength=0.0,
-                topic=prompt.topic,
-                seed=sampler,
-                pending=True,
-            ),
-            prompt.text,
-        )
-        for number in range(count)
-        for prompt, sampler in draw_tasks(asked, per_latent, f"trials-{seed}-open-{number}")
-    ]
 
 
 def draw_tasks(asked: Sequence[Prompt], count: int, seed: str) -> list[tuple[Prompt, int]]:

@@ -26,7 +26,6 @@ from esr_eval.dataset import (
     PromptSet,
     by_turns,
     choose_prompts,
-    draw_open_trials,
     draw_trials,
     file_of,
     has_fetched_labels,
@@ -214,7 +213,8 @@ class Setup:
         labels = self.labels_note(draw.latents)
         wanted = latents_to_choose(self.provider, draw.latents, draw.n_latents)
         if wanted is not None:
-            planned = draw_open_trials(wanted, asked, per_latent, draw.seed, condition)
+            counted = [Latent(index=number, label="") for number in range(wanted)]
+            planned = draw_trials(counted, {}, asked, per_latent, draw.seed, condition, True)
             needs = preparation(planned, draw, wanted=wanted)
         else:
             chosen = self.latents(draw.latents, draw.n_latents, draw.seed)

@@ -2,6 +2,7 @@ import gc
 import os
 import weakref
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 
 # No test asks a hub, and threads that spin while waiting would slow each other down.
@@ -12,12 +13,11 @@ os.environ.setdefault("INSPECT_DISPLAY", "none")
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
     """Every test in a context of its own: Inspect leaves a run's roles behind in the thread's."""
-    args = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    Context().run(pyfuncitem.obj, **args)
-    return True
+    pyfuncitem.obj = partial(Context().run, pyfuncitem.obj)
+    return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -211,7 +211,8 @@ def test_a_sweep_finds_its_strengths_in_the_run_and_again_the_same(
 
 
 def test_every_latents_first_trial_comes_before_the_second_ones() -> None:
-    open_trials = dataset.draw_open_trials(3, dataset.prompts(), 2, 0, "steered")
+    counted = [dataset.Latent(index=number, label="") for number in range(3)]
+    open_trials = dataset.draw_trials(counted, {}, dataset.prompts(), 2, 0, "steered", True)
     turns = dataset.by_turns(open_trials, 2)
     assert [one.trial.latent for one in turns] == [0, 1, 2, 0, 1, 2]
 

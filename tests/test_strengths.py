@@ -329,6 +329,8 @@ def test_folder_that_cannot_be_written_is_one_sentence(
 def test_a_model_that_the_paper_has_no_prior_for_gets_a_relative_one() -> None:
     assert calibration_prior(find_subject("llama-70b"), {"rounds": 3}).rounds == 3
     assert calibration_prior(find_subject("org/model")) == RELATIVE_PRIOR
+    thinks = find_subject("deepseek-r1-llama-8b")
+    assert calibration_prior(thinks).max_tokens == thinks.max_tokens // 2 == 1024
     with pytest.raises(EsrError, match="prior_std"):
         calibration_prior(find_subject("org/model"), {"prior_std": 0})
     whole = {"prior_mean": 10, "prior_std": 5, "lower": 0, "upper": 50, "unit": "latent"}

@@ -39,7 +39,9 @@ def calibration_prior(
     Raises:
         EsrError: A changed field has no valid value.
     """
-    fields = (subject.calibration or RELATIVE_PRIOR).model_dump()
+    # Half the longest response, as in the paper: a model that thinks first needs more of it.
+    relative = RELATIVE_PRIOR.model_copy(update={"max_tokens": max(1, subject.max_tokens // 2)})
+    fields = (subject.calibration or relative).model_dump()
     try:
         return CalibrationPrior.model_validate({**fields, **(changes or {})})
     except ValidationError as error:

@@ -139,6 +139,7 @@ def check_hub(repository: str, revision: str | None) -> None:
     Raises:
         EsrError: There is no such repository or revision, it is gated, or cannot be reached.
     """
+    import httpx
     from huggingface_hub import auth_check, hf_hub_download
     from huggingface_hub import errors as hub
 
@@ -151,7 +152,7 @@ def check_hub(repository: str, revision: str | None) -> None:
             auth_check(repository)
         except hub.GatedRepoError:
             raise
-        except Exception:
+        except (hub.HfHubHTTPError, httpx.HTTPError, OSError):
             # A mirror that knows no such question, or no network any more: loading will tell.
             return
 
@@ -168,6 +169,7 @@ def hub_errors(repository: str, revision: str | None = None, what: str = "model"
     Raises:
         EsrError: There is no such repository or revision, it is gated, or cannot be reached.
     """
+    import httpx
     from huggingface_hub import errors as hub
 
     try:
@@ -196,9 +198,7 @@ def hub_errors(repository: str, revision: str | None = None, what: str = "model"
     except (hub.HfHubHTTPError, OSError, ValueError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise EsrError(f"{repository} could not be loaded: {said}. Check the id.") from error
-    except EsrError:
-        raise
-    except Exception as error:  # of the HTTP client that the hub's library chose
+    except httpx.HTTPError as error:
         raise EsrError(
             f"{repository} could not be loaded: the hub cannot be reached "
             f"({' '.join(str(error).split()).rstrip('.')}): check the network."
@@ -276,9 +276,11 @@ def _n_parameters(folder: Path, model: str, revision: str | None) -> int | None:
         return None
     if Path(given_path(model)).is_dir():
         return None
+    import httpx
     from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
 
-    with suppress(Exception):  # whatever the hub's HTTP client raises: then nobody knows
+    with suppress(HfHubHTTPError, httpx.HTTPError, OSError, ValueError):  # then nobody knows
         told = model_info(model, revision=revision, expand=["safetensors"], timeout=10).safetensors
         return told.total if told else None
     return None

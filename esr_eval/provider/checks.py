@@ -1,10 +1,11 @@
 """What must hold before a run begins, each by itself, so that all that does not is told at once."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal
+
+from packaging.requirements import Requirement
 
 from esr_eval.errors import EsrError
 
@@ -72,44 +73,22 @@ def check_versions() -> str:
     Raises:
         EsrError: A package is missing, or of a version outside these bounds.
     """
-    have, wrong = [], []
-    for name, bounds in _bounds().items():
-        try:
-            there = version(name)
-        except PackageNotFoundError:
-            wrong.append(f"{name} is not installed")
+    have, wrong, wanted = [], [], []
+    for needed in map(Requirement, requires("esr-eval") or []):
+        if needed.name not in VERSIONED or needed.marker is not None:
             continue
-        have.append(f"{name} {there}")
-        number = _release(there)
-        if any(not _within(number, how, _release(bound)) for how, bound in bounds):
-            wrong.append(f"{name} is {there}")
+        try:
+            there = version(needed.name)
+        except PackageNotFoundError:
+            wrong.append(f"{needed.name} is not installed")
+            wanted.append(f"'{needed}'")
+            continue
+        have.append(f"{needed.name} {there}")
+        if not needed.specifier.contains(there, prereleases=True):
+            wrong.append(f"{needed.name} is {there}")
+            wanted.append(f"'{needed}'")
     if wrong:
-        wanted = " ".join(
-            f"'{name}{','.join(how + bound for how, bound in bounds)}'"
-            for name, bounds in _bounds().items()
-            if any(said.startswith(f"{name} ") for said in wrong)
+        raise EsrError(
+            f"{'; '.join(wrong)}: this package needs another: pip install {' '.join(wanted)}"
         )
-        raise EsrError(f"{'; '.join(wrong)}: this package needs another: pip install {wanted}")
     return ", ".join(have)
-
-
-def _bounds() -> dict[str, list[tuple[str, str]]]:
-    """Of the packages in `VERSIONED`, as this package's own metadata has them."""
-    found = {}
-    for line in requires("esr-eval") or []:
-        name = re.match(r"[\w.-]+", line)
-        if name and name[0] in VERSIONED and "extra ==" not in line:
-            bounds = re.findall(r"(>=|<)\s*([\d.]+)", line.partition(";")[0])
-            found[name[0]] = [(how, bound) for how, bound in bounds]
-    return found
-
-
-def _release(number: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(\.\d+)*", number)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
-
-
-def _within(number: tuple[int, ...], how: str, bound: tuple[int, ...]) -> bool:
-    length = max(len(number), len(bound))
-    padded = [one + (0,) * (length - len(one)) for one in (number, bound)]
-    return padded[0] >= padded[1] if how == ">=" else padded[0] < padded[1]
