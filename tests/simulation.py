@@ -4,6 +4,7 @@ import json
 import math
 import random
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ TRUE_STRENGTH = {1: 12.0, 2: 30.0}
 
 LABELS = "index_in_sae,label\n1,oceans\n2,taxes\n"
 RESTART = "Wait, that's not right. Here is the answer that was asked for."
+N_LATENTS = 60
 NORM = 40.0
 """The residual's norm; a decoder row is 2 long."""
 MODEL = "esr/llama-8b"
@@ -77,9 +79,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Subject:
     async def nothing(self: Any, *args: Any) -> None:
         return None
 
+    async def ready(self: Any) -> Any:
+        return SimpleNamespace(sae=SimpleNamespace(config=SimpleNamespace(n_latents=N_LATENTS)))
+
     monkeypatch.setattr(ESRModelAPI, "generate", generate)
     monkeypatch.setattr(ESRModelAPI, "read", read)
-    monkeypatch.setattr(ESRModelAPI, "ready", nothing)
+    monkeypatch.setattr(ESRModelAPI, "ready", ready)
     monkeypatch.setattr(ESRModelAPI, "sae_fit", nothing)
     monkeypatch.setattr(
         ESRModelAPI, "decoder_row", lambda self, latent: DecoderRow(2.0, 4096, normalised=False)

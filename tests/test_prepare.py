@@ -44,7 +44,8 @@ def labels(tmp_path: Path) -> str:
 def whole_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Labels of 60 latents; every third is abstract, every seventh fires on the tasks."""
     path = tmp_path / "sae.csv"
-    write_labels(path, ((i, f"quality {i}" if i % 3 == 0 else f"thing {i}") for i in range(60)))
+    rows = [(i, f"quality {i}" if i % 3 == 0 else f"thing {i}") for i in range(60)]
+    write_labels(path, [*rows, (60, "a latent too many"), (99_999_999, "another")])
     monkeypatch.setattr(experiment, "MOST_AT_ONCE", 50)
     return str(path)
 
@@ -117,6 +118,7 @@ def test_scores_are_clustered_by_the_latents_that_the_run_chose(
     [line] = [r.getMessage() for r in caplog.records if "latents are fit of" in r.getMessage()]
     assert "4 latents are fit of 12 tried" in line
     assert "the label is not concrete enough: " in line
+    assert "labels of latents that the SAE does not have: 2" in line
 
     unsteered = run(
         esr, tmp_path, latents=whole_sae, n_latents=4, trials_per_latent=2, steering=False

@@ -77,12 +77,12 @@ class LatentChoice:
         self._lock = anyio.Lock()
         self._kept: list[Latent] = []
         self._passed: list[list[PassedOver]] = [[]]
-        self._tried = 0
+        self._tried = self._beyond = 0
 
     async def chosen(self, model: Model) -> list[Latent]:
         """The latents, in order; fewer than are wanted where there are no more."""
         async with self._lock:
-            order = self._order(model)
+            order = await self._order(model)
             most = min(len(order), MOST_FACTOR * self._wanted)
             while len(self._kept) < self._wanted and self._tried < most:
                 await self._try(model, order[self._tried : self._tried + FACTOR * self._wanted])
@@ -108,10 +108,16 @@ class LatentChoice:
         reasons = Counter(one.reason for passed in self._passed for one in passed)
         why = ", ".join(f"{REASONS[reason]}: {n}" for reason, n in reasons.most_common())
         kept = min(len(self._kept), self._wanted)
-        return f"{kept} latents are fit of {self._tried} tried" + (f" ({why})" if why else "")
+        said = f"{kept} latents are fit of {self._tried} tried" + (f" ({why})" if why else "")
+        beyond = f"; labels of latents that the SAE does not have: {self._beyond}"
+        return said + (beyond if self._beyond else "")
 
-    def _order(self, model: Model) -> list[Latent]:
+    async def _order(self, model: Model) -> list[Latent]:
         labelled = load_latents(subject_of(model), self._labels, runtime_of(model))
+        sae = (await provider_of(model).ready()).sae
+        if sae is not None:  # a list of others may name latents that the SAE does not have
+            there = [one for one in labelled if one.index < sae.config.n_latents]
+            self._beyond, labelled = len(labelled) - len(there), there
         return random.Random(f"latents-{self._seed}").sample(labelled, len(labelled))  # noqa: S311
 
     async def _try(self, model: Model, candidates: Sequence[Latent]) -> None:
