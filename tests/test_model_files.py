@@ -158,3 +158,15 @@ def hub(monkeypatch, tmp_path):
 def test_what_the_hub_says_is_one_sentence(hub, repository, sentence):
     with pytest.raises(EsrError, match=sentence):
         check_hub(repository, None)
+
+
+def test_whatever_the_hubs_http_client_raises_is_one_sentence(monkeypatch):
+    class ClientError(Exception):
+        """Of a client that this project does not know."""
+
+    def download(*args, **kwargs):
+        raise ClientError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(EsrError, match=r"the hub cannot be reached .*: check the network"):
+        check_hub("meta-llama/Llama-3.3-70B-Instruct", None)
