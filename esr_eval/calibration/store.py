@@ -310,8 +310,10 @@ def calibrated_strengths(
     """
     found: dict[int, StrengthRecord] = {}
     missing: list[Latent] = []
+    shipped = load_bundle(bundle) if bundle else {}
     for latent in latents:
-        record = find_strength(setting.key(latent.index, latent.label), bundle)
+        key = setting.key(latent.index, latent.label)
+        record = find_strength(key) or shipped.get(key)
         if record is None:
             missing.append(latent)
         else:
