@@ -9,8 +9,9 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.errors import EsrError
 from esr_eval.logs.sidecar import STORE_KEY, put_beside, reference, saved_any
 from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
-from esr_eval.scorers.phrases import degradation, restarts
+from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.regions import regions
 from esr_eval.tasks import (
     ablation,

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from esr_eval.data.trial import Trial
 from esr_eval.scorers.cleaning import plain
+from esr_eval.scorers.degradation import is_degraded
 from esr_eval.scorers.grader import (
     QUOTES_REMINDER,
     Answered,
@@ -31,7 +32,7 @@ from esr_eval.scorers.grader import (
     request_config,
     trial_protocol,
 )
-from esr_eval.scorers.phrases import Restart, find_restarts, is_degraded
+from esr_eval.scorers.phrases import Restart, find_restarts
 from esr_eval.scorers.quotes import Finder, Span
 from esr_eval.scorers.replies import Number, Reply, check_score, completed, place_quote, read_json
 from esr_eval.scorers.scores import (

@@ -1,4 +1,4 @@
-"""Scorers that need no judge: restarts, where a response says that it starts over; degradation.
+"""The phrase detector: restarts, where a response says that it starts over. No judge is asked.
 
 Restart phrases are searched beside the judge, because an independent group found that it missed
 two of three restarts that a phrase search found. The search is precise and knows the usual phrases,
@@ -6,9 +6,6 @@ but by no means all wordings:
 `python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` measures it on three sets: "dev"
 (patterns were fitted to it), "held_out" (written before the patterns, by the same hand) and "fresh"
 (deliberately unusual wordings, written after them and never used to change them).
-
-Degraded is a response with a word of two or more characters five or more times in a row, as in the
-protocol; rates are reported with and without such trials.
 """
 
 import json
@@ -16,7 +13,6 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +37,6 @@ _BREAK = re.compile(
 _DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
 _STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
 _WORD = re.compile(r"\w+")
-
-RUN = 5
-"""Repetitions in a row that make an output degraded (the protocol's number)."""
-
-_REPEATED = re.compile(r"\w+(?:['’]\w+)*")
 
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
@@ -266,28 +257,6 @@ def measure(examples: Iterable[dict[str, Any]]) -> Accuracy:
         invented += max(found - labelled, 0)
         missed += max(labelled - found, 0)
     return Accuracy(correct, invented, missed)
-
-
-@scorer(metrics=keyed_metrics(["degraded"]))
-def degradation() -> Scorer:
-    """Whether the response is degraded; needs no grader."""
-
-    async def score(state: TaskState, target: Target) -> Score:
-        failed = errored() is not None
-        value = NAN if failed else float(is_degraded(state.output.completion))
-        return Score(value={"degraded": value}, answer="errored" if failed else None)
-
-    return score
-
-
-def longest_run(words: Iterable[str]) -> int:
-    """Length of the longest run of one word of two or more characters."""
-    return max((len(list(run)) for word, run in groupby(words) if len(word) > 1), default=0)
-
-
-def is_degraded(response: str) -> bool:
-    """Whether a word stands five times in a row, whatever its case and the punctuation between."""
-    return longest_run(match[0].casefold() for match in _REPEATED.finditer(response)) >= RUN
 
 
 def _main(path: str) -> None:

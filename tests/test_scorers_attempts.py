@@ -13,7 +13,8 @@ from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
 from scoring import examples, grader, metrics_of, run, trial, verdict
 
 from esr_eval.scorers.attempts import attempts, parse_request
-from esr_eval.scorers.phrases import degradation, restarts
+from esr_eval.scorers.degradation import degradation
+from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.scores import mean_interval, rate_interval
 from esr_eval.stats.rates import rate
 

@@ -3,7 +3,8 @@ import time
 import pytest
 from scoring import DATA, examples
 
-from esr_eval.scorers.phrases import _main, find_restarts, is_degraded, measure
+from esr_eval.scorers.degradation import is_degraded
+from esr_eval.scorers.phrases import _main, find_restarts, measure
 
 
 @pytest.mark.parametrize(

