@@ -16,10 +16,21 @@ at the same level is the higher one about as often as not; see `tests/test_measu
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from inspect_ai.model import CachePolicy, Model, ModelOutput
-from inspect_ai.scorer import Metric, Score, Scorer, Target, grouped, mean, scorer
+from inspect_ai.scorer import (
+    Metric,
+    SampleScore,
+    Score,
+    Scorer,
+    Target,
+    Value,
+    grouped,
+    mean,
+    metric,
+    scorer,
+)
 from inspect_ai.solver import TaskState
 from inspect_ai.util import JSONSchema
 from pydantic import Field
@@ -313,7 +324,54 @@ def metrics() -> dict[str, list[Metric]]:
     keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
     every = keyed_metrics(RATES, MEANS)
     every["first_score"].append(other_scale())
+    every["confirmed"].append(all_restarts())
     return {key: every[key] for key in keys}
+
+
+@metric
+def all_restarts() -> Metric:
+    """Share of trials with a restart, those included that judge and phrase detector both miss.
+
+    See `esr_eval.stats.recapture.all_hits` for how, and on what assumption. It is NaN where the two
+    share no restart, and for a judge that splits by the detector. Of several epochs of a trial it
+    takes the first.
+    """
+
+    def compute(scores: list[SampleScore]) -> Value:
+        from esr_eval.stats.recapture import all_hits
+
+        found = None
+        judge = (scores[0].score.metadata or {}).get("judge") if scores else None
+        if scores and judge not in SPLIT_BY_DETECTOR:
+            counted = [stored_counts(one.score.metadata or {}) for one in scores]
+            judged, detected, both = ([float(one[at]) for one in counted] for at in range(3))
+            latents = [str((one.sample_metadata or {}).get("latent")) for one in scores]
+            found = all_hits(judged, detected, both, latents)
+        bounds = (found.value, found.low, found.high) if found else (None, None, None)
+        named = zip(("share", "low", "high"), bounds, strict=True)
+        return {name: NAN if bound is None else bound for name, bound in named}
+
+    return cast(Metric, compute)
+
+
+def stored_counts(details: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """Whether judge, detector and both find a restart, from a score's metadata."""
+    starts = [int(attempt["start"]) for attempt in details.get("attempts") or ()]
+    restarts = [Restart(**restart) for restart in details.get("restarts") or ()]
+    return len(starts) > 1, bool(restarts), is_confirmed(starts, restarts)
+
+
+def stored_numbers(details: Mapping[str, Any]) -> Mapping[str, float]:
+    """A verdict's numbers from a score's metadata, for logs that were scored before some of them.
+
+    Args:
+        details: The metadata: judge, attempts, restarts and, in later logs, the bars.
+    """
+    scores = [float(attempt["score"]) for attempt in details.get("attempts") or ()]
+    judge, restarts = str(details.get("judge")), details.get("restarts")
+    numbers = judged_numbers(scores, stored_counts(details)[2], bars_of(judge))
+    # A log of other scorers has attempts without what the detector found.
+    return {key: n for key, n in numbers.items() if key != "confirmed" or restarts is not None}
 
 
 def grouped_metrics(field: str) -> dict[str, list[Metric]]:
