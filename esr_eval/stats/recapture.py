@@ -85,6 +85,7 @@ def recapture(
         return parts
 
     parts = part(a, total_a + 1) + part(b, total_b + 1) - part(m, total_m + 1) - part(n, total)
+    parts -= parts.mean(-1, keepdims=True)
     second_moment = (parts**2).sum(-1)
     spread = second_moment > 1e-18
     kurtosis = count * (parts**4).sum(-1) / np.where(spread, second_moment, 1.0) ** 2
