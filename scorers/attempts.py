@@ -319,8 +319,10 @@ def bars_of(judge: str, margin: float = MARGIN, recovery: float | None = None) -
 
 def metrics() -> dict[str, list[Metric]]:
     """Mean and interval for every key; the main ones first."""
-    order = ("multi_attempt", "confirmed", "esr", "esr_margin", "recovered", "improved")
-    order += ("first_score", "change")
+    order = (
+        *("multi_attempt", "confirmed", "esr", "esr_margin", "recovered", "improved"),
+        *("first_score", "change"),
+    )
     keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
     every = keyed_metrics(RATES, MEANS)
     every["first_score"].append(other_scale())

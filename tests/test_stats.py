@@ -389,8 +389,8 @@ def found_by_two(rng, latents, rate, icc, first, second, sets=SETS, trials=5):
 
 
 @pytest.mark.parametrize("rate", [0.04, 0.08, 0.25])
-@pytest.mark.parametrize("latents", [100, 250, 500])
-@pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (0.5, 0.9), (0.7, 0.7), (0.9, 0.9)])
+@pytest.mark.parametrize("latents", [100, 500])
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (0.5, 0.9), (0.9, 0.9)])
 @pytest.mark.parametrize("icc", [0.05, 0.2])
 def test_all_hits_of_two_imperfect_detectors_are_covered(rate, latents, first, second, icc):
     rng = np.random.default_rng(31)

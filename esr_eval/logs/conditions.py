@@ -440,7 +440,9 @@ def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -
 
 def _numbers(sample: EvalSampleSummary, scorer: str, keys: Iterable[str]) -> dict[str, float]:
     score = (sample.scores or {}).get(scorer)
-    values = score.value if score is not None and isinstance(score.value, dict) else {}
+    values: Mapping[str, Any] = (
+        score.value if score is not None and isinstance(score.value, dict) else {}
+    )
     if score is not None and "first_score" in values and "recovered" not in values:
         values = _scored_before(score, values)
     return {key: _number(values.get(key)) for key in keys}

@@ -101,16 +101,17 @@ def estimate_restarts(trials: pd.DataFrame, judge: str) -> Measured | str:
     """
     if judge in SPLIT_BY_DETECTOR:
         return f"{judge} splits answers by the phrase detector, so the two are one"
-    cells = trials[["multi_attempt", "restart_phrase", "confirmed"]].astype(float)
-    known = cells.notna().all(axis=1)
-    if not known.any():
+    known = trials.dropna(subset=["multi_attempt", "restart_phrase", "confirmed"])
+    if known.empty:
         return "no trial has both verdicts"
-    latents = trials.loc[known, "latent"].to_numpy()
-    columns = (cells.loc[known, name].to_numpy(float) for name in cells)
-    found = all_hits(*columns, latents)
+    latents = known["latent"].to_numpy()
+    judged, detected, both = (
+        known[key].to_numpy(float) for key in ("multi_attempt", "restart_phrase", "confirmed")
+    )
+    found = all_hits(judged, detected, both, latents)
     if found is None:
         return "judge and phrase detector share no restart"
-    return Measured(found.value, found.low, found.high, int(known.sum()), len(set(latents)))
+    return Measured(found.value, found.low, found.high, len(known), len(set(latents.tolist())))
 
 
 class Alarms(NamedTuple):

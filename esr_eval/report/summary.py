@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("multi_attempt", "multi-attempt rate (judge)", True),
+    Row("multi_attempt", "multi-attempt rate", True),
     Row("restart_phrase", "restart phrase found", True),
     Row("confirmed", "both, at one place", True),
     Row("disagreement", "judge and phrases disagree", True),
@@ -59,8 +59,7 @@ ROWS = (
     Row("esr_clean", "ESR, without degraded", True),
     Row("first_score_clean", "first score, without degraded", False),
     Row("multi_attempt_sound", "multi-attempt, no loops", True),
-    Row("esr_sound", "ESR, no loops", True),
-    Row("esr_margin_sound", "ESR by the margin, no loops", True),
+    Row("esr_margin_sound", "by the margin, no loops", True),
     Row("recovered_sound", "recovered, no loops", True),
     Row("degraded", "degraded output", True),
     Row("degenerate", "loops of any shape", True),

@@ -34,10 +34,12 @@ def all_hits(
     """
     a, b, m = (np.asarray(values, dtype=float) for values in (first, second, both))
     known, labels = ~np.isnan(a + b + m), np.asarray(clusters)
-    cells = [cluster_counts(values[known], labels[known]) for values in (a, b, m)]
-    if not len(cells[0][0]) or not cells[2][0].sum():
+    (hits, trials), (hits_second, _), (shared, _) = (
+        cluster_counts(values[known], labels[known]) for values in (a, b, m)
+    )
+    if not shared.sum():
         return None
-    value, low, high = recapture(*(hits for hits, _ in cells), cells[0][1], level)
+    value, low, high = recapture(hits, hits_second, shared, trials, level)
     if np.isnan(low):
         return Estimate(float(value))
     return Estimate(float(value), float(low), float(high))
