@@ -284,6 +284,8 @@ says nothing, and no estimate of all restarts follows from both."""
 
 _SHOWN = 12
 """Attempts and restarts written out; more are only counted."""
+_STORED = 64
+"""Restarts of a response that are looked at and kept, as many as attempts."""
 
 
 class Bars(NamedTuple):
@@ -408,7 +410,7 @@ def attempts(margin: float = MARGIN, recovery: float | None = None) -> Scorer:
         if (failure := failed(str(grader), values(None))) is not None:
             return failure
         response = state.output.completion
-        restarts = find_restarts(response)
+        restarts = find_restarts(response)[:_STORED]
         loop = degeneration(response)
         verdict = (
             await ask(grader, task_of(state), trial.label, response)
@@ -431,7 +433,7 @@ def attempts(margin: float = MARGIN, recovery: float | None = None) -> Scorer:
             answer(verdict),
             _explain(trial, response, verdict, Evidence(restarts, outcome, loop, bars)),
             **details(verdict),
-            restarts=[restart._asdict() for restart in restarts[:20]],
+            restarts=[restart._asdict() for restart in restarts],
             **bars._asdict(),
         )
 

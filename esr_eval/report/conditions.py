@@ -248,6 +248,7 @@ def _without(conditions: list[Condition]) -> Table:
             )
         )
     lacking = [one_line(one.name) for one in conditions if one.lacking]
+    lacking = ["all"] if len(lacking) == len(conditions) else lacking
     said = f" Score again to have all of it ({AGAIN}): {'; '.join(lacking)}." if lacking else ""
     return Table(
         "Without texts that repeat themselves",
