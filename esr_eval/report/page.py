@@ -224,6 +224,14 @@ def command(experiment: Experiment, evidence: Evidence) -> str:
     return " ".join([*parts, _ARGUMENTS.get(experiment.id, "")]).strip()
 
 
+def _beyond_noise(condition: Condition) -> str:
+    found = condition.measures
+    by_margin, recovered = found.get("esr_margin"), found.get("recovered")
+    if by_margin is None or recovered is None:
+        return ""
+    return f" (by the margin {by_margin.hits:,}, recovered {recovered.hits:,}: {condition.bars})"
+
+
 def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     """What came out of one condition, with numbers and n."""
     found = condition.measures
@@ -242,8 +250,8 @@ def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     said = (
         f"{name}: of {count(multi.n, 'trial')} with an attempt "
         f"({count(multi.clusters, condition.direction)}), {multi.hits:,} held several, "
-        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}; "
-        f"first attempts scored {mean(first)} of 100."
+        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}"
+        f"{_beyond_noise(condition)}; first attempts scored {mean(first)} of 100."
     )
     against = [
         one
