@@ -13,6 +13,7 @@ from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
 from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.regions import regions
+from esr_eval.scorers.reliability import reliability
 from esr_eval.tasks import (
     ablation,
     activations,
@@ -53,6 +54,7 @@ __all__ = [
     "prefill_control",
     "random_ablation",
     "regions",
+    "reliability",
     "restarts",
     "select_latents",
     "selection",
