@@ -256,7 +256,7 @@ def texts_alone(response: str, attempts: Sequence[Attempt]) -> list[str]:
     for start, end in zip(starts, ends, strict=True):
         text = response[start:end].strip()
         said = [one.end for one in restarts if start - _NEAR <= one.start <= start + _NEAR]
-        content = response[max(said) : end].strip(_LEFT_OVER) if said else ""
+        content = response[max(said) : end].lstrip(_LEFT_OVER).rstrip() if said else ""
         texts.append(content or text)
     return texts
 
