@@ -50,26 +50,28 @@ class Reliability:
     def margin(self) -> float | None:
         """What last and first score must differ by for noise alone to pass it in 5 % of restarts.
 
-        As for two independent scores with normal errors.
+        As for two independent scores with normal errors; None where the judge repeats itself
+        exactly, for then its errors show in no repetition.
         """
-        return (
-            None if self.deviation is None else ONE_IN_TWENTY * math.sqrt(2) * self.deviation.value
-        )
+        if self.deviation is None or not self.deviation.value:
+            return None
+        return ONE_IN_TWENTY * math.sqrt(2) * self.deviation.value
 
 
-def reliability_of(log: StoredLog, name: str) -> list[Reliability]:
+def reliability_of(name: str, log: StoredLog, called: str) -> list[Reliability]:
     """What a log's trials that were judged again say of each judge.
 
     Args:
-        log: The log.
-        name: What the table calls it.
+        name: Of the run.
+        log: Its log.
+        called: What tables call the log.
     """
     names = dict.fromkeys(key for sample in log.samples for key in sample.scores or {})
-    found = (_reliability(log, name, key) for key in names if SCORER.fullmatch(key))
+    found = (_reliability(name, log, called, key) for key in names if SCORER.fullmatch(key))
     return [one for one in found if one is not None]
 
 
-def _reliability(log: StoredLog, name: str, scorer: str) -> Reliability | None:
+def _reliability(name: str, log: StoredLog, called: str, scorer: str) -> Reliability | None:
     samples = [sample for sample in log.samples if _value(sample, scorer, "rejudged") == 1]
     if not samples:
         return None
@@ -90,7 +92,7 @@ def _reliability(log: StoredLog, name: str, scorer: str) -> Reliability | None:
     }
     return Reliability(
         name=name,
-        log=log.file,
+        log=called,
         judge=", ".join(sorted(judges)),
         rejudged=len(samples),
         unusable=sum(value == 1 for value in values("unusable")),
@@ -127,10 +129,9 @@ def reliability_table(found: Sequence[Reliability]) -> Table | None:
             )
             for one in found
         ],
-        "A flip: judged alone, in shuffled order, the last attempt scores no higher than the first. "
-        "Margin: what it takes for noise alone to pass for an improvement in less than 5 % of "
-        "restarts (1.645 x root 2 x SD). A judge that computes repeats itself exactly, right or "
-        "not.",
+        "A flip: judged alone, in shuffled order, the last attempt scores no higher than the "
+        "first. Margin: noise alone passes it in 5 % of restarts (1.645 x root 2 x SD). A judge "
+        "that computes repeats itself exactly, right or not: it has no margin.",
     )
 
 
@@ -161,7 +162,11 @@ def with_reliability(frame: pd.DataFrame, found: Sequence[Reliability]) -> pd.Da
 def reliability_section(evidence: Evidence) -> Section | None:
     """The judges' noise in the logs that were judged again."""
     logs = {id(one.log): one for one in evidence.conditions}
-    found = [row for one in logs.values() for row in reliability_of(one.log, one_line(one.name))]
+    found = [
+        row
+        for one in logs.values()
+        for row in reliability_of(one_line(one.name), one.log, one.log.file)
+    ]
     table = reliability_table(found)
     if table is None:
         return None
@@ -177,7 +182,7 @@ def reliability_section(evidence: Evidence) -> Section | None:
 
 def _sentence(one: Reliability) -> str:
     who = f"{one.name} (judged by {one_line(one.judge)})"
-    if one.deviation is None or one.margin is None:
+    if one.deviation is None:
         return f"{who}: of {count(one.rejudged, 'response')} judged again, none gave two scores."
     said = (
         f"{who}: on {count(one.rejudged, 'response')} judged again a score has a standard "
@@ -188,6 +193,8 @@ def _sentence(one: Reliability) -> str:
             f"; of {count(one.flipped.trials, 'improvement')} {percent(one.flipped.estimate)} are "
             "none when each attempt is judged alone"
         )
+    if one.margin is None:
+        return f"{said}; it repeats itself exactly, right or not."
     return f"{said}; noise stays under 5 % of restarts from a margin of {one.margin:.1f}."
 
 
