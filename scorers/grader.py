@@ -35,7 +35,7 @@ from esr_eval.subjects import PAPER_GRADER, find_subject
 T = TypeVar("T")
 
 GRADER_ROLE = "grader"
-_OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
+OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
 
 QUOTES_REMINDER = (
     "Answer again with the JSON object only; copy the quotes letter by letter from between the "
@@ -139,7 +139,7 @@ def _why_not(name: str, error: Exception) -> str:
     said = without_secrets(str(error))
     first_line = next((line.strip() for line in said.splitlines() if line.strip()), "")
     return (
-        f"The judge {name} cannot be used ({first_line or type(error).__name__}): {_OTHER_JUDGES}."
+        f"The judge {name} cannot be used ({first_line or type(error).__name__}): {OTHER_JUDGES}."
     )
 
 
@@ -149,7 +149,7 @@ def _key_variable(name: str) -> str:
 
 def _no_key(name: str) -> str:
     return (
-        f"The judge {name} needs an API key: set {_key_variable(name)}, or {_OTHER_JUDGES} "
+        f"The judge {name} needs an API key: set {_key_variable(name)}, or {OTHER_JUDGES} "
         "(esr-judge/offline needs none, but measures only topicality)."
     )
 

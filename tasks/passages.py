@@ -51,7 +51,7 @@ def passages(
 
 def _sample(number: int, one: Passage) -> Sample:
     return Sample(
-        id=f"{one.split}-{one.kind}-{number}",
+        id=f"{number:04}-{one.split}-{one.kind}",
         input=[ChatMessageUser(content=one.task), ChatMessageAssistant(content=one.text)],
         metadata={
             "passage": number,

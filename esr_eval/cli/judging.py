@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esr_eval._util.output import Terminal, note, tell
-from esr_eval.cli.command import DryRun, JudgePrice, LogDir, Yes, command, own_options
+from esr_eval.cli.command import DryRun, JudgePrice, LogDir, Yes, command
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_READ, GRADERS
 from esr_eval.errors import EsrError
 
@@ -33,7 +33,6 @@ CHARACTERS = 3
 
 @app.command()
 @command
-@own_options("file", "split", "seed")
 def judges(
     judges: Annotated[
         list[str] | None,
@@ -93,21 +92,31 @@ def check_judges(names: Sequence[str], model: str | None) -> None:
     """
     from inspect_ai.model import get_model
 
-    from esr_eval.scorers.grader import judge_model
-    from esr_eval.solvers import provider_of
+    from esr_eval.provider.api import ESRModelAPI
+    from esr_eval.scorers.grader import OTHER_JUDGES, judge_model
 
     if len(set(names)) < len(names):
         raise EsrError("Two of the judges are the same: name each once.")
     for name in names:
         if name != SELF:
-            judge_model(name)
+            try:
+                judge_model(name)
+            except EsrError as error:
+                said = error.message.replace(OTHER_JUDGES, "name another judge")
+                raise EsrError(said) from error
         elif model is None:
             raise EsrError(
                 f"{SELF} judges with the model under test, and there is none here: name it with "
                 "--model esr/NAME."
             )
-    if model is not None and SELF in names:
-        provider_of(get_model(model, memoize=False)).preflight(edits_needed=False)
+    if model is None:
+        return
+    if SELF not in names:
+        raise EsrError(f"--model is for {SELF} alone, which is not among the judges: leave it out.")
+    under_test = get_model(model, memoize=False)
+    if not isinstance(under_test.api, ESRModelAPI):
+        raise EsrError(f"{SELF} judges with esr/NAME, and --model {model} is none: name one.")
+    under_test.api.preflight(edits_needed=False)
 
 
 def try_judges(

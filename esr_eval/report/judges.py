@@ -112,7 +112,7 @@ def trial_of(log: EvalLog, judge: str, price: tuple[float, float] | None = None)
         judge: Who judged.
         price: Dollars per million tokens read and written; None takes what is known.
     """
-    samples = log.samples or []
+    samples = sorted(log.samples or [], key=lambda sample: int(sample.metadata["passage"]))
     return Trial(judge, [_seen(one) for one in samples], _spent(samples, price or price_of(judge)))
 
 
