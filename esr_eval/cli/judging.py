@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal, note, tell
+from esr_eval._util.output import Terminal, aside, note, tell
 from esr_eval.cli.command import DryRun, JudgePrice, LogDir, Yes, command
 from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_READ, GRADERS
 from esr_eval.errors import EsrError
@@ -69,7 +69,8 @@ def judges(
 
     wanted = judges or list(OFFLINE)
     chosen = choose_passages(read_passages(passages), split, limit, seed)
-    check_judges(wanted, model)
+    with aside(as_json):
+        check_judges(wanted, model)
     if not _agreed(wanted, chosen, judge_price, dry_run, yes):
         return
     args = {
@@ -78,7 +79,8 @@ def judges(
         "n": limit,
         "seed": seed,
     }
-    trials, failures = try_judges(wanted, args, model, log_dir, judge_price, quiet=as_json)
+    with aside(as_json):
+        trials, failures = try_judges(wanted, args, model, log_dir, judge_price, quiet=as_json)
     show(trials, chosen, by_kind=by_kind, as_json=as_json)
     if failures:
         raise EsrError(" ".join(failures))

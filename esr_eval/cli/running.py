@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal, tell
+from esr_eval._util.output import Terminal, aside, tell
 from esr_eval.cli.command import (
     DryRun,
     Grader,
@@ -83,16 +83,17 @@ def check(
     from esr_eval.cli.subjects import check_table
     from esr_eval.solvers import provider_of
 
-    model = get_model(
-        f"esr/{subject.removeprefix('esr/')}",
-        base_url=base_url,
-        memoize=False,
-        **pairs(model_args, "-M"),
-    )
-    found = every_check(str(model), provider_of(model), grader, latents)
-    stops = [one for one in found if one.state == "stop"]
-    if measure and not stops:
-        found += anyio.run(measured_checks, model, grader)
+    with aside(as_json):
+        model = get_model(
+            f"esr/{subject.removeprefix('esr/')}",
+            base_url=base_url,
+            memoize=False,
+            **pairs(model_args, "-M"),
+        )
+        found = every_check(str(model), provider_of(model), grader, latents)
+        stops = [one for one in found if one.state == "stop"]
+        if measure and not stops:
+            found += anyio.run(measured_checks, model, grader)
     if as_json:
         tell(json.dumps({"subject": subject, "checks": [asdict(one) for one in found]}, indent=1))
     else:
