@@ -26,7 +26,14 @@ from esr_eval.cli.command import (
     pairs,
     with_pairs,
 )
-from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
+from esr_eval.data.arguments import (
+    A_SEED,
+    AT_LEAST_ONE,
+    FILE_TO_WRITE,
+    FOLDER_TO_WRITE,
+    GRADERS,
+    SHARE,
+)
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
 
@@ -182,6 +189,11 @@ def paper(
         list[str] | None,
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
+    rejudge: Annotated[
+        float,
+        typer.Option(help="Share of the main run that the judge scores again, blind."),
+        SHARE,
+    ] = 0.2,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
@@ -220,6 +232,7 @@ def paper(
         detectors=detectors,
         vectors=vectors,
         graders=further,
+        rejudge=rejudge,
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()

@@ -32,6 +32,7 @@ from pydantic import (
     ValidationError,
 )
 
+from esr_eval._util.output import aside
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
 from esr_eval.spec import Dtype
@@ -405,7 +406,8 @@ def _model(value: str) -> str:
     from inspect_ai.model import get_model
 
     try:
-        get_model(value, memoize=False)
+        with aside():
+            get_model(value, memoize=False)
     except ValueError as error:
         raise ValueError(shown(error).rstrip(".")) from None
     except Exception:  # a missing key or package: Inspect tells it when the model is needed
