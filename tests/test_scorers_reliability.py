@@ -16,6 +16,7 @@ from esr_eval.report.page import write_report
 from esr_eval.report.reliability import _sentence, reliability_of
 from esr_eval.scorers.attempts import Attempt, attempts, parse_request
 from esr_eval.scorers.reliability import chosen, reliability, texts_alone
+from esr_eval.tasks.experiment import _by
 
 RESTART = (
     "Fire burns in the hearth {}. Wait, that's not right. Let me start over. Add {} numerators."
@@ -285,3 +286,43 @@ def test_the_margin_is_that_of_the_measured_noise(tmp_path):
     assert found.margin == pytest.approx(1.645 * 2**0.5 * found.deviation.value)
     assert found.flipped is None
     assert "noise stays under 5 %" in _sentence(found)
+
+
+def test_known_noise_is_measured_on_a_committed_log_too(tmp_path):
+    stored = next((ROOT / "logs" / "self-correction").glob("*Y2WNgnbfFmvyzKAeZWmKv8.eval"))
+    noise = np.random.default_rng(4)
+
+    def noisy(messages, tools, choice, config):
+        text = parse_request(messages).response.strip()
+        score = int(np.clip(round(noise.normal(50, 6)), 0, 100))
+        return verdict((text[:20].strip(), text[-12:].strip(), score))
+
+    # The log's verdicts are another judge's: both are asked for.
+    again = inspect_score(
+        read_eval_log(str(stored)),
+        reliability(1),
+        model="mockllm/model",
+        model_roles={"grader": grader(noisy)},
+        action="append",
+        display="none",
+    )
+    path = str(tmp_path / "again.eval")
+    write_eval_log(again, path)
+    [found] = reliability_of("run", read_stored(path), "log")
+    assert found.rejudged > 90 and not found.unusable
+    assert found.deviation.value == pytest.approx(6, abs=1)
+    assert found.deviation.low < 6 < found.deviation.high
+
+
+def test_a_sweep_takes_its_metrics_by_level_whatever_else_is_scored(tmp_path):
+    levels = [{"level": level} for level in (-1.0, 1.0)]
+    samples = [
+        trial(text, latent=i, identifier=f"t{i}", **levels[i % 2])
+        for i, text in enumerate(texts(RESTART, 6))
+    ]
+    scorers = [attempts(), reliability(1.0)]
+    by_level = _by("level", attempts_alone=False)
+    log = run(samples, grader(Noisy()), tmp_path, scorer=scorers, metrics=by_level)
+    assert log.status == "success", log.error
+    names = {score.name for score in log.results.scores}
+    assert {"multi_attempt", "first_score", "variance", "flipped"} <= names

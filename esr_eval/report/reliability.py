@@ -142,8 +142,8 @@ def reliability_frame(found: Iterable[Reliability]) -> pd.DataFrame:
         about = {"log": one.log, "judge": one.judge, "total": one.rejudged}
         numbers = {
             "score_sd": one.deviation,
-            "rejudged_agrees": one.agrees and one.agrees.estimate,
-            "rejudged_flipped": one.flipped and one.flipped.estimate,
+            "rejudged_agrees": one.agrees.estimate if one.agrees else None,
+            "rejudged_flipped": one.flipped.estimate if one.flipped else None,
             "rejudged_margin": None if one.margin is None else Estimate(one.margin),
         }
         rows += [
@@ -161,11 +161,11 @@ def with_reliability(frame: pd.DataFrame, found: Sequence[Reliability]) -> pd.Da
 
 def reliability_section(evidence: Evidence) -> Section | None:
     """The judges' noise in the logs that were judged again."""
-    logs = {id(one.log): one for one in evidence.conditions}
+    names = {id(one.log): one.name for one in evidence.conditions}
     found = [
         row
-        for one in logs.values()
-        for row in reliability_of(one_line(one.name), one.log, one.log.file)
+        for log in evidence.logs
+        for row in reliability_of(one_line(names.get(id(log), log.condition)), log, log.file)
     ]
     table = reliability_table(found)
     if table is None:
