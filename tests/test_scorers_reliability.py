@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evals import embedded
 from inspect_ai import score as inspect_score
 from inspect_ai.log import read_eval_log, write_eval_log
 from scoring import grader, metrics_of, run, trial, verdict
@@ -327,19 +326,3 @@ def test_a_sweep_takes_its_metrics_by_level_whatever_else_is_scored(tmp_path):
     assert log.status == "success", log.error
     names = {score.name for score in log.results.scores}
     assert {"multi_attempt", "first_score", "variance", "flipped"} <= names
-
-
-@pytest.mark.model
-def test_a_run_that_asks_for_it_has_it_beside_the_rates(tmp_path):
-    log = embedded(
-        "boost_sweep",
-        tmp_path,
-        n_latents=2,
-        levels=2,
-        trials_per_latent=1,
-        holistic=True,
-        rejudge=1,
-    )
-    names = {score.name for score in log.results.scores}
-    assert {"first_score", "improving", "rejudged"} <= names
-    assert [s.scores["reliability"].value["rejudged"] for s in log.samples] == [1.0] * 4
