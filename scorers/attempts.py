@@ -169,6 +169,7 @@ async def ask(
     label: str,
     response: str,
     cache: bool | CachePolicy = False,
+    salt: str = "",
 ) -> Answered[Verdict]:
     """Get a verdict on the attempts of one response.
 
@@ -178,6 +179,7 @@ async def ask(
         label: What the boosted latent stands for.
         response: What the model answered.
         cache: Inspect's cache, for requests that another run may repeat.
+        salt: Of the fence around the response: what asks again asks in another fence.
 
     Raises:
         EsrError: The grader cannot work at all (say, its package is missing).
@@ -185,7 +187,7 @@ async def ask(
     """
     return await ask_for(
         grader,
-        render(Request(task, label, response)),
+        render(Request(task, label, response), salt),
         partial(parse_output, response=response),
         CONFIG,
         reminder=QUOTES_REMINDER,

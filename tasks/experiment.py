@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from inspect_ai import Task
 from inspect_ai.model import GenerateConfig, Model
+from inspect_ai.scorer import Metric, grouped, mean
 from inspect_ai.viewer import (
     SampleScoreView,
     ScoreColorScale,
@@ -39,6 +40,7 @@ from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
 from esr_eval.scorers.improvement import improvement
+from esr_eval.scorers.reliability import reliability
 from esr_eval.selection.prepare import prepare
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
 from esr_eval.spec import Runtime
@@ -348,6 +350,7 @@ def experiment(
     name: str,
     condition: str,
     holistic: bool,
+    rejudge: float = 0.0,
     until_token: int | None = None,
     grouped_by: str | None = None,
     ablation: Ablation | None = None,
@@ -364,6 +367,7 @@ def experiment(
         name: Of the dataset.
         condition: What tells it from the experiment's other logs, in a few words.
         holistic: Also score how the response as a whole improves (the second view).
+        rejudge: Share of the responses that are judged again, blind.
         until_token: Generated token from which on the boost is off (not the paper's setting).
         grouped_by: Field of the trial whose values the metrics are told apart by.
         ablation: Latents held at 0.
@@ -394,11 +398,16 @@ def experiment(
         until_token=until_token,
     )
     waiting = [prepare(**plan.preparation)] if plan.preparation else []
+    scorers = [attempts()]
+    if holistic:
+        scorers.append(improvement())
+    if rejudge:
+        scorers.append(reliability(rejudge))
     return Task(
         dataset=trials_dataset(plan.planned, name),
         solver=[*waiting, steered] if waiting else steered,
-        scorer=[attempts(), improvement()] if holistic else attempts(),
-        metrics=None if grouped_by is None else grouped_metrics(grouped_by),
+        scorer=scorers,
+        metrics=None if grouped_by is None else _by(grouped_by, len(scorers) == 1),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,
             temperature=subject.temperature,
@@ -411,6 +420,13 @@ def experiment(
         version=protocol.version,
         metadata=metadata,
     )
+
+
+def _by(field: str, attempts_alone: bool) -> dict[str, list[Metric]]:
+    """Metrics for each value of a field; Inspect gives a task's metrics to all of its scorers."""
+    if attempts_alone:
+        return grouped_metrics(field)
+    return {"*": [grouped(mean(), field, all=False)]}
 
 
 _SHOWN = {

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from inspect_ai import Task, task
 
-from esr_eval.data.arguments import Flag, LogFile, Number, Prior, Seed, Strength, checked
+from esr_eval.data.arguments import Flag, LogFile, Number, Prior, Seed, Share, Strength, checked
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import Response, read_responses
@@ -27,6 +27,7 @@ def prefill_control(
     seed: Seed = 0,
     prior: Prior = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
 ) -> Task:
     """The unsteered model continues steered answers; mirrored, the steered one unsteered answers.
 
@@ -42,6 +43,7 @@ def prefill_control(
         seed: Of searches for strengths that the mirror lacks.
         prior: Of these searches, as in `calibrate`.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
     setup = Setup.open()
     responses, origin = read_responses(source)
@@ -62,6 +64,7 @@ def prefill_control(
         name="esr-prefill-mirror" if mirror else "esr-prefill",
         condition="on-topic prefill, steered" if mirror else "steered prefill, no steering",
         holistic=holistic,
+        rejudge=rejudge,
     )
 
 

@@ -10,6 +10,7 @@ from esr_eval.data.arguments import (
     LogFile,
     RuleName,
     Seed,
+    Share,
     checked,
 )
 from esr_eval.errors import EsrError
@@ -35,6 +36,7 @@ def random_ablation(
     steering: Flag = True,
     seed: Seed = 0,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
 ) -> Task:
     """The same with as many random latents, each firing about as often as a detector, held at 0.
 
@@ -51,6 +53,7 @@ def random_ablation(
         steering: false for the ablation alone, with the boost off.
         seed: Seed of the sets.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
     from esr_eval.detectors.discovery import read_discovery
     from esr_eval.detectors.statistics import draw_matched
@@ -74,6 +77,7 @@ def random_ablation(
         condition=name + ending(layer, steering),
         ablation=Ablation(name, tuple(sorted(drawn)), layer_of(setup, layer)),
         holistic=holistic,
+        rejudge=rejudge,
         extra={
             "random_set": {
                 "draw": draw,

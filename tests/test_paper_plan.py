@@ -140,3 +140,12 @@ def test_a_paper_names_its_own_option_where_labels_are_missing(tmp_path, monkeyp
     assert done.exit_code != 0
     said = " ".join(done.output.split())
     assert "pass --latents FILE.csv" in said and "-T" not in said
+
+
+def test_the_estimate_counts_what_judging_again_takes():
+    def main(share):
+        steps = plan_steps(Choices(SCALES["full"], rejudge=share))
+        return next(step for step in steps if step.key == "main")
+
+    assert main(0.2).verdicts - main(0.0).verdicts == 3 * 500
+    assert main(0.2).args({})["rejudge"] == 0.2

@@ -35,6 +35,7 @@ def summary(
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import read_all_scored
+    from esr_eval.report.reliability import reliability_of, reliability_table, with_reliability
     from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
     from esr_eval.scorers.scores import scale_doubt
 
@@ -44,11 +45,16 @@ def summary(
     pairs = pair_table(runs)
     if pairs is not None:
         console.print(pairs)
+    names = zip(short_names(runs), runs, strict=True)
+    by_path = {run.log.path: (name, run.log) for name, run in names}
+    again = [one for path, named in by_path.items() for one in reliability_of(*named, path)]
+    if again:
+        console.print(reliability_table(again))
     for name, run in zip(short_names(runs), runs, strict=True):
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
     if csv is not None:
-        write_frame(csv, summary_frame(runs))
+        write_frame(csv, with_reliability(summary_frame(runs), again))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal, tell
+from esr_eval._util.output import Terminal, aside, tell
 from esr_eval.cli.command import (
     DryRun,
     Grader,
@@ -26,7 +26,14 @@ from esr_eval.cli.command import (
     pairs,
     with_pairs,
 )
-from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
+from esr_eval.data.arguments import (
+    A_SEED,
+    AT_LEAST_ONE,
+    FILE_TO_WRITE,
+    FOLDER_TO_WRITE,
+    GRADERS,
+    SHARE,
+)
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
 
@@ -83,16 +90,17 @@ def check(
     from esr_eval.cli.subjects import check_table
     from esr_eval.solvers import provider_of
 
-    model = get_model(
-        f"esr/{subject.removeprefix('esr/')}",
-        base_url=base_url,
-        memoize=False,
-        **pairs(model_args, "-M"),
-    )
-    found = every_check(str(model), provider_of(model), grader, latents)
-    stops = [one for one in found if one.state == "stop"]
-    if measure and not stops:
-        found += anyio.run(measured_checks, model, grader)
+    with aside(as_json):
+        model = get_model(
+            f"esr/{subject.removeprefix('esr/')}",
+            base_url=base_url,
+            memoize=False,
+            **pairs(model_args, "-M"),
+        )
+        found = every_check(str(model), provider_of(model), grader, latents)
+        stops = [one for one in found if one.state == "stop"]
+        if measure and not stops:
+            found += anyio.run(measured_checks, model, grader)
     if as_json:
         tell(json.dumps({"subject": subject, "checks": [asdict(one) for one in found]}, indent=1))
     else:
@@ -181,6 +189,11 @@ def paper(
         list[str] | None,
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
+    rejudge: Annotated[
+        float,
+        typer.Option(help="Share of the main run that the judge scores again, blind."),
+        SHARE,
+    ] = 0.2,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
@@ -219,6 +232,7 @@ def paper(
         detectors=detectors,
         vectors=vectors,
         graders=further,
+        rejudge=rejudge,
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()

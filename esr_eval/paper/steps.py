@@ -1,5 +1,6 @@
 """A whole-paper run: what decides it, and its steps, each a task with arguments after others."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -18,6 +19,7 @@ from esr_eval.paper.run import (
     uncalibrated_latents,
 )
 from esr_eval.provider.arguments import ModelArgs
+from esr_eval.scorers.reliability import QUESTIONS
 from esr_eval.subjects import Subject
 from esr_eval.vectors.file import default_vectors, read_vectors
 
@@ -77,6 +79,7 @@ class Choices:
         graders: Further judges for the cross-judge experiment; none leaves it out.
         tuned: Whether there is a fine-tuned subject; without one its experiment is left out.
         uncalibrated: Responses that the calibration still takes, by step.
+        rejudge: Share of the main run's responses that the judge scores again.
     """
 
     scale: Scale
@@ -88,6 +91,7 @@ class Choices:
     graders: tuple[str, ...] = ()
     tuned: bool = False
     uncalibrated: Mapping[str, int] | None = None
+    rejudge: float = 0.0
 
 
 def choose(
@@ -99,6 +103,7 @@ def choose(
     detectors: str | None,
     vectors: str | None,
     graders: Sequence[str],
+    rejudge: float = 0.0,
 ) -> Choices:
     """Check what the user asked for and find what each step will take; loads nothing.
 
@@ -137,6 +142,7 @@ def choose(
         graders=tuple(graders),
         tuned=run.has_tuned,
         uncalibrated=uncalibrated,
+        rejudge=rejudge,
     )
 
 
@@ -208,7 +214,10 @@ def _originals(choices: Choices) -> list[Step]:
         _calibration("calibrate", drawn, choices),
         # Another draw than the main run's; what both share is calibrated once.
         *([] if few == drawn else [_calibration("calibrate_sweep", few, choices)]),
-        _answered("main", "esr", _always(main), trials, views=2),
+        _judged_again(
+            _answered("main", "esr", _always(main | {"rejudge": choices.rejudge}), trials, views=2),
+            choices.rejudge,
+        ),
         _answered("no_steering", "esr", _always({**main, "steering": False}), trials, views=2),
         _answered(
             "boost_sweep", "boost_sweep", _always(sweep), levels * sweep_latents * sweep_trials
@@ -348,6 +357,12 @@ def _answered(
     key: str, task: str, args: ArgsOf, trials: int, needs: tuple[str, ...] = (), views: int = 1
 ) -> Step:
     return Step(key, task, args, needs, generations=trials, verdicts=views * trials)
+
+
+def _judged_again(step: Step, share: float) -> Step:
+    """The step with the questions that judging a share of its responses again takes."""
+    more = math.ceil(share * step.generations) * QUESTIONS
+    return replace(step, verdicts=step.verdicts + more)
 
 
 def _calibration(key: str, args: Args, choices: Choices) -> Step:

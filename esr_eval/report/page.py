@@ -20,6 +20,7 @@ from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
+from esr_eval.report.reliability import reliability_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
 from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
 from esr_eval.text import harmless, one_line
@@ -39,6 +40,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     detectors_section,
     activations_section,
     agreement_section,
+    reliability_section,
 )
 """What the page shows, in this order, between the experiments and the episodes."""
 
