@@ -20,38 +20,39 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.patterns import STRONG, WEAK
+from esr_eval.scorers.patterns import CUES, ENOUGH
 from esr_eval.scorers.scores import NAN, errored, keyed_metrics
 
-_SEARCHED = 320
-"""Characters of a sentence that are looked at: restarts stand at its beginning."""
-
-_BREAK = re.compile(
-    r"[.!?…]+[)\]\"'”’*_]*(?=\s|$)|\n+|[—–]|\s-\s|:(?=\s)|\.{3,}|…|\((?=\w)|\x00+"
-    # A run-on sentence that interrupts itself: "... of the court, wait, that's not right"
-    r"|[,;](?= (?:no,? )?(?:wait|hold on|hang on|oops|sorry|hmm+)\b[,.!…—–-])"
-    # ... or has no end: "... of the court Wait, that's not right"
-    r"|\s(?=(?-i:Wait|No,? wait|Hold on|Hang on|Oops|Sorry|Hmm+)\b[,.!…—–-])",
-    re.IGNORECASE,
-)
-_DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
-_STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
 _WORD = re.compile(r"\w+")
+_STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
 
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
 
-_INTERJECTION = re.compile(
-    r"(?:(?:oh|no|um+|hm+|okay),? )?"
-    r"(?:wait|hold on|hang on|oops|whoops|whoa|sorry|stop)[\s,.!…*_]*",
-    re.IGNORECASE,
+_GAP = 60
+"""Characters between two cues of one restart, at most."""
+
+_SPAN = 280
+"""Characters from the first cue of a restart to the last, at most."""
+
+_AFRESH = 25
+"""So many characters after words that begin anew, another rejection is the next restart."""
+
+_BEFORE = 90
+"""Characters before a cue in which its clause may begin."""
+
+_SENTENCE = re.compile(r"[.!?…;:\n(—–](?=\W)|\n|\(")
+_TURN = re.compile(r"\b(?:but|yet|though|although|which|only|however|ok|okay|well|anyway)\b")
+_AND = re.compile(r"\b(?:and|so|or|because|now)\b")
+_LEAD = re.compile(
+    r"(?:\b(?:but|and|so|or|yet|oh|no|okay|ok|well|now|actually|again|hmm?|then|because|though|sorry"
+    r"|wait|anyway|alright|seriously|however|right|um|uh|ah)\b[\s,.!?…—–-]*)+$"
 )
-
-_REST_WORDS = 7
-"""A restart's sentence that goes on for more words than these already answers anew."""
-
-_BRIDGE = 15
-"""Two hits with at most this many characters between their sentences are one restart."""
+_CONDITION = re.compile(
+    r"\b(?:if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
+    r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
+)
+_OFFER = re.compile(r"\b(?:let me know|tell me|feel free|please (?:tell|say|ask)|just ask)\b")
 
 
 # What a response only quotes: speech, dialogue, letter templates. A restart phrase in there is a
@@ -91,22 +92,30 @@ class Restart(NamedTuple):
 class _Hit(NamedTuple):
     start: int
     end: int
-    sentence_end: int
+    kind: str
     weight: int
 
 
-def find_restarts(response: str) -> list[Restart]:
+_ANNOUNCES = frozenset({"redo", "version", "back"})
+"""Kinds of cue that begin anew, as all others turn away."""
+
+
+def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     """The restarts of a response, in order.
 
     Speech, dialogue and letters inside the response are left out, and so are restarts at the very
     beginning (nothing to correct) and at the very end (no new attempt follows).
+
+    Args:
+        response: What the model wrote.
+        task: What it was asked, where known: its words decide cases that are otherwise too weak.
     """
-    hits = _hits(_mask_quoted(response))
+    text = _comparable(_mask_quoted(response))
     found: list[Restart] = []
-    for group in _groups(hits, response):
-        start, end = group[0].start, group[-1].end
-        if sum(hit.weight for hit in group) < 2:
+    for group in _groups(_hits(text)):
+        if _weight(group) < ENOUGH:
             continue
+        start, end = _clause_start(text, group[0].start), group[-1].end
         if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
             continue
         if _WORD.search(response, end) is None:
@@ -115,58 +124,81 @@ def find_restarts(response: str) -> list[Restart]:
     return found
 
 
-def _hits(text: str) -> list[_Hit]:
-    hits: list[_Hit] = []
-    spans = _sentences(text)
-    for index, (start, end) in enumerate(spans):
-        # "Wait! That's about ...": an interjection is read with the sentence after it.
-        calls = _INTERJECTION.fullmatch(text, start, end) and index + 1 < len(spans)
-        reach = min(spans[index + 1][1] if calls else end, start + _SEARCHED)
-        plain = _comparable(text[start:reach])
-        strong, weak = STRONG.match(plain), WEAK.match(plain)
-        if match := strong or weak:
-            # "To correct my answer, a meeting needs ...": the new attempt begins in the sentence.
-            words_end = start + match.end()
-            answers = len(_WORD.findall(text, words_end, end)) > _REST_WORDS
-            last = words_end if answers or words_end > end else end
-            hits.append(_Hit(start, last, max(end, last), 2 if strong else 1))
-    return hits
-
-
-def _comparable(sentence: str) -> str:
+def _comparable(text: str) -> str:
     """Lower case, straight apostrophes, no emphasis marks ("*Wait* that's"); length unchanged."""
-    plain = sentence.translate(_STRAIGHT).replace("*", " ")
-    lower = plain.lower()
-    return lower if len(lower) == len(plain) else plain
+    straight = text.translate(_STRAIGHT)
+    lower = straight.lower()
+    return lower if len(lower) == len(straight) else "".join(
+        low if len(low := letter.lower()) == 1 else letter for letter in straight
+    )
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    """Start and end of each sentence, decoration such as list marks left out at its start."""
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for match in _BREAK.finditer(text):
-        spans.append((start, match.end()))
-        start = match.end()
-    spans.append((start, len(text)))
-    trimmed: list[tuple[int, int]] = []
-    for begin, end in spans:
-        while (mark := _DECORATION.match(text, begin, end)) is not None:
-            begin = mark.end()
-        if begin < end:
-            trimmed.append((begin, end))
-    return trimmed
+def _hits(text: str) -> list[_Hit]:
+    hits = [
+        _Hit(match.start() + _blank_before(match[0]), match.end(), cue.kind, cue.weight)
+        for cue in CUES
+        for match in cue.pattern.finditer(text)
+    ]
+    return sorted(hit for hit in hits if not _is_excluded(text, hit))
 
 
-def _groups(hits: list[_Hit], response: str) -> list[list[_Hit]]:
-    """Hits that follow one another belong to one restart ("Wait, no. Let me start over.")."""
+def _blank_before(words: str) -> int:
+    return next((at for at, letter in enumerate(words) if letter.isalnum()), 0)
+
+
+def _is_excluded(text: str, hit: _Hit) -> bool:
+    """Whether the cue stands in a condition or an offer: "if this is not what you asked for"."""
+    before = re.split(r"[.!?\n]", text[max(0, hit.start - 60) : hit.start])[-1]
+    after = re.split(r"[.!?\n]", text[hit.end : hit.end + 80])[0]
+    return bool(_CONDITION.search(before) or _OFFER.search(before) or _OFFER.search(after))
+
+
+def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
+    """Cues that stand close together: each group is a restart, if they weigh enough."""
     groups: list[list[_Hit]] = []
+    reach = 0
     for hit in hits:
-        previous = groups[-1][-1] if groups else None
-        if previous and len(response[previous.sentence_end : hit.start].strip()) <= _BRIDGE:
-            groups[-1].append(hit)
+        group = groups[-1] if groups else []
+        near = group and hit.start - reach <= _GAP and hit.end - group[0].start <= _SPAN
+        announced = any(one.kind in _ANNOUNCES for one in group)
+        again = announced and hit.kind not in _ANNOUNCES and hit.start - reach > _AFRESH
+        if near and not (again and _weight(group) >= ENOUGH):
+            group.append(hit)
         else:
             groups.append([hit])
+            reach = 0
+        reach = max(reach, hit.end)
     return groups
+
+
+def _weight(group: list[_Hit]) -> int:
+    """Each kind of cue counts once, by its heaviest."""
+    heaviest: dict[str, int] = {}
+    for hit in group:
+        heaviest[hit.kind] = max(hit.weight, heaviest.get(hit.kind, 0))
+    return sum(heaviest.values())
+
+
+def _clause_start(text: str, at: int) -> int:
+    """Where the clause of the first cue begins: at its sentence, or at a word that turns."""
+    low = max(0, at - _BEFORE)
+    before = text[low:at]
+    sentence = max((match.end() for match in _SENTENCE.finditer(before)), default=None)
+    if sentence is None and low == 0:
+        sentence = 0
+    floor = sentence or 0
+    turns = [match.start() for match in _TURN.finditer(before, floor)]
+    if turns:
+        begin = turns[-1]
+    elif sentence is not None:
+        begin = sentence
+    elif (lead := _LEAD.search(before)) is not None:
+        begin = lead.start()
+    else:
+        begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
+    while begin < len(before) and not before[begin].isalnum():
+        begin += 1
+    return low + begin
 
 
 def _mask_quoted(text: str) -> str:
