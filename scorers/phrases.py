@@ -48,6 +48,13 @@ _LEAD = re.compile(
     r"(?:\b(?:but|and|so|or|yet|oh|no|okay|ok|well|now|actually|again|hmm?|then|because|though|sorry"
     r"|wait|anyway|alright|seriously|however|right|um|uh|ah)\b[\s,.!?…—–-]*)+$"
 )
+_NEAR = 40
+"""A sentence that begins within so many characters before a cue begins the restart."""
+
+_PREDICATE = re.compile(
+    r"(?:not|n't|isn't|wasn't|is|was|were|are|has|have|had|do|does|did|don't|doesn't|didn't|will"
+    r"|won't|can't|cannot|fails?|hardly|never|belong)\b"
+)
 _CONDITION = re.compile(
     r"\b(?:if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
     r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
@@ -96,7 +103,7 @@ class _Hit(NamedTuple):
     weight: int
 
 
-_ANNOUNCES = frozenset({"redo", "version", "back"})
+_ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
 
 
@@ -172,30 +179,34 @@ def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
 
 
 def _weight(group: list[_Hit]) -> int:
-    """Each kind of cue counts once, by its heaviest."""
-    heaviest: dict[str, int] = {}
-    for hit in group:
-        heaviest[hit.kind] = max(hit.weight, heaviest.get(hit.kind, 0))
-    return sum(heaviest.values())
+    """Each kind of cue counts once, by its heaviest, and no words count for two kinds."""
+    counted: dict[str, _Hit] = {}
+    for hit in sorted(group, key=lambda hit: -hit.weight):
+        if hit.kind not in counted and not any(_shared(hit, other) for other in counted.values()):
+            counted[hit.kind] = hit
+    return sum(hit.weight for hit in counted.values())
+
+
+def _shared(one: _Hit, other: _Hit) -> bool:
+    """Whether two cues are mostly the same words."""
+    common = min(one.end, other.end) - max(one.start, other.start)
+    return 2 * common > min(one.end - one.start, other.end - other.start)
 
 
 def _clause_start(text: str, at: int) -> int:
     """Where the clause of the first cue begins: at its sentence, or at a word that turns."""
     low = max(0, at - _BEFORE)
     before = text[low:at]
-    sentence = max((match.end() for match in _SENTENCE.finditer(before)), default=None)
-    if sentence is None and low == 0:
-        sentence = 0
-    floor = sentence or 0
-    turns = [match.start() for match in _TURN.finditer(before, floor)]
-    if turns:
+    begin = max((match.end() for match in _SENTENCE.finditer(before)), default=0 if low == 0 else -1)
+    if turns := [match.start() for match in _TURN.finditer(before, max(begin, 0))]:
         begin = turns[-1]
-    elif sentence is not None:
-        begin = sentence
-    elif (lead := _LEAD.search(before)) is not None:
-        begin = lead.start()
-    else:
-        begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
+    elif begin < 0 or len(before) - begin > _NEAR:
+        if (lead := _LEAD.search(before)) is not None:
+            begin = lead.start()
+        elif _PREDICATE.match(text, at) is None:
+            begin = len(before)
+        elif begin < 0:
+            begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
     while begin < len(before) and not before[begin].isalnum():
         begin += 1
     return low + begin
