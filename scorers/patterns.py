@@ -50,7 +50,7 @@ _DO_NOT = (
 # What was just written, and what is wrong with it.
 _TEXT = (
     r"(?:text|answer|response|reply|passage|paragraph|explanation|version|attempt|draft|section"
-    r"|description|message|output|part|half|bit|list|lines?|sentences?|guide|equation|paragraphs"
+    r"|statement|description|message|output|part|half|bit|list|lines?|sentences?|guide|equation|paragraphs"
     r"|words|content|information|story|tangent|answers|instructions|writing)"
 )
 _ABOVE = (
@@ -88,7 +88,7 @@ _FAILS = (
 _TASK = (
     r"(?:question|task|prompt|request|topic|query|assignment|subject|instructions?|matter|point)\b"
 )
-_ASKED = r"(?:ask|asked|asking|wanted|requested|request|needed|looking for|after|supposed|meant)\b"
+_ASKED = r"(?:ask|asked|asking|wanted|requested|request|needed|looking for|after)\b"
 
 # The first person: what it will do, and what it did.
 _LET_ME = (
@@ -112,10 +112,11 @@ _SLIPPED = (
     r"|mix(?:ed|ing) (?:up|this|that|things|two)|misspoke|misinterpret\w*|side-?track\w*"
     r"|distracted|carried away|lost (?:the thread|my (?:\w+ )?(?:way|thread|place|train)"
     r"|track(?! of time)|sight)|off[- ](?:track|topic|course|point)|on a tangent|astray"
-    r"|got (?:it|that|this|all of that|everything) (?:all )?wrong|was wrong\b"
-    r"|messed (?:that|this|it|up)|(?:went|gone) off|regret (?:\w+ing|that|the (?:above|last))"
-    r"|correct myself|(?:was|am|been|'m|keep|kept|started?|seem to be) (?:just |now |still )?"
+    r"|got (?:it|that|this|all of that|everything) (?:all )?wrong|was wrong (?:about (?:this|that|it|the)|there|above)\b"
+    r"|messed (?:that|this|it|up)|(?:went|gone) off|regret (?:bringing|mentioning|writing|the (?:above|last))"
+    r"|correct myself|(?:was|been|keep|kept|started|seem to be) (?:just |now |still )?"
     r"(?:talking|describing|going on|writing|answering|explaining|telling|giving|rambling)\b(?! you)"
+    r"|(?:am|'m) (?:just |now |still )?(?:going on about|rambling|describing|only describing)"
     r"|not answering|(?:haven't|didn't|have not|did not) (?:actually )?answer"
     r"|made (?:an?|another|the same|some)(?: \w+)? (?:mistake|error|mess)s?\b)"
     r"(?! (?:once|when|last year|years|in my (?:\w+ )?(?:resume|career|life|youth|paper|job)))"
@@ -143,7 +144,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         ),
         (
             3,
-            rf"\b(?:{_THIS}|it){_IS_NOT}{_ADV} (?:what|the \w+(?: that)?|how|where) (?:you|we|i)"
+            rf"\b(?:{_THIS}|it)(?: again)?{_IS_NOT}{_ADV} (?:what|the \w+(?: that)?|how|where) (?:you|we|i)"
             r"(?:'re| are)? (?:want|need|asked|looking for|after)\b",
         ),
         (
@@ -161,14 +162,21 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             rf"\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
             r"|address|match|suit|belong|relate|respond|meet|concern|apply|help|correspond|tackle"
             rf"|cover|deal){_ADV}(?: (?:in|into|to|with|for|under|here))?"
-            rf" (?:(?:the|your|this|my) (?:\w+ )?{_TASK}(?! (?:of|is|at))|what (?:you|was|i was|is))",
+            rf" (?:(?:your|this) (?:\w+ )?{_TASK}(?! (?:of|is|at))|what (?:you|was|i was))",
         ),
+        (
+            3,
+            rf"\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
+            r"|address|match|suit|belong|relate|respond|correspond)(?: (?:in|into|to|with|for|under))?"
+            rf" (?:the|my) (?:\w+ )?{_TASK}(?! (?:of|is|at))",
+        ),
+        (4, r"\bnot (?:\w+ )?(?:the|an) (?:answer|response|reply) to (?:the|your|this)\b"),
         (
             3,
             rf"\b(?:{_THIS}|it|they|above|answer|reply|response|text|paragraph)(?: \w+)? (?:has|have|had|having)?"
             r"(?: (?:absolutely|really|got))? ?(?:nothing|n't anything|little|zero) (?:whatsoever )?to do with\b",
         ),
-        (4, r"\byou(?: were|'re| are)(?: \w+)? asking (?:about|for|me|how|not)\b"),
+        (4, r"\byou(?: were|'re| are)(?: \w+)? asking (?:about|for|me|how|not)\b(?<!you're asking about)"),
         (
             3,
             r"(?:(?<=[.!?:\n] )|(?<=\n)|\b(?:but|and|yet|when|though|since|while|sorry|pity)(?: yet)? )"
@@ -201,9 +209,11 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"\b(?:this|that)(?: is| was)(?: an?)?{_ADV} (?:jumbled|garbled|confus\w+|incoherent|muddled|irrelevant|useless|nonsens\w*|off[- ]topic) {_TEXT}\b"),
         (4, r"\b(?:this|that|these|those|all (?:of )?(?:this|that))(?:'s| is| was| are| were|,)(?: \w+){0,2} (?:nonsense|gibberish|off[- ]topic|off[- ]track|off the mark|beside the point|not it|getting off|a tangent)\b"),
         (3, r"\b(?:this|that|these|those|all (?:of )?(?:this|that))(?:'s| is| was| are| were| sounds| seems| looks| came| turned)(?: \w+){0,2} (?:ridiculous|absurd|irrelevant|unrelated|a jumble|a mess|incoherent|out of place|makes? no sense|(?:come|came|turned)? ?out (?:\w+ )?wrong)\b"),
-        (3, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:um|wait|hold on|hang on|hmm+|no|oh|actually|well|okay|nope|ugh)[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
+        (4, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:um|wait|hold on|hang on|hmm+|oh|nope|ugh|no(?=,))[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
+        (3, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:no|actually|well|okay|so)[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
         (3, rf"\b{_THIS}{_IS_NOT}{_ADV} (?:right|correct|helpful|it|relevant)(?=\s*(?:either|at all|again)?\s*[.!…—–]+\s*(?:i\b|so\b|sorry|let|the\b|here|\n))"),
         (2, rf"{_BEGIN}{_THIS}(?:{_IS_NOT}|(?:'s| is| was| are)(?: not)?){_ADV} (?:right|correct|accurate|helpful|useful|relevant|wrong|incorrect|a mistake|an error|silly|weird|strange|odd|false)\b"),
+        (3, r"\n\W*(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong|not right|not correct)\b|\b(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong)!"),
         (1, r"\bstill (?:not right|wrong)\b"),
     ],
     # None of these will cook an egg / the brim was not / that is no way to feed a family.
@@ -211,7 +221,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (3, rf"\b{_THIS}{_IS_NOT}{_IN}{{0,40}}? either\b"),
         (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily))"),
         (2, r"\bwhich (?:(?:is|was|does|do|will|can)(?: \w+)? not|isn't|wasn't|doesn't|won't)\b"),
-        (2, r"\bnone of (?:which|this|that|these|those|it) (?:will|is|was|can|does|helps?|would|has|are|were)\b"),
+        (2, rf"[.!,] (?:that|this) \w+ {_DO_NOT}"),
+        (3, r"\bnone of (?:which|this|that|these|those|it) (?:will|is|was|can|does|helps?|would|has|are|were)\b"),
         (2, r"\b(?:this|that|it)(?: again)?(?: is|'s| was)(?: \w+){1,4} (?:and not|rather than|instead of)\b"),
         (2, r"\b(?:nobody|no one|no-one) (?:needs?|wants?|wanted|needed)\b|\byou(?:'re| are) not an?\b"),
         (2, r"\b(?:has|have|had) no (?:place|business) in\b|\b(?:don't|doesn't|do not|does not|did not|didn't) belong\b|\bbelongs here\b|\bno way (?:to|for)\b"),
@@ -226,12 +237,13 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (3, r"\bi(?: really| probably)? (?:shouldn't|should not|should never|was(?: not|n't) supposed to|did(?: not|n't) mean to|hadn't meant to)\b"),
         (3, r"\b(?:why|what|who|where)(?: on earth| the heck)? (?:am|was|were|did) i\b(?! (?:born|thinking of|looking at))|\bwhy (?:have|do) i\b"),
         (3, r"\bi(?:'m| am)? (?:don't|do not|have no idea|not sure|can't|cannot) (?:know |say |explain |tell )?(?:where|why|how|what made) (?:that|this|i|me|it) (?:came|brought|said|wrote|mentioned|went|got|is|was|did|ended|started|am)\b"),
-        (4, r"\bi (?:now |just )?(?:realize|realise|notice|see)(?:d)?(?: now)?(?: that)? (?:i(?:'ve| have|'m| am| was| keep)|this (?:is|has)|my|the (?:above|last))\b"),
+        (4, r"\bi (?:now |just )?(?:realize|realise|notice|see)(?:d)?(?: now)?(?: that)? (?:i(?:'ve| have| was| keep)|this (?:is|has)|the (?:above|last))\b"),
         (4, r"\bi (?:take (?:that|it|this|it all) back|(?:did|'ve done|have done) it again|(?:keep|can't stop) (?:talking|writing|going|coming|drifting|slipping|making|thinking|mixing|mention\w+))\b|\b(?:there|here) i go (?:again|with|on)\b"),
         (3, r"\bi know (?:it|this|that)(?:'s| is| was)?(?: \w+)? not\b|\bi seem to\b|\bi (?:had|have)(?: \w+)? forgotten\b"),
         (4, r"\bmy (?:mind|thoughts?|attention|brain|pen|words?|answer|response)(?: \w+)? (?:wander|drift|stray|slip|got away|ran away|went off|was elsewhere)"),
         (4, r"\bwhere (?:was i|were we)\b(?! (?:born|when))|\bas i was saying\b|\bthat's twice\b"),
-        (3, r"\bi(?:'m| was)? (?:just |only )?(?:kidding|joking)\b(?! around)|\bwhoever wrote\b|\bthe (?:author|writer) (?:has|seems|appears|got|lost)\b"),
+        (2, r"\bi(?:'m| was)? (?:just |only )?(?:kidding|joking)\b(?! around)"),
+        (3, r"\bwhoever wrote\b|\bthe (?:author|writer) (?:has|seems|appears|got|lost)\b"),
         (3, rf"{_BEGIN}(?:what )?i (?:meant|(?:wanted|was trying|was going) to say|should have said)\b"),
     ],
     "sorry": [
@@ -287,7 +299,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"{_START}(?:okay,? |ok,? )?(?:erasing|deleting|scrapping|dropping|scratching|striking|discarding|forgetting|ignoring) (?:that|this|all (?:of )?(?:that|this)|everything|the above|it)\b"),
         (3, rf"{_BEGIN}(?:one more time|once more|once again|from the top|take two)\s*[:.,!—–-]"),
         (2, rf"(?:\b(?:so|but|now|okay|ok|and|instead|therefore),? |{_START}){_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|calculate|plan|describe|help|clarify|correct|respond|leave|focus|reconsider|turn|go|move|get|re(?:phrase|write|answer|state|turn|visit|word|direct))\b"),
-        (2, r"\bso here goes\b|\b(?:please )?use this instead\b|\bi shall turn to\b|\bdouble-?check\b"),
+        (2, r"\bso here goes\b|\b(?:please )?use this instead\b|\bi shall turn to\b|\bdouble-?check\b|\blet me think\b"),
         (1, rf"{_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|describe|help|clarify|correct|turn|think)\b"),
         (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
     ],
@@ -300,8 +312,9 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (2, r"\b(?:an?|the|suggested|one) (?:\w+ )?(?:better|helpful|useful|clearer|correct|revised|more \w+|proper)(?: and \w+)? (?:explanation|answer|reply|response|version|overview|guide|way to (?:put|say|answer|explain))\b|\bbetter served\b|\bsuggested replacement\b|\bput it more plainly\b"),
         (2, r"(?:^|\n)[^\n]{0,60}\b(?:second|third|new|revised|updated|corrected) (?:draft|version|try|attempt|plan|take)\b"),
         (3, r"\bthis replaces\b|\breplac(?:es|ing) (?:the text|what|the above)"),
-        (4, rf"{_START}(?:edit|erratum|correction|take two|revised|corrected)\s*[:,—–](?=[ ]*\S)"),
-        (2, r"\bthe (?:correct|proper|right|real|actual|original) (?:way|answer|method|procedure|response|question|task|topic|subject|one)\b"),
+        (4, rf"{_START}(?:erratum|correction|take two|revised|corrected)\s*[:,—–](?=[ ]*\S)"),
+        (2, r"\bthe (?:actual|original|real) (?:question|task|topic|subject)\b"),
+        (1, r"\bthe (?:correct|proper|right|real|actual) (?:way|answer|method|procedure|response|one)\b"),
     ],
     "drop": [
         (
@@ -323,8 +336,9 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"(?:{_START}|\b(?:anyways?|okay|ok),? )back to (?:the |your |our |my )?\w+[:,]|\banyways?,? back to\b|\bso back to\b"),
         (3, rf"(?:{_START}(?:anyways?|so|now|okay|ok|well|right|but|then|alright),? (?:let's |let me |let us |i'll |now )?(?:get |go |come |getting |going )?)(?:back|returning|return) to (?:the |your |our |my )?\w+"),
         (3, r"\bbrings? (?:me|us) (?:back|round|around|finally|at last) to\b"),
-        (2, rf"{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) back|return|start|turn) (?:to|with|on)\b"),
-        (3, rf"{_BEGIN}(?:now,? )?to (?:actually |really |properly )?(?:answer|address|correct|return to|get back to|go back to) (?:the|your|my)\b{_IN}{{0,20}}\b(?:question|statement|answer|task|topic|instead)\b"),
+        (2, rf"{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) back|start|turn) (?:to|with|on)\b"),
+        (3, rf"{_LET_ME}return to\b"),
+        (4, rf"{_BEGIN}(?:now,? )?to (?:(?:actually|really|properly) (?:answer|address)|correct|return to|get back to|go back to) (?:the|your|my)\b{_IN}{{0,20}}\b(?:question|statement|answer|response|task|topic|instead)\b"),
     ],
 }  # fmt: skip
 
@@ -353,7 +367,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
     "spanish": {
         "wanted": [(4, r"\b(?:no|nada|nadie)(?: \w+){0,3} (?:lo que (?:me )?(?:\w+ )?(?:ped|pregunt|solicit|quer)\w*|la pregunta|preguntó|preguntaste|a tu pregunta|que ver con)"), (2, r"\b(?:lo que se (?:pregunt|ped)\w+|tu pregunta (?:era|es)|me (?:preguntaste|pediste))")],
         "verdict": [(2, r"\b(?:eso|esto|lo anterior|lo de arriba) (?:no (?:es|era|está|estaba|fue|tiene|viene)|está? mal|es (?:incorrect\w|un error))"), (4, r"\b(?:lo (?:anterior|de arriba)|mi respuesta|el texto anterior)[^.!?\n]{0,30}\b(?:no tiene sentido|es(?:taba)? (?:mal|incorrect\w|confus\w)|nada que ver|sin sentido|fuera de tema)")],
-        "slip": [(4, r"\bme (?:he )?(?:equivoc\w+|confund\w+|desvi\w+|despist\w+|liado|lié|perdí|perdido|fui por|ido por|salí|salido)|\b(?:cometí|he cometido) un error|\bperdí el hilo|\bhe perdido el hilo|\bdónde estaba\b")],
+        "slip": [(4, r"\bme (?:he )?(?:equivo\w+|confund\w+|desvi\w+|despist\w+|liado|lié|perdí|perdido|fui por|ido por|salí|salido)|\b(?:cometí|he cometido) un error|\bperdí el hilo|\bhe perdido el hilo|\bdónde estaba\b")],
         "sorry": [(2, rf"{_START}(?:ay,? )?(?:perd[oó]n(?:a|e|en)?|disculp\w+|lo siento|mis disculpas)\b")],
         "stop": [(2, rf"{_START}(?:esper[ae]n?|un momento|un segundo|no|ups|vaya|alto|ay|oh|eh)\s*[,.!…:—–-]")],
         "anew": [(4, r"\b(?:déj[ae]me|permíte?me|permítame|voy a|vamos a|quiero|vuelvo a|empe[zc]\w+|empiezo|comen[zc]\w+|comienzo|intent\w+|lo intento|respondo)\b[^.!?\n]{0,25}(?:de nuevo|otra vez|nuevamente|desde (?:el principio|cero)|corregir)"), (3, r"\b(?:ahora sí|voy a (?:contestar|responder))\b"), (2, r"\b(?:corrijo|corrección:|reformul\w+)")],

@@ -55,8 +55,21 @@ _PREDICATE = re.compile(
     r"(?:not|n't|isn't|wasn't|is|was|were|are|has|have|had|do|does|did|don't|doesn't|didn't|will"
     r"|won't|can't|cannot|fails?|hardly|never|belong)\b"
 )
+_MORE = 2
+_EDITING = re.compile(
+    r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|correcte?d?\b|grammar|spelling|errors?\b|mistakes?\b|improve the"
+    r"|evaluat|feedback|fix\b|identify)",
+    re.IGNORECASE,
+)
+"""A task about mending texts or errors: its answer speaks of versions anyway, so more is needed."""
+
+_FRAME = frozenset(
+    "explain how to do you the a an of for in on and or with your my is are what properly make"
+    " write give perform basic good perfect effective successful create calculate from different"
+    " without it that this by at as can i".split()
+)
 _CONDITION = re.compile(
-    r"\b(?:if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
+    r"\b(?:falls|wenn|sollten|si|cuando|quand|se|quando|als|jeśli|если|if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
     r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
 )
 _OFFER = re.compile(r"\b(?:let me know|tell me|feel free|please (?:tell|say|ask)|just ask)\b")
@@ -106,6 +119,8 @@ class _Hit(NamedTuple):
 _ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
 
+_CALLS = frozenset({"stop", "sorry"})
+
 
 def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     """The restarts of a response, in order.
@@ -118,9 +133,14 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
         task: What it was asked, where known: its words decide cases that are otherwise too weak.
     """
     text = _comparable(_mask_quoted(response))
+    words = _content_words(task or "")
+    enough = ENOUGH + _MORE if _EDITING.search(task or "") else ENOUGH
     found: list[Restart] = []
     for group in _groups(_hits(text)):
-        if _weight(group) < ENOUGH:
+        weight = _weight(group)
+        if weight == enough - 1 and _turns_to(words, text, group):
+            weight += 1
+        if weight < enough:
             continue
         start, end = _clause_start(text, group[0].start), group[-1].end
         if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
@@ -129,6 +149,22 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
             continue
         found.append(Restart(start, end, " ".join(response[start:end].split())[:120]))
     return found
+
+
+def _content_words(task: str) -> frozenset[str]:
+    """Beginnings of the words that say what a task is about."""
+    return frozenset(_stem(word) for word in _WORD.findall(task.lower()) if word not in _FRAME)
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(?:ing|ed|es|s|e)$", "", word)[:7]
+
+
+def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> bool:
+    """Whether the task is named in a restart's words, and not just before them."""
+    before = _WORD.findall(text[max(0, group[0].start - _NEAR) : group[0].start])
+    after = _WORD.findall(text[group[0].start : group[-1].end + _NEAR])
+    return bool(words & {_stem(word) for word in after} - {_stem(word) for word in before})
 
 
 def _comparable(text: str) -> str:
@@ -167,7 +203,7 @@ def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
     for hit in hits:
         group = groups[-1] if groups else []
         near = group and hit.start - reach <= _GAP and hit.end - group[0].start <= _SPAN
-        announced = any(one.kind in _ANNOUNCES for one in group)
+        announced = any(one.kind in _ANNOUNCES for one in group) or hit.kind in _CALLS
         again = announced and hit.kind not in _ANNOUNCES and hit.start - reach > _AFRESH
         if near and not (again and _weight(group) >= ENOUGH):
             group.append(hit)
