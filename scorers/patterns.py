@@ -74,6 +74,7 @@ _BAD = (
     r"|course|base)|beside the point|nonsens\w*|gibberish|jumbled?|garbled|incoherent|confus\w+"
     r"|mixed[- ]up|unclear|a mess|muddled?|unhelpful|useless|absurd|ridiculous|silly|weird|odd"
     r"|strange|a joke|a tangent|out of place|misleading|mistaken|not right|rambling|hard to follow"
+    r"|inadequate|unsatisfactory|disorgani[sz]ed|disjointed|messy|inappropriate|unfinished"
     r"|poor(?:ly)?|a mistake|an error|off)\b"
 )
 _FAILS = (
@@ -88,7 +89,10 @@ _FAILS = (
 _TASK = (
     r"(?:question|task|prompt|request|topic|query|assignment|subject|instructions?|matter|point)\b"
 )
-_ASKED = r"(?:ask|asked|asking|wanted|requested|request|needed|looking for|after)\b"
+_ASKED = (
+    r"(?:ask|asked|asking|wanted|requested|request|needed|looking for|after|hoping for|hoped for"
+    r"|expecting|expected|had in mind|intended|here for|came for)\b"
+)
 
 # The first person: what it will do, and what it did.
 _LET_ME = (
@@ -114,9 +118,7 @@ _SLIPPED = (
     r"|track(?! of time)|sight)|off[- ](?:track|topic|course|point)|on a tangent|astray"
     r"|got (?:it|that|this|all of that|everything) (?:all )?wrong|was wrong (?:about (?:this|that|it|the)|there|above)\b"
     r"|messed (?:that|this|it|up)|(?:went|gone) off|regret (?:bringing|mentioning|writing|the (?:above|last))"
-    r"|correct myself|(?:was|been|keep|kept|started|seem to be) (?:just |now |still )?"
-    r"(?:talking|describing|going on|writing|answering|explaining|telling|giving|rambling)\b(?! you)"
-    r"|(?:am|'m) (?:just |now |still )?(?:going on about|rambling|describing|only describing)"
+    r"|correct myself"
     r"|not answering|(?:haven't|didn't|have not|did not) (?:actually )?answer"
     r"|made (?:an?|another|the same|some)(?: \w+)? (?:mistake|error|mess)s?\b)"
     r"(?! (?:once|when|last year|years|in my (?:\w+ )?(?:resume|career|life|youth|paper|job)))"
@@ -126,7 +128,7 @@ _VERSION = (
     r"|text|try|take|go|approach)\b"
 )
 _BETTER = (
-    r"(?:better|best|revised|corrected|correct|improved|proper|cleaner?|clearer?|new|updated|second"
+    r"(?:better|revised|corrected|correct|improved|proper|cleaner?|clearer?|new|updated|second"
     r"|third|right|real|actual|more \w+|rewritten|fixed|well[- ]\w+|structured|orderly|different"
     r"|helpful|useful|on-topic|accurate)"
 )
@@ -136,7 +138,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     "wanted": [
         (
             4,
-            rf"\b(?:is|was|are|were|'s)?(?: |\b)?(?:not|isn't|wasn't|aren't|weren't|hardly|never){_ADV}"
+            rf"\b(?:is|was|are|were|'s)?(?: |\b)?(?:not|isn't|wasn't|aren't|weren't|hardly|never)(?: be)?{_ADV}"
             rf"(?: (?:about|on|in|to|for|of|answering|addressing))? (?:what|(?:the|an?) [\w' ]{{2,30}}?"
             r"|something|anything|where|how)(?: it (?:is|was)(?: that)?)?"
             r"(?: (?:that |which )?(?:you|the user|i|we)\b(?:'d|'re|'ve| had| have| are| were| was| been"
@@ -170,6 +172,13 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r"|address|match|suit|belong|relate|respond|correspond)(?: (?:in|into|to|with|for|under))?"
             rf" (?:the|my) (?:\w+ )?{_TASK}(?! (?:of|is|at))",
         ),
+        (
+            4,
+            r"\b(?:not|n't|no|hardly|nothing|little|without|un(?:related|connected))\b[^.!?\n]{0,25}?\b(?:relat\w+|relevan\w+|connect\w+|pertain\w*"
+            rf"|concern\w*|bearing|to do|of use|useful|helpful|respons\w+|in line)\b[^.!?\n]{{0,12}}? (?:your|the|this) (?:\w+ )?{_TASK}(?! (?:of|at))",
+        ),
+        (4, rf"\b(?:miss(?:ed|ing)|forg[eo]t\w*|ignor(?:ed|ing)|neglect(?:ed|ing)|dodg(?:ed|ing)|abandon(?:ed|ing)|left|misread|misunderstood|not answering|answered) (?:the|your|my)(?: actual| original| whole)? {_TASK}(?= ?(?:$|[.,!?:;—–-]|entirely|completely|altogether|so|and|again|here))"),
+        (3, r"\bthe (?:user|person asking|asker|prompt|questioner) (?:had |actually |really |has )?(?:asked|wanted|requested|asks for|needed|expected)\b"),
         (4, r"\bnot (?:\w+ )?(?:the|an) (?:answer|response|reply) to (?:the|your|this)\b"),
         (
             3,
@@ -189,24 +198,32 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r" (?:about|how|to|for|on|all)\b",
         ),
         (2, r"\b(?:the|your)(?: \w+)? (?:question|task|prompt|topic|subject)(?: here)? (?:is|asks|asked|was)(?: \w+)? (?:about|how|for|on)\b"),
-        (3, r"\bi(?:'m| am| was|'ve been| have been| had been)(?: \w+)? (?:asked|supposed|meant|here|told) (?:to|for|about|on)\b"),
+        (3, r"\bi(?:'m| am| was|'ve been| have been| had been)(?: \w+)? (?:asked|supposed|meant|told) (?:to|for|about|on)\b"),
         (2, r"\b(?:supposed|meant) to (?:be|answer|write|explain|talk|say|do|tell|help)\b"),
         (3, r"\bwhen it (?:should|ought)\b|\binstead of (?:answering|what (?:you|was))|\bi should (?:be|have been) \w+ing\b"),
-        (2, r"\bwhat (?:you(?:'re| are| were)?|was|is)(?: actually| really)? (?:wanted|asked|asking|after|looking for)\b|\bwhen you (?:want|asked|wanted)\b"),
+        (2, r"\bwhat (?:you(?:'re| are| were)?|was|is)(?: actually| really)? (?:wanted|asked|asking|after|looking for)\b|\bwhen you (?:want|asked|wanted)\b|\bwhat you (?:actually|really) (?:need|want)\b"),
     ],
     # The text above is a jumble / none of that was relevant / that is nonsense.
     "verdict": [
         (4, rf"\b{_ABOVE}{_IN}{{0,80}}?\b(?:{_BAD}|{_FAILS})"),
-        (2, rf"\b{_ABOVE}{_IN}{{0,40}}?(?:n't|\bnot)\b"),
+        (
+            4,
+            r"\b(?:the|this|that|my) (?:\w+ )?(?:(?:answer|response|text|reply|passage|paragraph|explanation"
+            r"|output) (?:above|before (?:this|that)|so far)|(?:previous|last|preceding|earlier) (?:answer"
+            rf"|response|text|reply|passage|paragraph|explanation)|above (?:answer|response|text|reply)){_IN}{{0,40}}?"
+            r"(?:n't|\bnot)\b(?! (?:exhaustive|complete|necessarily|only|all|just|always))",
+        ),
+        (2, rf"\b{_ABOVE}{_IN}{{0,40}}?(?:n't|\bnot)\b(?! (?:exhaustive|complete|necessarily|only|all|just|optional))"),
+        (3, r"\bthere(?: \w+)?(?: \w+)? (?:is|was|been|be) (?:an?|some)(?: \w+)? (?:mix-?up|confusion|misunderstanding|mistake|error)(?: here| in (?:this|my|the)(?: \w+)?)?\b"),
         (
             4,
             rf"\b(?:none|nothing|little|not much|no part|not a word) (?:of|in) (?:that|this|it|what|{_ABOVE})"
             rf"{_IN}{{0,40}}?\b(?:relevant|real|right|true|helps?|helped|answers?|makes?|belongs?|applies|sense|useful|to do with)\b",
         ),
         (4, rf"\b{_THIS_TEXT}{_IN}{{0,60}}?\b(?:{_FAILS}|incoherent|jumbled?|garbled|confus\w+|off[- ]topic|nonsens\w*|rambl\w*)"),
-        (3, rf"\b{_THIS_TEXT}{_IN}{{0,30}}?(?:n't|\bnot)\b (?:\w+ )?(?:seem|appear|answer|address|help|make|provide|give|fit|clear|relevant|helpful|useful|what|about)\b"),
+        (3, rf"\b{_THIS_TEXT}{_IN}{{0,30}}?(?:n't|\bnot)\b (?:\w+ )?(?:seem|appear|answer|address|help|make|provide|give|fit|clear|relevant|helpful|useful)\b"),
         (3, rf"\b(?:it|there|this|that)(?: \w+)? (?:seems?|appears?|looks?)\b{_IN}{{0,80}}?\b(?:jumbled?|garbled|incoherent|mixed up|mix-up|confusion|nonsens\w*|gibberish|off[- ]topic|off[- ]track|confused|mess)\b"),
-        (4, rf"\b(?:this|that)(?: is| was)(?: an?)?{_ADV} (?:jumbled|garbled|confus\w+|incoherent|muddled|irrelevant|useless|nonsens\w*|off[- ]topic) {_TEXT}\b"),
+        (4, rf"\b(?:this|that)(?: is| was)(?: an?)?{_ADV} (?!not right){_BAD} {_TEXT}\b"),
         (4, r"\b(?:this|that|these|those|all (?:of )?(?:this|that))(?:'s| is| was| are| were|,)(?: \w+){0,2} (?:nonsense|gibberish|off[- ]topic|off[- ]track|off the mark|beside the point|not it|getting off|a tangent)\b"),
         (3, r"\b(?:this|that|these|those|all (?:of )?(?:this|that))(?:'s| is| was| are| were| sounds| seems| looks| came| turned)(?: \w+){0,2} (?:ridiculous|absurd|irrelevant|unrelated|a jumble|a mess|incoherent|out of place|makes? no sense|(?:come|came|turned)? ?out (?:\w+ )?wrong)\b"),
         (4, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:um|wait|hold on|hang on|hmm+|oh|nope|ugh|no(?=,))[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
@@ -222,7 +239,9 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily))"),
         (2, r"\bwhich (?:(?:is|was|does|do|will|can)(?: \w+)? not|isn't|wasn't|doesn't|won't)\b"),
         (2, rf"[.!,] (?:that|this) \w+ {_DO_NOT}"),
-        (3, r"\bnone of (?:which|this|that|these|those|it) (?:will|is|was|can|does|helps?|would|has|are|were)\b"),
+        (3, r"\bnone of (?:which|this|that|these|those|it) (?!the)\w+"),
+        (2, r"\b(?:this|that|it)(?: is| was|'s) not (?:really )?(?:something|anything) (?:that|which|for)\b"),
+        (2, rf"\b(?:this|that|it|the above|{_ABOVE}) (?:may|might|could|would)(?: \w+)? not (?:\w+ )?(?:fit|answer|be|address|help|make sense|satisfy|cover|suit)\b"),
         (2, r"\b(?:this|that|it)(?: again)?(?: is|'s| was)(?: \w+){1,4} (?:and not|rather than|instead of)\b"),
         (2, r"\b(?:nobody|no one|no-one) (?:needs?|wants?|wanted|needed)\b|\byou(?:'re| are) not an?\b"),
         (2, r"\b(?:has|have|had) no (?:place|business) in\b|\b(?:don't|doesn't|do not|does not|did not|didn't) belong\b|\bbelongs here\b|\bno way (?:to|for)\b"),
@@ -232,11 +251,17 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     # I drifted / I gave you a jam session / who am I budgeting for / there I go again.
     "slip": [
         (4, rf"\bi(?=['\s])(?! (?:once|can|could|would|will|often|never|don't|do not))[^.!?\n,;:]{{0,28}}?(?<![a-z]){_SLIPPED}"),
+        (4, r"\bi(?:'ve| have)? (?:(?:was|been|keep|kept|started|seem to be|seem to have been)(?: \w+)? (?:talking|describing|going on|writing|answering|explaining|telling|giving|rambling|on about)|am (?:now )?(?:going on about|rambling))\b(?! you)"),
+        (4, rf"(?:{_START}|\b(?:sorry|oops|apologies|okay|ok|oh|whoops)[,.! ]+)(?:i |just |really |completely |clearly |a bit )?(?:got|went|gone|getting|going|drifted|strayed|wandered|wandering|lost|mixed|misread) (?:\w+ )?(?:distracted|carried away|off[- ](?:topic|track|course)|side-?tracked|confused|lost|mixed up|astray|away from|the thread|my (?:train|thread|way))"),
+        (3, rf"(?:{_START}|\bi'm |\bi am |\bsorry,? )(?:not (?:quite )?sure|no idea|who knows) (?:what|why|how|where) (?:happened|that|this|i|it|we)\b"),
+        (4, r"\bi(?:'m| am| was)(?: now| just)? (?:talking|writing|going on|telling you|rambling|on) (?:about )?(?:the |about )?(?:\w+ ){1,4}again\b"),
+        (3, r"\bi (?:was|had been) (?:going|about|trying|supposed|meant|meaning|asked|hoping) to\b|\bi(?:'ve| have) (?:brought|slipped|fallen|wandered|turned)\b"),
+        (4, r"\bi (?:keep|kept) (?:bringing|coming|going|returning|talking)\b|\bwhat am i (?:saying|doing|talking|writing|on about|even)\b"),
         (4, r"\bwe(?:'ve| have|'re| are| seem to(?: have)?)?(?: \w+)? (?:drifted|strayed|wandered|digressed|gone|gotten|veered)(?: \w+)? (?:off|away|from|astray|into|onto|lost|side-?tracked)\b(?! (?:the|on))"),
         (3, r"\bi (?:\w+ )?(?:gave|told|offered|wrote|described|answered|sent|brought)(?: you)? (?:an?|about|the wrong|instead|as if)\b(?! (?:once|above))"),
         (3, r"\bi(?: really| probably)? (?:shouldn't|should not|should never|was(?: not|n't) supposed to|did(?: not|n't) mean to|hadn't meant to)\b"),
         (3, r"\b(?:why|what|who|where)(?: on earth| the heck)? (?:am|was|were|did) i\b(?! (?:born|thinking of|looking at))|\bwhy (?:have|do) i\b"),
-        (3, r"\bi(?:'m| am)? (?:don't|do not|have no idea|not sure|can't|cannot) (?:know |say |explain |tell )?(?:where|why|how|what made) (?:that|this|i|me|it) (?:came|brought|said|wrote|mentioned|went|got|is|was|did|ended|started|am)\b"),
+        (3, r"\bi(?:'m| am)? (?:don't|do not|have no idea|not sure|can't|cannot) (?:know |say |explain |tell )?(?:where|why|how|what made) (?:that|this|i|me|it) (?:came|keep|brought|said|wrote|mentioned|went|got|is|was|did|ended|started|am)\b"),
         (4, r"\bi (?:now |just )?(?:realize|realise|notice|see)(?:d)?(?: now)?(?: that)? (?:i(?:'ve| have| was| keep)|this (?:is|has)|the (?:above|last))\b"),
         (4, r"\bi (?:take (?:that|it|this|it all) back|(?:did|'ve done|have done) it again|(?:keep|can't stop) (?:talking|writing|going|coming|drifting|slipping|making|thinking|mixing|mention\w+))\b|\b(?:there|here) i go (?:again|with|on)\b"),
         (3, r"\bi know (?:it|this|that)(?:'s| is| was)?(?: \w+)? not\b|\bi seem to\b|\bi (?:had|have)(?: \w+)? forgotten\b"),
@@ -250,18 +275,18 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (
             2,
             rf"{_BEGIN}(?:(?:i'm|i am|my|so|very|really|please|deepest|sincere|do|oh) )*(?:sorry|apologies"
-            r"|i apologi[sz]e|apologi[sz]ing|forgive me|pardon(?: me| the| my)?|excuse (?:me|the|my)|i owe you an apology)\b"
-            r"(?!,? (?:to|if|couldn't|could not|not|you|your|dear|sir|madam|for (?:your|the (?:delay|inconvenience|trouble|late))))",
+            r"|i (?:must |should |have to |do |want to |need to )?apologi[sz]e|apologi[sz]ing|forgive me|pardon(?: me| the| my)?|excuse (?:me|the|my)|i owe you an apology)\b"
+            r"(?!,? (?:i (?:could|can|am|'m)|to|if|couldn't|could not|not|you|your|dear|sir|madam|for (?:your|the (?:delay|inconvenience|trouble|late))))",
         ),
         (
             4,
-            r"\b(?:sorry|apologies|apologi[sz]e|forgive|pardon|excuse)(?: me)?(?: for| about)? (?:that(?=\s*[.,!—–;-])|(?:the|this|that|my|any) (?:(?:\w+|\w+-\w+) ){0,3}"
+            r"\b(?:sorry|apologies|apologi[sz]e|forgive|pardon|excuse)(?: me)?(?: for| about)? (?:that(?=\s*[.,!—–;-])|(?:the|this|that|my|any|all the) (?:\w+ )?(?:irrelevant|wrong|off[- ]topic|incorrect|confusing|strange|weird|odd|long|unrelated|earlier|above|sudden|silly|nonsensical|misleading) \w+|(?:the|this|that|my|any) (?:(?:\w+|\w+-\w+) ){0,3}"
             r"(?:confusion|mistake|error|mix-?up|digression|detour|tangent|misunderstanding|mess|rambling|response|answer|reply|slip|nonsense|interruption|distraction|outburst|misinformation|drift|above)"
             r"|(?:going|getting|writing|talking|bringing|rambling|drifting|wandering) |all (?:that|of that|this))",
         ),
         (
             4,
-            r"\b(?:sorry|apologies|apologi[sz]e|forgive me|pardon)[\s,.!—–-]*(?:but |that )?(?:i (?:\w+ )?(?:made|got|went|was|seem|mis\w+|drift\w*|keep|lost|wrote|started|gave|slip\w*|stray\w*|brought|mentioned|confused|forgot|mixed|meant|described|digress\w*)"
+            r"\b(?:sorry|apologies|apologi[sz]e|forgive me|pardon)[\s,.!—–-]*(?:but |that )?(?:i (?:\w+ )?(?:made|got|went|was|seem|mis\w+|drift\w*|keep|lost|wrote|started|gave|got|slip\w*|stray\w*|brought|mentioned|confused|forgot|mixed|meant|described|digress\w*)"
             r"|i(?:'ve| have) (?:\w+ )?(?:been|gone|got|made|lost|drift\w*|stray\w*|slip\w*)|(?:that|this|those|it)(?:'s|n't| is| was| has| had| wasn't| isn't| doesn't)|those (?:are|were)|let me|let's|wrong\b|back to|where (?:was|were))(?! (?:able|you|great|awful|hard|terrible))",
         ),
     ],
@@ -277,14 +302,15 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             rf"(?:{_START}|, (?:no,? )?|\b(?:okay|ok|oh|so|no|actually|but|and|um|well),? )(?:wait|hold on|hold up|hang on|whoa|hm+|uh+|um+|ugh|ahem|nope|er+|argh|good grief|oh dear|oh no|goodness|yikes|huh|stop|actually,? no|one (?:moment|second|sec)|enough|seriously)"
             r"(?: a (?:minute|moment|second|sec|bit)| there| right there)?(?=\s*[,.!?…—–-])",
         ),
-        (1, rf"{_START}(?:okay|ok|anyways?|alright|well|right|so|no|oh|actually)(?=[,.!?…—–])"),
+        (2, r"\banyways?(?=[,.!?…—–]| (?:the|so|let|back|to|for)\b)"),
+        (1, rf"{_START}(?:okay|ok|alright|well|right|so|no|oh|actually)(?=[,.!?…—–])"),
         (1, r"\b(?:but seriously|seriously|anyways?|in any case|at any rate|moving (?:on|forward)|be that as it may)\b"),
     ],
     # Let me start over / third try / erasing that / so let me give you ...
     "anew": [
         (
             4,
-            rf"{_NO_EXAMPLE}(?:{_LET_ME}|\blet )(?:(?:(?:re)?(?:start|begin|try|do|go|say|take|write|explain|answer|phrase|put)(?:ing)?\b"
+            rf"{_NO_EXAMPLE}(?:{_LET_ME}|\blet )(?:(?:(?:re)?(?:start|begin|try|do|say|take|write|explain|answer|phrase|put)(?:ing)?\b"
             rf"(?: \w+){{0,4}}? {_ANEW}|redo\b|restart\b(?! (?:the|your|it\b))|backtrack|rephrase\b|reword|rewind|reset\b(?! (?:the|your|it\b))|regroup|refocus"
             r"|re-?answer|retract|step back\b(?! (?:and look|to|from))|back up\b|correct myself"
             r"|(?:scrap|discard|drop|bin|undo|erase|delete|forget|abandon|ignore) (?:about )?(?:this|that|all|it|the|what|everything)\b"
@@ -297,19 +323,25 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (3, rf"(?:{_START}|\b(?:okay|ok),? )(?:a )?(?:second|third|fourth|new|another|next|fresh|one more|take|last|final) (?:try|go|attempt|take|shot|two|three)\b(?=\s*[:.,!—–-])"),
         (3, rf"\b(?:i'm|i am|i'll|i will|i shall|i would rather){_IN}{{0,50}}?\b(?:instead of|rather than) (?:that|this|it|the (?:above|previous|second|other|last|one))\b"),
         (4, rf"{_START}(?:okay,? |ok,? )?(?:erasing|deleting|scrapping|dropping|scratching|striking|discarding|forgetting|ignoring) (?:that|this|all (?:of )?(?:that|this)|everything|the above|it)\b"),
-        (3, rf"{_BEGIN}(?:one more time|once more|once again|from the top|take two)\s*[:.,!—–-]"),
-        (2, rf"(?:\b(?:so|but|now|okay|ok|and|instead|therefore),? |{_START}){_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|calculate|plan|describe|help|clarify|correct|respond|leave|focus|reconsider|turn|go|move|get|re(?:phrase|write|answer|state|turn|visit|word|direct))\b"),
+        (3, rf"{_BEGIN}(?:one more time|from the top)\s*[:.,!—–-]"),
+        (4, rf"{_START}take (?:two|three)\s*[:.,!—–-]"),
+        (2, rf"(?:\b(?:so|but|now|okay|ok|and|instead|therefore),? |{_START}){_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|clear|calculate|plan|describe|help|clarify|correct|respond|leave|focus|reconsider|turn|go|move|get|re(?:phrase|write|answer|state|turn|visit|word|direct))\b"),
+        (4, rf"{_LET_ME}(?:be|do|make (?:this|that|it)|offer|give you) (?:\w+ )?(?:better|more (?:helpful|useful|relevant|sensible|accurate|coherent)|helpful|right this time)\b"),
+        (3, rf"(?:{_LET_ME}|\bto )(?:answer|address|respond to|tackle|return to) (?:the|your)(?: \w+)? (?:question|request|task|prompt)\b(?<!to answer your question)"),
+        (4, r"\bi(?:'d| would| will|'ll|'m| am|'ve| have)?(?: \w+){0,2} (?:pick|choose|chose|chosen|prefer|keep|keeping|go|going|stick|sticking|stay|use|take|give|drop)\b[^.!?\n]{0,20}\b(?:the|that) (?:(?:first|second|earlier|previous|former|other|last|above|original) (?:text|answer|version|one|response|attempt|of (?:these|the|those))|(?:text|answer|version|one|response) above)(?= |[.,:;!])"),
+        (3, r"\bif i can do better\b|\b(?:do|say|put|explain|answer) (?:this|that|it) better\b|\bin a (?:better|clearer|more \w+) way\b"),
         (2, r"\bso here goes\b|\b(?:please )?use this instead\b|\bi shall turn to\b|\bdouble-?check\b|\blet me think\b"),
         (1, rf"{_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|describe|help|clarify|correct|turn|think)\b"),
         (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
     ],
     "version": [
-        (4, r"(?:^|\n)[ \t>#\[(]*(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s*(?:[:—–.!-]|\n|$)"),
+        (4, r"(?:^|\n)[ \t>#\[(]*(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s*(?:[:—–.!\])-]|\n|$)"),
+        (4, r"\n[ \t>#\[(]*(?:revised|corrected|rewritten|amended)[ \t]*[\])]?[ \t]*(?=[:\n])"),
         (4, rf"(?:\n\W*|^)(?:here(?:'s| is)|below is)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\bhere(?:'s| is| are)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\b(?:below (?:is|you(?:'ll| will) find)|what follows is)(?: the| an?| my)?(?: \w+,?)? (?:\w+ )?{_VERSION}"),
-        (2, rf"\bhere(?:'s| is| are)(?: the| an?| my)?(?: \w+,?)? {_BETTER}\b"),
-        (2, r"\b(?:an?|the|suggested|one) (?:\w+ )?(?:better|helpful|useful|clearer|correct|revised|more \w+|proper)(?: and \w+)? (?:explanation|answer|reply|response|version|overview|guide|way to (?:put|say|answer|explain))\b|\bbetter served\b|\bsuggested replacement\b|\bput it more plainly\b"),
+        (2, rf"\bhere(?:'s| is| are)(?: the| an?| my)? (?:better|revised|corrected|correct|improved|proper|real|actual|right)\b"),
+        (2, rf"{_START}(?:an?|the|suggested|one) (?:\w+ )?(?:better|helpful|useful|clearer|correct|revised|more \w+|proper)(?: and \w+)? (?:explanation|answer|reply|response|version|overview|guide|way to (?:put|say|answer|explain))\b|\bbetter served\b|\bsuggested replacement\b|\bput it more plainly\b"),
         (2, r"(?:^|\n)[^\n]{0,60}\b(?:second|third|new|revised|updated|corrected) (?:draft|version|try|attempt|plan|take)\b"),
         (3, r"\bthis replaces\b|\breplac(?:es|ing) (?:the text|what|the above)"),
         (4, rf"{_START}(?:erratum|correction|take two|revised|corrected)\s*[:,—–](?=[ ]*\S)"),
@@ -323,7 +355,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r" (?:about )?(?:that(?=\s*[.,!;:—–)-]|\s*$| list| last| part| whole| and )|what i|everything (?:i|above)|all (?:of )?(?:that|this|the above)|my (?:previous|last|first|earlier|answer)"
             r"|(?:the )?(?:above|foregoing|last (?:part|bit|paragraph|sentence|line|section|few)|previous \w+)\b(?! (?:and|then|instruct\w*|rules?)\b))",
         ),
-        (2, rf"{_BEGIN}(?:never ?mind|enough (?:of|about)|forget (?:about )?the)\b"),
+        (4, rf"(?:{_BEGIN}|\bthat's )enough about\b"),
+        (2, rf"{_BEGIN}(?:never ?mind|enough of|forget (?:about )?the)\b"),
         (4, rf"{_BEGIN}enough (?:of|about) (?:that|this)\b"),
     ],
     "back": [
@@ -333,7 +366,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r"(?: now| again| round)? (?:to |on |onto )?(?:(?:the|your|my|our|this) (?:(?:original|actual|real|initial|first|main|second) )?(?:question|task|topic|prompt|request|matter|subject|assignment|point|business|track)\b|what (?:was|you|i was|is) (?:asked|were|wanted|asking|supposed|meant))",
         ),
         (4, r"\bthe (?:matter|task|question|topic) at hand, which\b|\b(?:getting|moving|coming) off (?:the|that|this) \w+ and (?:on|on to|onto|back)\b"),
-        (4, rf"(?:{_START}|\b(?:anyways?|okay|ok),? )back to (?:the |your |our |my )?\w+[:,]|\banyways?,? back to\b|\bso back to\b"),
+        (4, rf"(?:{_START}|\b(?:anyways?|okay|ok),? )back to (?:the |your |our |my )?\w+[:,]|\b(?:anyways?|but|so|ok|okay|and now|now),? back to\b"),
         (3, rf"(?:{_START}(?:anyways?|so|now|okay|ok|well|right|but|then|alright),? (?:let's |let me |let us |i'll |now )?(?:get |go |come |getting |going )?)(?:back|returning|return) to (?:the |your |our |my )?\w+"),
         (3, r"\bbrings? (?:me|us) (?:back|round|around|finally|at last) to\b"),
         (2, rf"{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) back|start|turn) (?:to|with|on)\b"),
@@ -346,7 +379,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
 _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
     "german": {
         "wanted": [
-            (4, r"\b(?:nicht|gar nicht|nie|nichts)(?: \w+){0,3} (?:die frage|gefragt|gefordert|gewünscht|gewollt|zum thema|zur (?:frage|aufgabe)|das thema|die aufgabe)\b|\bniemand (?:\w+ )?gefragt"),
+            (4, r"\b(?:nicht|gar nicht|nie|nichts)(?: \w+){0,3} (?:die frage|gefragt|gefordert|gewünscht|gewollt|zum thema|zur (?:frage|aufgabe)|das thema|die aufgabe)\b|\bniemand (?:\w+ )?gefragt|\bhat(?: \w+){0,4} nichts(?: \w+)? zu tun\b|\bgehört(?: \w+)? nicht (?:hierher|hier|dazu|zur)"),
             (3, r"\b(?:du|sie) (?:wolltest|wollten|hattest|hatten|hast|haben) (?:\w+ ){0,3}(?:gefragt|wissen)\b|\b(?:gefragt war|die frage war|hat (?:\w+ )?nichts (?:\w+ )?zu tun)\b"),
         ],
         "verdict": [

@@ -55,6 +55,12 @@ _PREDICATE = re.compile(
     r"(?:not|n't|isn't|wasn't|is|was|were|are|has|have|had|do|does|did|don't|doesn't|didn't|will"
     r"|won't|can't|cannot|fails?|hardly|never|belong)\b"
 )
+_TURNS = 2
+"""Weight of naming the task again; 1 if it was named not long before."""
+
+_AWAY = 200
+"""Characters without a word of the task that count as a departure from it."""
+
 _MORE = 2
 _EDITING = re.compile(
     r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|correcte?d?\b|grammar|spelling|errors?\b|mistakes?\b|improve the"
@@ -138,8 +144,8 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     found: list[Restart] = []
     for group in _groups(_hits(text)):
         weight = _weight(group)
-        if weight == enough - 1 and _turns_to(words, text, group):
-            weight += 1
+        if enough - _TURNS <= weight < enough:
+            weight += _turns_to(words, text, group)
         if weight < enough:
             continue
         start, end = _clause_start(text, group[0].start), group[-1].end
@@ -160,11 +166,17 @@ def _stem(word: str) -> str:
     return re.sub(r"(?:ing|ed|es|s|e)$", "", word)[:7]
 
 
-def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> bool:
-    """Whether the task is named in a restart's words, and not just before them."""
-    before = _WORD.findall(text[max(0, group[0].start - _NEAR) : group[0].start])
-    after = _WORD.findall(text[group[0].start : group[-1].end + _NEAR])
-    return bool(words & {_stem(word) for word in after} - {_stem(word) for word in before})
+def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> int:
+    """How much a restart's words name the task again: more after a stretch that did not."""
+    start, end = group[0].start, group[-1].end
+    named = words & _stems(text[start : end + _NEAR])
+    if named - _stems(text[max(0, start - _AWAY) : start]):
+        return _TURNS
+    return int(bool(named - _stems(text[max(0, start - _NEAR) : start])))
+
+
+def _stems(text: str) -> set[str]:
+    return {_stem(word) for word in _WORD.findall(text)}
 
 
 def _comparable(text: str) -> str:
@@ -224,16 +236,16 @@ def _weight(group: list[_Hit]) -> int:
 
 
 def _shared(one: _Hit, other: _Hit) -> bool:
-    """Whether two cues are mostly the same words."""
+    """Whether two cues are in good part the same words."""
     common = min(one.end, other.end) - max(one.start, other.start)
-    return 2 * common > min(one.end - one.start, other.end - other.start)
+    return 3 * common >= min(one.end - one.start, other.end - other.start)
 
 
 def _clause_start(text: str, at: int) -> int:
     """Where the clause of the first cue begins: at its sentence, or at a word that turns."""
     low = max(0, at - _BEFORE)
     before = text[low:at]
-    begin = max((match.end() for match in _SENTENCE.finditer(before)), default=0 if low == 0 else -1)
+    begin = max((match.end() for match in _SENTENCE.finditer(before)), default=-1)
     if turns := [match.start() for match in _TURN.finditer(before, max(begin, 0))]:
         begin = turns[-1]
     elif begin < 0 or len(before) - begin > _NEAR:
@@ -241,6 +253,8 @@ def _clause_start(text: str, at: int) -> int:
             begin = lead.start()
         elif _PREDICATE.match(text, at) is None:
             begin = len(before)
+        elif begin < 0 and len(before) <= _NEAR:
+            begin = 0
         elif begin < 0:
             begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
     while begin < len(before) and not before[begin].isalnum():
