@@ -161,14 +161,14 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         ),
         (
             4,
-            rf"\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
+            rf"(?<!\bi )\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
             r"|address|match|suit|belong|relate|respond|meet|concern|apply|help|correspond|tackle"
             rf"|cover|deal){_ADV}(?: (?:in|into|to|with|for|under|here))?"
             rf" (?:(?:your|this) (?:\w+ )?{_TASK}(?! (?:of|is|at))|what (?:you|was|i was))",
         ),
         (
             3,
-            rf"\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
+            rf"(?<!\bi )\b(?:{_DO_NOT}|fails? to|hardly)(?:{_ADV} (?:seem|appear) to)?{_ADV} (?:fit|answer"
             r"|address|match|suit|belong|relate|respond|correspond)(?: (?:in|into|to|with|for|under))?"
             rf" (?:the|my) (?:\w+ )?{_TASK}(?! (?:of|is|at))",
         ),
@@ -214,7 +214,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r"(?:n't|\bnot)\b(?! (?:exhaustive|complete|necessarily|only|all|just|always))",
         ),
         (2, rf"\b{_ABOVE}{_IN}{{0,40}}?(?:n't|\bnot)\b(?! (?:exhaustive|complete|necessarily|only|all|just|optional))"),
-        (3, r"\bthere(?: \w+)?(?: \w+)? (?:is|was|been|be) (?:an?|some)(?: \w+)? (?:mix-?up|confusion|misunderstanding|mistake|error)(?: here| in (?:this|my|the)(?: \w+)?)?\b"),
+        (4, r"\b(?:think|seems|appears|looks like|believe|afraid|say)(?: that)? there(?: \w+)? (?:is|was|been|be)(?: been)? (?:an?|some)(?: \w+)? (?:mix-?up|confusion|misunderstanding|mistake|error)\b"),
+        (3, r"\bthere(?: \w+)?(?: \w+)? (?:is|was|been|be) (?:an?|some)(?: \w+)? (?:mix-?up|confusion|misunderstanding|(?:mistake|error) in (?:this|my|the) (?:\w+ )?(?:answer|response|text|reply))\b"),
         (
             4,
             rf"\b(?:none|nothing|little|not much|no part|not a word) (?:of|in) (?:that|this|it|what|{_ABOVE})"
@@ -228,18 +229,19 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (3, r"\b(?:this|that|these|those|all (?:of )?(?:this|that))(?:'s| is| was| are| were| sounds| seems| looks| came| turned)(?: \w+){0,2} (?:ridiculous|absurd|irrelevant|unrelated|a jumble|a mess|incoherent|out of place|makes? no sense|(?:come|came|turned)? ?out (?:\w+ )?wrong)\b"),
         (4, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:um|wait|hold on|hang on|hmm+|oh|nope|ugh|no(?=,))[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
         (3, rf"(?:{_START}|\b(?:and|but|so|wait|hmm+|sorry) )(?:no|actually|well|okay|so)[\s,.!…—–-]{{1,4}}(?:no[\s,.!]+)?(?:{_THIS}|it)(?:'s| is| was|{_IS_NOT}| (?:does(?:n't| not)) (?:sound|seem|look|make)){_ADV} (?:not )?(?:right|correct|accurate|true|wrong|incorrect|a mistake|an error|false|sense|helpful|relevant|silly|off|weird|nonsense|what)\b"),
-        (3, rf"\b{_THIS}{_IS_NOT}{_ADV} (?:right|correct|helpful|it|relevant)(?=\s*(?:either|at all|again)?\s*[.!…—–]+\s*(?:i\b|so\b|sorry|let|the\b|here|\n))"),
+        (3, rf"\b{_THIS}{_IS_NOT}{_ADV} (?:right|correct|helpful|it|relevant)(?=\s{0,3}(?:either|at all|again)?\s{0,3}[.!…—–]+\s{0,3}(?:i\b|so\b|sorry|let|the\b|here|\n))"),
         (2, rf"{_BEGIN}{_THIS}(?:{_IS_NOT}|(?:'s| is| was| are)(?: not)?){_ADV} (?:right|correct|accurate|helpful|useful|relevant|wrong|incorrect|a mistake|an error|silly|weird|strange|odd|false)\b"),
-        (3, r"\n\W*(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong|not right|not correct)\b|\b(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong)!"),
+        (3, r"\n\W{0,6}(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong|not right|not correct)\b|\b(?:this|that)(?:'s| is| was) (?:\w+ )?(?:incorrect|wrong)!"),
         (1, r"\bstill (?:not right|wrong)\b"),
     ],
     # None of these will cook an egg / the brim was not / that is no way to feed a family.
     "unfit": [
         (3, rf"\b{_THIS}{_IS_NOT}{_IN}{{0,40}}? either\b"),
-        (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily))"),
+        (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily|mean|matter|have to|need|imply))"),
         (2, r"\bwhich (?:(?:is|was|does|do|will|can)(?: \w+)? not|isn't|wasn't|doesn't|won't)\b"),
-        (2, rf"[.!,] (?:that|this) \w+ {_DO_NOT}"),
-        (3, r"\bnone of (?:which|this|that|these|those|it) (?!the)\w+"),
+        (2, rf"[.!,] (?:that|this) (?!we|you|i|they|he|she|it)\w+ {_DO_NOT}"),
+        (3, rf"\b(?:this|that|it){_IS_NOT}(?! just| only| merely| all){_ADV} about\b"),
+        (3, r"\bnone of (?:which|this|that|these|those|it) (?:will|is|was|are|can|does|do|did|helps?|would|has|have|were|tells?|makes?|answers?|gets?|teach(?:es)?|says?|explains?)\b"),
         (2, r"\b(?:this|that|it)(?: is| was|'s) not (?:really )?(?:something|anything) (?:that|which|for)\b"),
         (2, rf"\b(?:this|that|it|the above|{_ABOVE}) (?:may|might|could|would)(?: \w+)? not (?:\w+ )?(?:fit|answer|be|address|help|make sense|satisfy|cover|suit)\b"),
         (2, r"\b(?:this|that|it)(?: again)?(?: is|'s| was)(?: \w+){1,4} (?:and not|rather than|instead of)\b"),
@@ -274,20 +276,24 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     "sorry": [
         (
             2,
-            rf"{_BEGIN}(?:(?:i'm|i am|my|so|very|really|please|deepest|sincere|do|oh) )*(?:sorry|apologies"
+            rf"{_BEGIN}(?:(?:i'm|i am|my|so|very|really|please|deepest|sincere|do|oh) ){0,4}(?:sorry|apologies"
             r"|i (?:must |should |have to |do |want to |need to )?apologi[sz]e|apologi[sz]ing|forgive me|pardon(?: me| the| my)?|excuse (?:me|the|my)|i owe you an apology)\b"
             r"(?!,? (?:i (?:could|can|am|'m)|to|if|couldn't|could not|not|you|your|dear|sir|madam|for (?:your|the (?:delay|inconvenience|trouble|late))))",
         ),
         (
             4,
-            r"\b(?:sorry|apologies|apologi[sz]e|forgive|pardon|excuse)(?: me)?(?: for| about)? (?:that(?=\s*[.,!—–;-])|(?:the|this|that|my|any|all the) (?:\w+ )?(?:irrelevant|wrong|off[- ]topic|incorrect|confusing|strange|weird|odd|long|unrelated|earlier|above|sudden|silly|nonsensical|misleading) \w+|(?:the|this|that|my|any) (?:(?:\w+|\w+-\w+) ){0,3}"
+            r"\b(?:sorry|apologies|apologi[sz]e|forgive|pardon|excuse)(?: me)?(?: for| about)? (?:that(?=\s{0,3}[.,!—–;-])|(?:the|this|that|my|any|all the) (?:\w+ )?(?:irrelevant|wrong|off[- ]topic|incorrect|confusing|strange|weird|odd|long|unrelated|earlier|above|sudden|silly|nonsensical|misleading) \w+|(?:the|this|that|my|any) (?:(?:\w+|\w+-\w+) ){0,3}"
             r"(?:confusion|mistake|error|mix-?up|digression|detour|tangent|misunderstanding|mess|rambling|response|answer|reply|slip|nonsense|interruption|distraction|outburst|misinformation|drift|above)"
             r"|(?:going|getting|writing|talking|bringing|rambling|drifting|wandering) |all (?:that|of that|this))",
         ),
         (
             4,
-            r"\b(?:sorry|apologies|apologi[sz]e|forgive me|pardon)[\s,.!—–-]*(?:but |that )?(?:i (?:\w+ )?(?:made|got|went|was|seem|mis\w+|drift\w*|keep|lost|wrote|started|gave|got|slip\w*|stray\w*|brought|mentioned|confused|forgot|mixed|meant|described|digress\w*)"
-            r"|i(?:'ve| have) (?:\w+ )?(?:been|gone|got|made|lost|drift\w*|stray\w*|slip\w*)|(?:that|this|those|it)(?:'s|n't| is| was| has| had| wasn't| isn't| doesn't)|those (?:are|were)|let me|let's|wrong\b|back to|where (?:was|were))(?! (?:able|you|great|awful|hard|terrible))",
+            rf"{_START}(?:excuse|pardon|forgive) (?:the|my|all this) (?!pun|mess|delay|french)(?:\w+ )?\w+[.,!]",
+        ),
+        (
+            4,
+            r"\b(?:sorry|apologies|apologi[sz]e|forgive me|pardon)[\s,.!—–-]{0,4}(?:but |that )?(?:i (?:\w+ )?(?:made|got|went|was|seem|mis\w+|drift\w*|keep|lost|wrote|started|gave|got|slip\w*|stray\w*|brought|mentioned|confused|forgot|mixed|meant|described|digress\w*)"
+            r"|i(?:'ve| have) (?:\w+ )?(?:been|gone|got|made|lost|drift\w*|stray\w*|slip\w*)|(?:that|this|those|it)(?: (?:answer|response|reply|text|part|bit|paragraph|passage|section))?(?:'s|n't| is| was| has| had| wasn't| isn't| doesn't)|those (?:are|were)|let me|let's|wrong\b|back to|where (?:was|were))(?! (?:able|you|great|awful|hard|terrible))",
         ),
     ],
     # Wait / no, wait / whoa, hold up / seriously.
@@ -295,14 +301,15 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"(?:{_BEGIN})(?:no,? (?:no,? )?wait|wait,? (?:wait,? )?no|oops|whoops|my (?:mistake|bad|error)|wait,? what)\b(?! (?:more|longer|less|time|list|for|until|one))"),
         (4, rf"{_BEGIN}(?:wait|hold on|hang on|stop|whoa)(?: a (?:minute|moment|second|sec))?[\s,.!…—–-]{{1,5}}(?:i(?:'m| am|'ve| have| think| should| need| meant| was| got| did| don't| just| seem| made|'d like)\b(?! (?:sure|told|know))|(?:those|these|that|this)(?:'s| is| was| are| were| (?:does|did|has)n't)\b(?! (?:it|why|how|when|where|all|life|ok))|what am i|why|wrong\b|let me|let's|the question|back to)"),
         (3, rf"{_START}no[,. ]+no[,. ]+no\b|\b(?:oh no,? stop|no stop|stop,? stop|wait,? wait|oops|whoops)\b"),
-        (3, rf"{_START}(?:no|oh)?[,.! ]*stop[,.!]+\s(?:this|that|these|i)\b"),
-        (2, r"\b(?:wait|hold on|hang on|hmm+)[,.!…—–-]+\s*(?:no|that|this|i|let)\b"),
+        (3, rf"{_START}(?:no|oh)?[,.! ]{0,4}stop[,.!]+\s(?:this|that|these|i)\b"),
+        (2, r"\b(?:wait|hold on|hang on|hmm+)[,.!…—–-]+\s{0,3}(?:no|that|this|i|let)\b"),
         (
             2,
             rf"(?:{_START}|, (?:no,? )?|\b(?:okay|ok|oh|so|no|actually|but|and|um|well),? )(?:wait|hold on|hold up|hang on|whoa|hm+|uh+|um+|ugh|ahem|nope|er+|argh|good grief|oh dear|oh no|goodness|yikes|huh|stop|actually,? no|one (?:moment|second|sec)|enough|seriously)"
-            r"(?: a (?:minute|moment|second|sec|bit)| there| right there)?(?=\s*[,.!?…—–-])",
+            r"(?: a (?:minute|moment|second|sec|bit)| there| right there)?(?=\s{0,3}[,.!?…—–-])",
         ),
-        (2, r"\banyways?(?=[,.!?…—–]| (?:the|so|let|back|to|for)\b)"),
+        (3, r"\banyways?[,.!?…—–]{0,3} (?:the|your|back|so|let)\b"),
+        (2, rf"{_BEGIN}anyways?(?=[,.!?…—–])"),
         (1, rf"{_START}(?:okay|ok|alright|well|right|so|no|oh|actually)(?=[,.!?…—–])"),
         (1, r"\b(?:but seriously|seriously|anyways?|in any case|at any rate|moving (?:on|forward)|be that as it may)\b"),
     ],
@@ -310,7 +317,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     "anew": [
         (
             4,
-            rf"{_NO_EXAMPLE}(?:{_LET_ME}|\blet )(?:(?:(?:re)?(?:start|begin|try|do|say|take|write|explain|answer|phrase|put)(?:ing)?\b"
+            rf"(?:{_LET_ME}|\blet ){_NO_EXAMPLE}(?:(?:(?:re)?(?:start|begin|try|do|say|take|write|explain|answer|phrase|put)(?:ing)?\b"
             rf"(?: \w+){{0,4}}? {_ANEW}|redo\b|restart\b(?! (?:the|your|it\b))|backtrack|rephrase\b|reword|rewind|reset\b(?! (?:the|your|it\b))|regroup|refocus"
             r"|re-?answer|retract|step back\b(?! (?:and look|to|from))|back up\b|correct myself"
             r"|(?:scrap|discard|drop|bin|undo|erase|delete|forget|abandon|ignore) (?:about )?(?:this|that|all|it|the|what|everything)\b"
@@ -318,41 +325,42 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             r"|(?:give|take) (?:this|that|it) another (?:try|go|shot|stab)|stop (?:myself|there|here|right)|get (?:serious|back on track|on track|to the point)))",
         ),
         (4, rf"{_LET_ME}(?:answer|explain|give|write|describe|address|approach|think|try){_IN}{{0,50}}?\b(?:the question (?:properly|again|you)|correctly|properly|this time|in a way that's|you(?: actually| really)? asked|the actual question|about (?:this|that|it) again|(?:actual|real|proper|better|clearer?) (?:answer|advice|explanation|steps|one))\b"),
-        (3, rf"{_BEGIN}(?:re)?(?:start|begin)ning? (?:(?:this|it|the \w+) )?{_ANEW}(?=[ ]*[:.,!—–-]| here| now| as| with| then| in)"),
+        (3, rf"{_BEGIN}(?:re)?(?:start|begin)ning? (?:(?:this|it|the \w+) )?{_ANEW}(?=[ ]{0,3}[:.,!—–-]| here| now| as| with| then| in)"),
         (4, rf"{_BEGIN}(?:starting|beginning) (?:over|again|afresh|anew|from scratch)\b"),
-        (3, rf"(?:{_START}|\b(?:okay|ok),? )(?:a )?(?:second|third|fourth|new|another|next|fresh|one more|take|last|final) (?:try|go|attempt|take|shot|two|three)\b(?=\s*[:.,!—–-])"),
+        (3, rf"(?:{_START}|\b(?:okay|ok),? )(?:a )?(?:second|third|fourth|new|another|next|fresh|one more|take|last|final) (?:try|go|attempt|take|shot|two|three)\b(?=\s{0,3}[:.,!—–-])"),
         (3, rf"\b(?:i'm|i am|i'll|i will|i shall|i would rather){_IN}{{0,50}}?\b(?:instead of|rather than) (?:that|this|it|the (?:above|previous|second|other|last|one))\b"),
         (4, rf"{_START}(?:okay,? |ok,? )?(?:erasing|deleting|scrapping|dropping|scratching|striking|discarding|forgetting|ignoring) (?:that|this|all (?:of )?(?:that|this)|everything|the above|it)\b"),
-        (3, rf"{_BEGIN}(?:one more time|from the top)\s*[:.,!—–-]"),
-        (4, rf"{_START}take (?:two|three)\s*[:.,!—–-]"),
+        (3, rf"{_BEGIN}(?:one more time|from the top)\s{0,3}[:.,!—–-]"),
+        (4, rf"{_START}take (?:two|three)\s{0,3}[:.,!—–-]"),
         (2, rf"(?:\b(?:so|but|now|okay|ok|and|instead|therefore),? |{_START}){_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|clear|calculate|plan|describe|help|clarify|correct|respond|leave|focus|reconsider|turn|go|move|get|re(?:phrase|write|answer|state|turn|visit|word|direct))\b"),
         (4, rf"{_LET_ME}(?:be|do|make (?:this|that|it)|offer|give you) (?:\w+ )?(?:better|more (?:helpful|useful|relevant|sensible|accurate|coherent)|helpful|right this time)\b"),
-        (3, rf"(?:{_LET_ME}|\bto )(?:answer|address|respond to|tackle|return to) (?:the|your)(?: \w+)? (?:question|request|task|prompt)\b(?<!to answer your question)"),
-        (4, r"\bi(?:'d| would| will|'ll|'m| am|'ve| have)?(?: \w+){0,2} (?:pick|choose|chose|chosen|prefer|keep|keeping|go|going|stick|sticking|stay|use|take|give|drop)\b[^.!?\n]{0,20}\b(?:the|that) (?:(?:first|second|earlier|previous|former|other|last|above|original) (?:text|answer|version|one|response|attempt|of (?:these|the|those))|(?:text|answer|version|one|response) above)(?= |[.,:;!])"),
+        (3, rf"{_LET_ME}(?:answer|address|respond to|tackle|return to) (?:the|your)(?: \w+)? (?:question|request|task|prompt)\b"),
+        (4, r"\bi(?:'d| would| will|'ll|'m| am|'ve| have)?(?: \w+){0,2} (?:pick|choose|chose|chosen|prefer|keep|keeping|go|going|stick|sticking|stay|use|take|give|drop)\b[^.!?\n]{0,20}\b(?:the|that) (?:(?:first|second|earlier|previous|former|other|last|above|original) (?:text|answer|version|one|response|attempt|of (?:these|the|those))|(?:text|answer|version|one|response) above|(?:first|second|former|latter|other)(?=[.:,;]))(?= |[.,:;!])"),
+        (3, rf"\b(?:this|that|the above|which) (?:\w+ )?(?:above )?will be (?:my|the) (?:final )?(?:answer|version)\b"),
         (3, r"\bif i can do better\b|\b(?:do|say|put|explain|answer) (?:this|that|it) better\b|\bin a (?:better|clearer|more \w+) way\b"),
         (2, r"\bso here goes\b|\b(?:please )?use this instead\b|\bi shall turn to\b|\bdouble-?check\b|\blet me think\b"),
         (1, rf"{_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|describe|help|clarify|correct|turn|think)\b"),
         (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
     ],
     "version": [
-        (4, r"(?:^|\n)[ \t>#\[(]*(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s*(?:[:—–.!\])-]|\n|$)"),
-        (4, r"\n[ \t>#\[(]*(?:revised|corrected|rewritten|amended)[ \t]*[\])]?[ \t]*(?=[:\n])"),
-        (4, rf"(?:\n\W*|^)(?:here(?:'s| is)|below is)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
+        (4, r"(?:^|\n)[ \t>#\[(]{0,8}(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s{0,3}(?:[:—–.!\])-]|\n|$)"),
+        (4, r"\n[ \t>#\[(]{0,8}(?:revised|corrected|rewritten|amended)[ \t]{0,4}[\])]?[ \t]{0,4}(?=[:\n])"),
+        (4, rf"(?:\n\W{0,6}|^)(?:here(?:'s| is)|below is)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\bhere(?:'s| is| are)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\b(?:below (?:is|you(?:'ll| will) find)|what follows is)(?: the| an?| my)?(?: \w+,?)? (?:\w+ )?{_VERSION}"),
-        (2, rf"\bhere(?:'s| is| are)(?: the| an?| my)? (?:better|revised|corrected|correct|improved|proper|real|actual|right)\b"),
+        (1, rf"\bhere(?:'s| is| are)(?: the| an?| my)? (?:better|revised|corrected|correct|improved|proper|real|actual|right)\b"),
         (2, rf"{_START}(?:an?|the|suggested|one) (?:\w+ )?(?:better|helpful|useful|clearer|correct|revised|more \w+|proper)(?: and \w+)? (?:explanation|answer|reply|response|version|overview|guide|way to (?:put|say|answer|explain))\b|\bbetter served\b|\bsuggested replacement\b|\bput it more plainly\b"),
         (2, r"(?:^|\n)[^\n]{0,60}\b(?:second|third|new|revised|updated|corrected) (?:draft|version|try|attempt|plan|take)\b"),
         (3, r"\bthis replaces\b|\breplac(?:es|ing) (?:the text|what|the above)"),
-        (4, rf"{_START}(?:erratum|correction|take two|revised|corrected)\s*[:,—–](?=[ ]*\S)"),
+        (4, rf"{_START}(?:erratum|correction|take two|revised|corrected)\s{0,3}[:,—–](?=[ ]{0,3}\S)"),
         (2, r"\bthe (?:actual|original|real) (?:question|task|topic|subject)\b"),
         (1, r"\bthe (?:correct|proper|right|real|actual) (?:way|answer|method|procedure|response|one)\b"),
     ],
     "drop": [
         (
             4,
-            rf"{_BEGIN}(?:(?:please|just|kindly|better|let's|let me|you can|you may|actually) )*(?:scratch|strike|ignore|forget|disregard|delete|erase|scrap|skip|cross out|discard|overlook)"
-            r" (?:about )?(?:that(?=\s*[.,!;:—–)-]|\s*$| list| last| part| whole| and )|what i|everything (?:i|above)|all (?:of )?(?:that|this|the above)|my (?:previous|last|first|earlier|answer)"
+            rf"{_BEGIN}(?:(?:please|just|kindly|better|let's|let me|you can|you may|actually) ){0,3}(?:scratch|strike|ignore|forget|disregard|delete|erase|scrap|skip|cross out|discard|overlook)"
+            r" (?:about )?(?:that(?=\s{0,3}[.,!;:—–)-]|\s{0,3}$| list| last| part| whole| and )|what i|everything (?:i|above)|all (?:of )?(?:that|this|the above)|my (?:previous|last|first|earlier|answer)"
             r"|(?:the )?(?:above|foregoing|last (?:part|bit|paragraph|sentence|line|section|few)|previous \w+)\b(?! (?:and|then|instruct\w*|rules?)\b))",
         ),
         (4, rf"(?:{_BEGIN}|\bthat's )enough about\b"),
@@ -375,7 +383,21 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
 }  # fmt: skip
 
-# The core of the same in other languages, alone or in the middle of an English answer.
+# The core of the same in other languages, alone or in the middle of an English answer. A language
+# is read only where one of its small words (or its script) occurs.
+_SMALL_WORDS = {
+    "german": r"\b(?:das|es|die|ich|nicht|nein|zurück|also|entschuldigung|moment)\b",
+    "spanish": r"\b(?:el|la|lo|los|eso|esto|que|perdón|voy)\b",
+    "french": r"\b(?:je|ce|la|le|pas|pardon|désolée?|revenons)\b|\b[jc]['’]",
+    "italian": r"\b(?:il|la|non|ho|che|sono|scus\w+|alla|al)\b",
+    "portuguese": r"\b(?:isso|isto|não|que|errei|desculp\w+|ao|à)\b",
+    "dutch": r"\b(?:het|dat|dit|niet|ik|een|naar|opnieuw|sorry)\b",
+    "swedish": r"\b(?:det|jag|inte|till|förlåt|om|ursäkta)\b",
+    "polish": r"\b(?:nie|się|jest|przepraszam|od|wracając|jeszcze)\b",
+    "russian": "[а-я]",
+    "chinese": "[\u4e00-\u9fff]",
+    "japanese": "[\u3040-\u30ff]",
+}
 _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
     "german": {
         "wanted": [
@@ -388,7 +410,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         ],
         "slip": [(4, r"\b(?:habe? ich|ich hab[e']?|ich bin|bin ich|ich war) (?:\w+ ){0,4}(?:geirrt|vertan|vertippt|fehler gemacht|verwechselt|abge(?:schweift|kommen|driftet)|vom thema|verzettelt|verrannt|falsch verstanden|durcheinander\w*)|\bich (?:schweife|komme) (?:\w+ )?(?:ab|vom thema)\b|\bwo (?:war ich|waren wir)\b")],
         "sorry": [(2, rf"{_START}(?:oh,? )?(?:entschuldig\w*|verzeih\w*|pardon|tut mir leid|es tut mir leid|sorry)\b")],
-        "stop": [(2, rf"{_START}(?:moment(?: mal)?|halt|stopp?|warte(?:n sie)?(?: mal)?|nein|ups|hoppla|äh+|hm+|ach)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:moment(?: mal)?|halt|stopp?|warte(?:n sie)?(?: mal)?|nein|ups|hoppla|äh+|hm+|ach)\s{0,3}[,.!…:—–-]")],
         "anew": [
             (4, r"\b(?:ich|wir|lass(?:en sie|t)? (?:mich|uns)|also|jetzt|nun)\b[^.!?\n]{0,30}\b(?:noch ?mal|noch einmal|erneut|neu)\b[^.!?\n]{0,15}(?:von vorne?|von anfang|an\b|richtig|versuchen|anfangen|beginnen|erklären|beantworten)"),
             (3, r"\b(?:ich|wir) (?:fange?n?|beginnen?|versuchen?|probieren?|starten?)\b[^.!?\n]{0,25}\b(?:noch ?mal|noch einmal|erneut|von vorne?|neu)\b|\blass(?:en sie|t)? (?:mich|uns)\b[^.!?\n]{0,25}(?:noch ?mal|noch einmal|erneut|von vorne?|neu|korrigieren)"),
@@ -402,7 +424,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\b(?:eso|esto|lo anterior|lo de arriba) (?:no (?:es|era|está|estaba|fue|tiene|viene)|está? mal|es (?:incorrect\w|un error))"), (4, r"\b(?:lo (?:anterior|de arriba)|mi respuesta|el texto anterior)[^.!?\n]{0,30}\b(?:no tiene sentido|es(?:taba)? (?:mal|incorrect\w|confus\w)|nada que ver|sin sentido|fuera de tema)")],
         "slip": [(4, r"\bme (?:he )?(?:equivo\w+|confund\w+|desvi\w+|despist\w+|liado|lié|perdí|perdido|fui por|ido por|salí|salido)|\b(?:cometí|he cometido) un error|\bperdí el hilo|\bhe perdido el hilo|\bdónde estaba\b")],
         "sorry": [(2, rf"{_START}(?:ay,? )?(?:perd[oó]n(?:a|e|en)?|disculp\w+|lo siento|mis disculpas)\b")],
-        "stop": [(2, rf"{_START}(?:esper[ae]n?|un momento|un segundo|no|ups|vaya|alto|ay|oh|eh)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:esper[ae]n?|un momento|un segundo|no|ups|vaya|alto|ay|oh|eh)\s{0,3}[,.!…:—–-]")],
         "anew": [(4, r"\b(?:déj[ae]me|permíte?me|permítame|voy a|vamos a|quiero|vuelvo a|empe[zc]\w+|empiezo|comen[zc]\w+|comienzo|intent\w+|lo intento|respondo)\b[^.!?\n]{0,25}(?:de nuevo|otra vez|nuevamente|desde (?:el principio|cero)|corregir)"), (3, r"\b(?:ahora sí|voy a (?:contestar|responder))\b"), (2, r"\b(?:corrijo|corrección:|reformul\w+)")],
         "back": [(4, r"\b(?:volvamos|vuelvo|volviendo|regres\w+|retom\w+) (?:a(?: la|l)?|al?) (?:la )?(?:pregunta|tarea|tema|cuestión|asunto)"), (2, r"\b(?:volvamos|volviendo|regresemos) a")],
         "drop": [(4, r"\b(?:olvid[ae]|ignor[ae]|olvidemos|descart[ae])\w* (?:eso|esto|lo (?:anterior|de arriba|que (?:dije|escribí)))")],
@@ -412,7 +434,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(4, r"\b(?:ce qui précède|le texte (?:ci-dessus|précédent)|ma réponse|la réponse (?:ci-dessus|précédente))[^.!?\n]{0,40}\b(?:pas|confus\w*|incohéren\w*|hors[- ]sujet|faux|erron\w+|rien)|\bhors[- ]sujet\b"), (2, r"\b(?:ce n'est|c'est|cela n'est|ça n'est|c'était|ce n'était) (?:\w+ )?(?:pas|faux|incorrect|une erreur|n'importe quoi)")],
         "slip": [(4, r"\bje (?:me suis|m') ?(?:\w+ )?(?:tromp\w*|égar\w*|perdu\w*|éloign\w*|emball\w*|mal exprim\w*)|\bj'ai (?:\w+ )?(?:dérap\w*|divagu\w*|confondu|perdu le fil|fait une erreur|mal compris|dérivé)|\bje (?:divague|m'égare|m'éloigne)\b|\boù en étais-je")],
         "sorry": [(2, rf"{_START}(?:oh,? |oups,? )?(?:pardon\w*|désolée?|excus\w+|mes excuses|je m'excuse|je suis désolée?|veuillez m'excuser)\b")],
-        "stop": [(2, rf"{_START}(?:attend\w*|un instant|une seconde|non|oups|stop|hm+|euh|oh là là|minute|bon|mince|zut)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:attend\w*|un instant|une seconde|non|oups|stop|hm+|euh|oh là là|minute|bon|mince|zut)\s{0,3}[,.!…:—–-]")],
         "anew": [(4, r"\b(?:recommen[cç]\w+|reprenons|reprends|reformul\w+|je (?:vais |me )?(?:reprendre|corrige\w*)|réessay\w+)\b(?! (?:avec|si|quand|l'opération|le mouvement))"), (2, r"\b(?:laissez|laisse)-moi\b|\bje réponds\b")],
         "back": [(4, r"\b(?:revenons|revenir|retour|je reviens|retournons|pour en revenir)(?: donc)? (?:à (?:la|votre|ta|notre) (?:question|tâche|demande)|au (?:sujet|thème))"), (2, r"\b(?:revenons|je reviens)(?: donc)? (?:à|aux?)\b")],
         "drop": [(4, r"\b(?:oubli(?:ez|e|ons)|ignor(?:ez|e|ons)|laissons tomber) (?:ça|cela|ce qui (?:précède|est)|ce que (?:j'ai|je)|le (?:texte|paragraphe) (?:ci-dessus|précédent))")],
@@ -422,7 +444,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\b(?:questo|quello|ciò) (?:non (?:è|era|va|c'entra)|è (?:sbagliato|errato|un errore))|\bnon c'entra\w*"), (4, r"\b(?:il testo (?:sopra|precedente)|la risposta (?:sopra|precedente)|quanto sopra)[^.!?\n]{0,40}\b(?:non|confus\w|sbagliat\w|fuori tema)|\bfuori tema\b")],
         "slip": [(4, r"\bho (?:\w+ )?(?:sbagliato|perso il filo|fatto (?:un errore|confusione)|divagato|confuso|frainteso)|\bmi sono (?:\w+ )?(?:sbagliat\w|pers\w|confus\w|distratt\w|allontanat\w|lasciat\w)|\bsto divagando\b|\bdov'ero\b|\bdove eravamo\b")],
         "sorry": [(2, rf"{_START}(?:oh,? )?(?:scus\w+|chiedo scusa|perdon\w+|mi dispiace|pardon)\b")],
-        "stop": [(2, rf"{_START}(?:aspetta\w*|un momento|un attimo|no|ops|alt|ferm\w+|ehm|oh)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:aspetta\w*|un momento|un attimo|no|ops|alt|ferm\w+|ehm|oh)\s{0,3}[,.!…:—–-]")],
         "anew": [(4, r"\b(?:ricominci\w+|riprov\w+|riformul\w+|riparto|ripartiamo|rispondo (?:di nuovo|da capo|alla domanda)|riprendo da capo)\b(?! (?:con|se))"), (3, r"\bda capo\b")],
         "back": [(4, r"\b(?:torniamo|torno|tornando|ritorniamo)(?: quindi| ora)? (?:alla (?:domanda|questione)|al (?:tema|punto|argomento))"), (2, r"\b(?:torniamo|torno|tornando) a")],
         "drop": [(4, r"\b(?:dimentica\w*|ignora\w*|lascia perdere|lasciamo perdere)(?: \w+)? (?:quello|quanto|ciò|il testo|tutto|questo)")],
@@ -432,7 +454,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\b(?:isso|isto) (?:não (?:é|era|está|tem)|está (?:errado|incorreto)|é um erro)"), (4, r"\b(?:o texto (?:acima|anterior)|a resposta (?:acima|anterior)|o que escrevi)[^.!?\n]{0,40}\b(?:não|confus\w|errad\w|sem sentido|fora)|\bfora do (?:tema|assunto)")],
         "slip": [(4, r"\b(?:errei\b|me (?:perdi|enganei|confundi|desviei|distraí|empolguei)|cometi um erro|fugi do (?:tema|assunto)|perdi o fio|saí do (?:tema|assunto)|entendi mal|onde (?:eu )?estava)")],
         "sorry": [(2, rf"{_START}(?:oh,? )?(?:desculp\w+|perdão|perdoe\w*|peço desculpas?|lamento|sinto muito)\b")],
-        "stop": [(2, rf"{_START}(?:espere?|espera|um momento|não|opa|ops|pare|calma|hum|oh)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:espere?|espera|um momento|não|opa|ops|pare|calma|hum|oh)\s{0,3}[,.!…:—–-]")],
         "anew": [(4, r"\b(?:recome[cç]\w+|deixe-?me|deixa eu|vou|vamos)\b[^.!?\n]{0,25}\b(?:de novo|novamente|outra vez|do (?:início|começo|zero)|corrigir|reformular|recomeçar)|\brecome[cç]\w+\b(?! com)|\bcomeçando de novo\b"), (2, r"\b(?:agora sim|vou responder|corrigindo|correção:)")],
         "back": [(4, r"\b(?:volt\w+|retorn\w+|retom\w+)(?: então)? (?:à (?:pergunta|tarefa|questão)|ao (?:tema|assunto|ponto))"), (2, r"\b(?:voltando|voltemos|vamos voltar) (?:à|ao|a)\b")],
         "drop": [(4, r"\b(?:esque[cç]\w+|ignor\w+|desconsider\w+) (?:isso|isto|o que|tudo|o (?:texto|parágrafo))")],
@@ -442,8 +464,8 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\b(?:dat|dit|het) (?:klopt (?:\w+ )?niet|is (?:\w+ )?(?:fout|niet (?:juist|goed|waar|wat)|verkeerd|onzin)|gaat (?:\w+ )?over|slaat nergens op)"), (4, r"\b(?:bovenstaande|de (?:tekst|vorige|bovenstaande)(?: \w+)?|mijn antwoord)[^.!?\n]{0,40}\b(?:niet|onzin|verward|onduidelijk|fout|rommel)")],
         "slip": [(4, r"\bik (?:heb|ben|had|was|raak\w*|dwaal\w*)\b[^.!?\n]{0,25}\b(?:vergist|afgedwaald|af\b|verward|fout gemaakt|kwijt|door elkaar|verkeerd begrepen|van het onderwerp)|\bwaar was ik\b|\bwaar waren we\b")],
         "sorry": [(2, rf"{_START}(?:oh,? )?(?:sorry|excuses|pardon|neem me niet kwalijk|het spijt me|mijn excuses)\b")],
-        "stop": [(2, rf"{_START}(?:wacht(?: even)?|nee|oeps|stop|ho|hm+|momentje|nou ja|eh)\s*[,.!…:—–-]")],
-        "anew": [(4, r"\b(?:ik|we|laat (?:me|ik|mij|ons)|laten we)\b[^.!?\n]{0,25}\b(?:opnieuw|nog (?:een keer|eens)|overnieuw|van voren af aan|verbeteren|herformuleren)"), (2, r"\bopnieuw(?: dan)?\s*[.:,;]|\bnog een keer\s*[:,]")],
+        "stop": [(2, rf"{_START}(?:wacht(?: even)?|nee|oeps|stop|ho|hm+|momentje|nou ja|eh)\s{0,3}[,.!…:—–-]")],
+        "anew": [(4, r"\b(?:ik|we|laat (?:me|ik|mij|ons)|laten we)\b[^.!?\n]{0,25}\b(?:opnieuw|nog (?:een keer|eens)|overnieuw|van voren af aan|verbeteren|herformuleren)"), (2, r"\bopnieuw(?: dan)?\s{0,3}[.:,;]|\bnog een keer\s{0,3}[:,]")],
         "back": [(4, r"\bterug naar (?:de|je|uw|mijn|het) (?:\w+ )?(?:vraag|opdracht|onderwerp)"), (2, r"\bterug naar\b")],
         "drop": [(4, r"\b(?:negeer|vergeet|schrap)(?: \w+)? (?:het (?:bovenstaande|voorgaande)|dat(?=[.,!:])|bovenstaande|alles hierboven|wat ik)")],
     },
@@ -452,7 +474,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\b(?:det|detta) (?:är|var|stämmer) (?:\w+ )?(?:fel|inte|nonsens|struntprat)\b"), (4, r"\b(?:ovanstående|texten ovan|svaret ovan|mitt (?:förra )?svar)[^.!?\n]{0,40}\b(?:inte|fel|rörig\w*|förvirra\w+|strunt)")],
         "slip": [(4, r"\bjag (?:har |hade )?(?:\w+ )?(?:misst(?:og|agit)|gjorde (?:ett )?fel|gjort (?:ett )?fel|tappade? (?:tråden|bort)|kom (?:av|ifrån)|kommit (?:av|ifrån)|svävade|blandade|missförst\w+)|\bvar var (?:jag|vi)\b")],
         "sorry": [(2, rf"{_START}(?:oj,? |åh,? )?(?:förlåt|ursäkta|jag ber om ursäkt|tyvärr|beklagar)\b")],
-        "stop": [(2, rf"{_START}(?:vänta(?: lite)?|nej|oj|hoppsan|stopp|hm+|ett ögonblick|nåväl)\s*[,.!…:—–-]")],
+        "stop": [(2, rf"{_START}(?:vänta(?: lite)?|nej|oj|hoppsan|stopp|hm+|ett ögonblick|nåväl)\s{0,3}[,.!…:—–-]")],
         "anew": [(4, r"\b(?:jag|vi|låt (?:mig|oss)|nu)\b[^.!?\n]{0,25}\b(?:börja\w* om|om från början|försöka igen|igen|på nytt|omformulera|rätta)\b"), (2, r"\bom igen\b|\bnytt försök\b|\brättelse:")],
         "back": [(4, r"\btillbaka till (?:din |den )?(?:\w+ )?(?:frågan?|uppgiften|ämnet)"), (2, r"\btillbaka till\b")],
         "drop": [(4, r"\b(?:bortse från|glöm|strunta i|ignorera) (?:det (?:ovan|där|jag)|ovanstående|allt (?:ovan|det)|texten ovan)")],
@@ -462,8 +484,8 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\bto (?:nie (?:jest|to|tak|ma)|jest (?:błąd|źle|bez sensu|nieprawda)|było (?:błędne|bez sensu)|nieprawda|bzdura)"), (4, r"\b(?:powyższ\w+|poprzedni\w+ (?:tekst|odpowiedź|akapit))[^.!?\n]{0,40}\b(?:nie|bez sensu|błęd\w+|chao\w+)")],
         "slip": [(4, r"\b(?:pomyli\w+|zboczy\w+|odbieg\w+ od|odszed\w+ od|zgubił\w* wątek|popełnił\w* błąd|zagalopowa\w+|rozpędzi\w+ się|na czym (?:to )?(?:skończy|stan)\w+)")],
         "sorry": [(2, rf"{_START}(?:o,? |oj,? )?(?:przepraszam|wybacz\w*|przykro mi|najmocniej przepraszam|pardon)\b")],
-        "stop": [(2, rf"{_START}(?:czekaj\w*|zaraz|chwil\w+|nie|ups|stop|hm+|zaraz,? zaraz|ojej)\s*[,.!…:—–-]")],
-        "anew": [(4, r"\b(?:zaczn\w+|zaczynam|zacznijmy|spróbuj\w+|odpowiem|odpowiadam|napiszę)(?: \w+)? (?:od (?:nowa|początku)|jeszcze raz|ponownie|na pytanie)|\b(?:jeszcze raz|od nowa)\s*[:,.]"), (2, r"\b(?:poprawiam|poprawka:|sprostowanie)")],
+        "stop": [(2, rf"{_START}(?:czekaj\w*|zaraz|chwil\w+|nie|ups|stop|hm+|zaraz,? zaraz|ojej)\s{0,3}[,.!…:—–-]")],
+        "anew": [(4, r"\b(?:zaczn\w+|zaczynam|zacznijmy|spróbuj\w+|odpowiem|odpowiadam|napiszę)(?: \w+)? (?:od (?:nowa|początku)|jeszcze raz|ponownie|na pytanie)|\b(?:jeszcze raz|od nowa)\s{0,3}[:,.]"), (2, r"\b(?:poprawiam|poprawka:|sprostowanie)")],
         "back": [(4, r"\b(?:wróćmy|wracam\w*|wracając|powróćmy|powrót) do (?:\w+ )?(?:pytania|tematu|zadania|rzeczy)"), (2, r"\b(?:wróćmy|wracam\w*|wracając) do\b")],
         "drop": [(4, r"\b(?:zignoruj\w*|pomiń\w*|zapomnij\w*|proszę (?:zignorować|pominąć)) (?:o )?(?:to\b|powyższ\w+|wszystko|poprzedni\w+|tym)")],
     },
@@ -472,8 +494,8 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(2, r"\bэто (?:не(?:верно|правильно|так)?|ошибка|чушь|ерунда|бессмыслица)\b"), (4, r"\b(?:выше(?:сказанное|написанное)?|предыдущ\w+ (?:ответ|текст|абзац)|текст выше|написанное выше)[^.!?\n]{0,40}\b(?:не|ошиб\w+|бессмысл\w+|путан\w+|ерунда|чушь)")],
         "slip": [(4, r"\bя (?:\w+ )?(?:ошиб\w+|отвл[её]к\w*|увл[её]к\w*|запута\w+|перепута\w+|отклони\w+|уш[её]л\w* (?:от|в сторону)|сбил\w+|неправильно понял\w*)|\bна ч[её]м (?:я|мы) останов\w+|\bменя занесло|\bопять не\b")],
         "sorry": [(2, rf"{_START}(?:ой,? |ох,? )?(?:извин\w+|прост(?:и|ите)|прошу прощения|приношу извинения|виноват\w*)\b")],
-        "stop": [(2, rf"{_START}(?:стоп|подожди\w*|погоди\w*|постой\w*|минут\w+|нет|ой|хм+|так)\s*[,.!…:—–-]")],
-        "anew": [(4, r"\b(?:начн\w+|начинаю|давайте?|попробу\w+|отвечу|отвечаю|напишу)(?: \w+)? (?:сначала|заново|снова|ещ[её] раз|с начала|по (?:делу|существу|теме)|правильно)\b|\b(?:ещ[её] раз|заново|сначала)\s*[:,.]"), (2, r"\b(?:исправл\w+|поправка:|перефразир\w+)")],
+        "stop": [(2, rf"{_START}(?:стоп|подожди\w*|погоди\w*|постой\w*|минут\w+|нет|ой|хм+|так)\s{0,3}[,.!…:—–-]")],
+        "anew": [(4, r"\b(?:начн\w+|начинаю|давайте?|попробу\w+|отвечу|отвечаю|напишу)(?: \w+)? (?:сначала|заново|снова|ещ[её] раз|с начала|по (?:делу|существу|теме)|правильно)\b|\b(?:ещ[её] раз|заново|сначала)\s{0,3}[:,.]"), (2, r"\b(?:исправл\w+|поправка:|перефразир\w+)")],
         "back": [(4, r"\b(?:верн[её]мся|верн[её]мся|вернусь|возвращаясь|возвращаюсь|возвратимся|вернуться)(?: же)? к (?:\w+ )?(?:вопросу|теме|задаче|делу)"), (2, r"\b(?:верн[её]мся|возвращаясь) к\b")],
         "drop": [(4, r"\b(?:забудьте?|игнориру\w+|проигнорируйте?|не обращайте внимания)(?: на)? (?:об? )?(?:это\w*|всё|все|предыдущ\w+|вышесказанн\w+|написанн\w+)")],
     },
@@ -482,7 +504,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(3, r"(?:以上|上面|前面|刚才|上述)[^。！？\n]{0,20}(?:错|不对|无关|混乱|没有意义|不相关|有误|不正确)"), (2, r"(?:这|那)(?:个|些|段)?(?:不对|不正确|错了|是错)")],
         "slip": [(4, r"我(?:刚才|好像|似乎|又)?(?:说错|搞错|弄错|写错|跑题|扯远|混淆|理解错|走神)|扯远了|说到哪")],
         "sorry": [(2, r"(?:抱歉|对不起|不好意思|请原谅)")],
-        "stop": [(2, r"(?:^|[。！？\n.!?])\s*(?:不对|等等|等一下|且慢|哎呀|不，|嗯，不|糟糕)")],
+        "stop": [(2, r"(?:^|[。！？\n.!?])\s{0,3}(?:不对|等等|等一下|且慢|哎呀|不，|嗯，不|糟糕)")],
         "anew": [(4, r"(?:让我|我来|我们|我)?重新(?:回答|开始|来|解释|说|写|组织)(?!如果)|从头(?:开始|再来)[:：，,]|再来一次[:：，,]"), (2, r"(?:更正|正确的(?:答案|回答|做法)(?:是|应该))")],
         "back": [(4, r"(?:回到|返回)(?:正题|(?:你的|您的|原来的)?(?:问题|主题|题目))|言归正传")],
         "drop": [(4, r"(?:请)?(?:忽略|忘掉|忘记|无视)(?:以上|上面|前面|刚才|上述)")],
@@ -492,7 +514,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
         "verdict": [(3, r"(?:上|以上|前|先ほど|今)の(?:文章|回答|説明|内容|話)[^。\n]{0,20}(?:違|間違|関係|混乱|おかし|無視|不適切)"), (2, r"(?:これ|それ|今の)は(?:違い|間違い|誤り|おかしい|関係)")],
         "slip": [(4, r"話が(?:それ|逸れ|脱線)|脱線し|間違え(?:ました|てしま)|勘違いし|どこまで話し")],
         "sorry": [(2, r"(?:すみません|申し訳|失礼しました|ごめん)")],
-        "stop": [(2, r"(?:^|[。！？\n.!?])\s*(?:待って|いや、|いえ、|ちょっと待|違う|違います|おっと|あれ)")],
+        "stop": [(2, r"(?:^|[。！？\n.!?])\s{0,3}(?:待って|いや、|いえ、|ちょっと待|違う|違います|おっと|あれ)")],
         "anew": [(4, r"(?:やり直し|もう一度(?:最初から|やり直|説明し直|答え)|最初から(?:やり直|説明し|答え)|改めて(?:お答え|回答|説明)|言い直し|書き直し)(?!て(?:ください|みて))"), (2, r"訂正|正しくは")],
         "back": [(4, r"(?:本題|質問|元の話|話)に戻(?:り|し|る|ろ)")],
         "drop": [(4, r"(?:上記|以上|先ほどの|前の)[^。\n]{0,8}(?:無視|忘れ)")],
@@ -500,13 +522,20 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
 }  # fmt: skip
 
 
-def _cues() -> list[Cue]:
+def _compiled(kinds: dict[str, list[tuple[int, str]]]) -> list[Cue]:
     return [
         Cue(kind, weight, re.compile(pattern))
-        for kinds in (_ENGLISH, *_OTHERS.values())
         for kind, patterns in kinds.items()
         for weight, pattern in patterns
     ]
 
 
-CUES = _cues()
+_READ = [
+    (re.compile(_SMALL_WORDS[language]), _compiled(kinds)) for language, kinds in _OTHERS.items()
+]
+_ALWAYS = _compiled(_ENGLISH)
+
+
+def cues_for(text: str) -> list[Cue]:
+    """The cues to look for in a text: English ones, and those of languages that occur in it."""
+    return _ALWAYS + [cue for mark, cues in _READ if mark.search(text) for cue in cues]

@@ -20,7 +20,7 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.patterns import CUES, ENOUGH
+from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, keyed_metrics
 
 _WORD = re.compile(r"\w+")
@@ -29,7 +29,7 @@ _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
 _OPENING_WORDS = 4
 """After fewer words there is nothing to correct: the protocol ignores an opening restart."""
 
-_GAP = 60
+_GAP = 75
 """Characters between two cues of one restart, at most."""
 
 _SPAN = 280
@@ -55,12 +55,6 @@ _PREDICATE = re.compile(
     r"(?:not|n't|isn't|wasn't|is|was|were|are|has|have|had|do|does|did|don't|doesn't|didn't|will"
     r"|won't|can't|cannot|fails?|hardly|never|belong)\b"
 )
-_TURNS = 2
-"""Weight of naming the task again; 1 if it was named not long before."""
-
-_AWAY = 200
-"""Characters without a word of the task that count as a departure from it."""
-
 _MORE = 2
 _EDITING = re.compile(
     r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|correcte?d?\b|grammar|spelling|errors?\b|mistakes?\b|improve the"
@@ -144,8 +138,8 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     found: list[Restart] = []
     for group in _groups(_hits(text)):
         weight = _weight(group)
-        if enough - _TURNS <= weight < enough:
-            weight += _turns_to(words, text, group)
+        if weight == enough - 1 and _turns_to(words, text, group):
+            weight += 1
         if weight < enough:
             continue
         start, end = _clause_start(text, group[0].start), group[-1].end
@@ -166,13 +160,11 @@ def _stem(word: str) -> str:
     return re.sub(r"(?:ing|ed|es|s|e)$", "", word)[:7]
 
 
-def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> int:
-    """How much a restart's words name the task again: more after a stretch that did not."""
+def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> bool:
+    """Whether a restart's words name the task again, after words that did not."""
     start, end = group[0].start, group[-1].end
     named = words & _stems(text[start : end + _NEAR])
-    if named - _stems(text[max(0, start - _AWAY) : start]):
-        return _TURNS
-    return int(bool(named - _stems(text[max(0, start - _NEAR) : start])))
+    return bool(named - _stems(text[max(0, start - _NEAR) : start]))
 
 
 def _stems(text: str) -> set[str]:
@@ -191,7 +183,7 @@ def _comparable(text: str) -> str:
 def _hits(text: str) -> list[_Hit]:
     hits = [
         _Hit(match.start() + _blank_before(match[0]), match.end(), cue.kind, cue.weight)
-        for cue in CUES
+        for cue in cues_for(text)
         for match in cue.pattern.finditer(text)
     ]
     return sorted(hit for hit in hits if not _is_excluded(text, hit))
