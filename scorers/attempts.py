@@ -265,7 +265,7 @@ def attempts() -> Scorer:
         if (failure := failed(str(grader), values(None))) is not None:
             return failure
         response = state.output.completion
-        restarts = find_restarts(response)
+        restarts = find_restarts(response, task_of(state))
         degraded = is_degraded(response)
         verdict = (
             await ask(grader, task_of(state), trial.label, response)

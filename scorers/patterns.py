@@ -310,7 +310,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         ),
         (3, r"\banyways?[,.!?…—–]{0,3} (?:the|your|back|so|let)\b"),
         (2, rf"{_BEGIN}anyways?(?=[,.!?…—–])"),
-        (1, rf"{_START}(?:okay|ok|alright|well|right|so|no|oh|actually)(?=[,.!?…—–])"),
+        (1, rf"{_START}(?:okay|ok|alright|well|right|so|oh|actually)(?=[,.!?…—–])"),
+        (1, r"(?:^|[.!…\n][ ]{0,3})no(?=[,.!…])"),
         (1, r"\b(?:but seriously|seriously|anyways?|in any case|at any rate|moving (?:on|forward)|be that as it may)\b"),
     ],
     # Let me start over / third try / erasing that / so let me give you ...

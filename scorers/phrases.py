@@ -1,11 +1,15 @@
-"""The phrase detector: restarts, where a response says that it starts over. No judge is asked.
+"""The phrase detector: restarts, where a response turns away from itself. No judge is asked.
 
-Restart phrases are searched beside the judge, because an independent group found that it missed
-two of three restarts that a phrase search found. The search is precise and knows the usual phrases,
-but by no means all wordings:
-`python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` measures it on three sets: "dev"
-(patterns were fitted to it), "held_out" (written before the patterns, by the same hand) and "fresh"
-(deliberately unusual wordings, written after them and never used to change them).
+Restarts are searched beside the judge, because an independent group found that it missed two of
+three restarts that a phrase search found. Cues of `patterns.py` that stand close together are added
+up: what was written, what is wrong with it, what was asked, an excuse, a slip in the first person,
+a new start. Runs of clauses without punctuation are read like sentences, any number of restarts is
+found, and where the task is known, naming it again decides the cases that are nearly enough.
+
+It does not know: a silent change of topic (no words turn away), a restart told by a character or in
+a letter (left out on purpose), irony, and turns of phrase that share no cue. What it is measured on:
+`python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` prints three sets, "dev" (cues were
+fitted to it), "held_out" and "fresh" (written before; both have been seen since).
 """
 
 import json
@@ -21,7 +25,7 @@ from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
-from esr_eval.scorers.scores import NAN, errored, keyed_metrics
+from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -120,6 +124,10 @@ _ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
 
 _CALLS = frozenset({"stop", "sorry"})
+"""Kinds of cue that open a restart: after a whole one, they open the next."""
+
+_OF_TEXTS = frozenset({"version", "drop", "anew"})
+"""Kinds of cue that also belong to an answer about mending texts."""
 
 
 def find_restarts(response: str, task: str | None = None) -> list[Restart]:
@@ -134,10 +142,11 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     """
     text = _comparable(_mask_quoted(response))
     words = _content_words(task or "")
-    enough = ENOUGH + _MORE if _EDITING.search(task or "") else ENOUGH
+    more = _MORE if _EDITING.search(task or "") else 0
     found: list[Restart] = []
     for group in _groups(_hits(text)):
         weight = _weight(group)
+        enough = ENOUGH + more * ({hit.kind for hit in group} <= _OF_TEXTS)
         if weight == enough - 1 and _turns_to(words, text, group):
             weight += 1
         if weight < enough:
@@ -162,6 +171,8 @@ def _stem(word: str) -> str:
 
 def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> bool:
     """Whether a restart's words name the task again, after words that did not."""
+    if {hit.kind for hit in group} <= _ANNOUNCES:
+        return False
     start, end = group[0].start, group[-1].end
     named = words & _stems(text[start : end + _NEAR])
     return bool(named - _stems(text[max(0, start - _NEAR) : start]))
@@ -175,8 +186,10 @@ def _comparable(text: str) -> str:
     """Lower case, straight apostrophes, no emphasis marks ("*Wait* that's"); length unchanged."""
     straight = text.translate(_STRAIGHT)
     lower = straight.lower()
-    return lower if len(lower) == len(straight) else "".join(
-        low if len(low := letter.lower()) == 1 else letter for letter in straight
+    return (
+        lower
+        if len(lower) == len(straight)
+        else "".join(low if len(low := letter.lower()) == 1 else letter for letter in straight)
     )
 
 
@@ -206,7 +219,8 @@ def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
     reach = 0
     for hit in hits:
         group = groups[-1] if groups else []
-        near = group and hit.start - reach <= _GAP and hit.end - group[0].start <= _SPAN
+        gap = _NEAR if all(one.kind == "stop" for one in group) else _GAP
+        near = group and hit.start - reach <= gap and hit.end - group[0].start <= _SPAN
         announced = any(one.kind in _ANNOUNCES for one in group) or hit.kind in _CALLS
         again = announced and hit.kind not in _ANNOUNCES and hit.start - reach > _AFRESH
         if near and not (again and _weight(group) >= ENOUGH):
@@ -222,8 +236,9 @@ def _weight(group: list[_Hit]) -> int:
     """Each kind of cue counts once, by its heaviest, and no words count for two kinds."""
     counted: dict[str, _Hit] = {}
     for hit in sorted(group, key=lambda hit: -hit.weight):
-        if hit.kind not in counted and not any(_shared(hit, other) for other in counted.values()):
-            counted[hit.kind] = hit
+        kind = "call" if hit.kind in _CALLS else hit.kind
+        if kind not in counted and not any(_shared(hit, other) for other in counted.values()):
+            counted[kind] = hit
     return sum(hit.weight for hit in counted.values())
 
 
@@ -303,7 +318,7 @@ def restarts() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         if errored() is not None:
             return Score(value={"restart_phrase": NAN, "restarts": NAN}, answer="errored")
-        found = find_restarts(state.output.completion)
+        found = find_restarts(state.output.completion, task_of(state))
         phrases = "\n".join(f"- “{plain(restart.phrase)}”" for restart in found[:12])
         return Score(
             value={"restart_phrase": float(bool(found)), "restarts": float(len(found))},
@@ -337,7 +352,10 @@ def measure(examples: Iterable[dict[str, Any]]) -> Accuracy:
     """Count per example (`text`, `restarts`) what was found, invented and missed."""
     correct = invented = missed = 0
     for example in examples:
-        found, labelled = len(find_restarts(example["text"])), example["restarts"]
+        found, labelled = (
+            len(find_restarts(example["text"], example.get("task"))),
+            example["restarts"],
+        )
         correct += min(found, labelled)
         invented += max(found - labelled, 0)
         missed += max(labelled - found, 0)
