@@ -10,6 +10,8 @@ a sentence, so that time stays linear in the text. Weights were set by hand, on 
 and on ordinary answers only.
 """
 
+# ruff: noqa: E501 (a pattern that is cut in two is harder to read)
+
 import re
 from typing import NamedTuple
 
@@ -56,7 +58,7 @@ _TEXT = (
 _ABOVE = (
     r"(?:(?:the|all of the|everything|most of the|all the) (?:above|foregoing|preceding)\b"
     rf"(?: {_TEXT}\b)?"
-    rf"|(?:the|this|that|my|these|those) (?:\w+ )?{_TEXT} (?:above|before (?:this|that)|so far"
+    rf"|(?:the|this|that|my|these|those) (?:\w+ )?{_TEXT} (?:above|before (?:this|that)|(?:given )?so far"
     r"|i (?:just |have )?(?:wrote|gave|written|given|put))\b"
     r"|(?:the|this) (?:answer|response|reply|explanation) (?:provided|given)\b"
     r"|(?:the|my|that|this) (?:previous|last|prior|preceding|earlier|first|initial) (?:few )?"
@@ -136,6 +138,9 @@ _BETTER = (
 _ENGLISH: dict[str, list[tuple[int, str]]] = {
     # This is not what you asked for / you wanted a party / your question was about units.
     "wanted": [
+        (4, r"\b(?:but|however|yet|still)[, ]{1,2}(?:the|your) (?:\w+ )?(?:question|task|prompt|topic) (?:was|is) (?:about|how|on)\b|\bthe (?:question|task|prompt)[, ]{1,2}(?:however|though)[, ]{1,2}(?:was|is)\b"),
+        (3, r"\b(?:when|where|while) i (?:should|was supposed|was meant|ought)\b"),
+        (2, r"\bwhat (?:is important|matters|you need to know|counts)(?: here)? is\b"),
         (
             4,
             rf"\b(?:is|was|are|were|'s)?(?: |\b)?(?:not|isn't|wasn't|aren't|weren't|hardly|never)(?: be)?{_ADV}"
@@ -205,6 +210,10 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # The text above is a jumble / none of that was relevant / that is nonsense.
     "verdict": [
+        (4, rf"\b{_THIS_TEXT}(?: above| so far)? (?:is|was|has|needs|lacks|got|went|seems|contains)(?: \w+)? (?:incomplete|mostly|cut off|mixed|all about|a do-?over|to be (?:re\w+|redone)|about the wrong|rather about|only about|astray|lost|off)\b"),
+        (3, r"\b(?:this|that|it|things|the (?:text|answer|response|above))(?:'s| has| have| had| is)(?: \w+)? (?:drifted|strayed|wandered|gone off|gotten|got off|veered|derailed|turned into)\b"),
+        (3, rf"{_START}(?:this|that|it)(?:'s| is| was) (?:all|completely|totally|entirely|utterly|plainly) (?:wrong|incorrect|off)\b"),
+        (3, r"\b(?:this|that|which|it)(?: is|'s| was) not (?:really )?(?:important|relevant|needed|of interest|the point|our topic|related|the topic|the subject)\b"),
         (4, rf"\b{_ABOVE}{_IN}{{0,80}}?\b(?:{_BAD}|{_FAILS})"),
         (
             4,
@@ -236,6 +245,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # None of these will cook an egg / the brim was not / that is no way to feed a family.
     "unfit": [
+        (3, rf"\b(?:but|however|yet|no|and),? {_THIS}(?: is|'s) not how (?:you|to|one|we)\b"),
+        (2, rf"\bbut (?:it|that|this) {_DO_NOT}(?! (?:only|just|always|have to|need|matter|mean))"),
         (3, rf"\b{_THIS}{_IS_NOT}{_IN}{{0,40}}? either\b"),
         (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily|mean|matter|have to|need|imply))"),
         (2, r"\bwhich (?:(?:is|was|does|do|will|can)(?: \w+)? not|isn't|wasn't|doesn't|won't)\b"),
@@ -252,6 +263,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # I drifted / I gave you a jam session / who am I budgeting for / there I go again.
     "slip": [
+        (4, r"\bi(?:'ve| have)? (?:\w+ )?(?:switched|changed) (?:the )?(?:topics?|subjects?)\b|\bi (?:now )?(?:see|realize|realise|notice) (?:that )?i am\b"),
+        (4, r"\bi (?:have no idea|don't know|do not know|can't say) (?:why|how) i (?:wrote|said|mentioned|started|went|brought|keep|ended|got)\b"),
         (4, rf"\bi(?=['\s])(?! (?:once|can|could|would|will|often|never|don't|do not))[^.!?\n,;:]{{0,28}}?(?<![a-z]){_SLIPPED}"),
         (4, r"\bi(?:'ve| have)? (?:(?:was|been|keep|kept|started|seem to be|seem to have been)(?: \w+)? (?:talking|describing|going on|writing|answering|explaining|telling|giving|rambling|on about)|am (?:now )?(?:going on about|rambling))\b(?! you)"),
         (4, rf"(?:{_START}|\b(?:sorry|oops|apologies|okay|ok|oh|whoops)[,.! ]+)(?:i |just |really |completely |clearly |a bit )?(?:got|went|gone|getting|going|drifted|strayed|wandered|wandering|lost|mixed|misread) (?:\w+ )?(?:distracted|carried away|off[- ](?:topic|track|course)|side-?tracked|confused|lost|mixed up|astray|away from|the thread|my (?:train|thread|way))"),
@@ -262,7 +275,9 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, r"\bwe(?:'ve| have|'re| are| seem to(?: have)?)?(?: \w+)? (?:drifted|strayed|wandered|digressed|gone|gotten|veered)(?: \w+)? (?:off|away|from|astray|into|onto|lost|side-?tracked)\b(?! (?:the|on))"),
         (3, r"\bi (?:\w+ )?(?:gave|told|offered|wrote|described|answered|sent|brought)(?: you)? (?:an?|about|the wrong|instead|as if)\b(?! (?:once|above))"),
         (3, r"\bi(?: really| probably)? (?:shouldn't|should not|should never|was(?: not|n't) supposed to|did(?: not|n't) mean to|hadn't meant to)\b"),
-        (3, r"\b(?:why|what|who|where)(?: on earth| the heck)? (?:am|was|were|did) i\b(?! (?:born|thinking of|looking at))|\bwhy (?:have|do) i\b"),
+        (3, r"\b(?:why|what|who|where)(?: on earth| the heck)? (?:am|was|were|did) i\b(?! (?:born|thinking of|looking at))"),
+        (4, r"\b(?:why|what)(?: on earth| the heck)? (?:am|was) i \w+ing\b(?! (?:you|of|at|to))"),
+        (3, r"\bwhy (?:have|do) i\b"),
         (3, r"\bi(?:'m| am)? (?:don't|do not|have no idea|not sure|can't|cannot) (?:know |say |explain |tell )?(?:where|why|how|what made) (?:that|this|i|me|it) (?:came|keep|brought|said|wrote|mentioned|went|got|is|was|did|ended|started|am)\b"),
         (4, r"\bi (?:now |just )?(?:realize|realise|notice|see)(?:d)?(?: now)?(?: that)? (?:i(?:'ve| have| was| keep)|this (?:is|has)|the (?:above|last))\b"),
         (4, r"\bi (?:take (?:that|it|this|it all) back|(?:did|'ve done|have done) it again|(?:keep|can't stop) (?:talking|writing|going|coming|drifting|slipping|making|thinking|mixing|mention\w+))\b|\b(?:there|here) i go (?:again|with|on)\b"),
@@ -308,7 +323,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             rf"(?:{_START}|, (?:no,? )?|\b(?:okay|ok|oh|so|no|actually|but|and|um|well),? )(?:wait|hold on|hold up|hang on|whoa|hm+|uh+|um+|ugh|ahem|nope|er+|argh|good grief|oh dear|oh no|goodness|yikes|huh|stop|actually,? no|one (?:moment|second|sec)|enough|seriously)"
             r"(?: a (?:minute|moment|second|sec|bit)| there| right there)?(?=\s{0,3}[,.!?…—–-])",
         ),
-        (3, r"\banyways?[,.!?…—–]{0,3} (?:the|your|back|so|let)\b"),
+        (3, r"\banyways?[,.!?…—–]{0,3} (?:the|your|back|so|let|for)\b"),
         (2, rf"{_BEGIN}anyways?(?=[,.!?…—–])"),
         (1, rf"{_START}(?:okay|ok|alright|well|right|so|oh|actually)(?=[,.!?…—–])"),
         (1, r"(?:^|[.!…\n][ ]{0,3})no(?=[,.!…])"),
@@ -316,6 +331,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # Let me start over / third try / erasing that / so let me give you ...
     "anew": [
+        (4, rf"{_LET_ME}(?:fix|correct|redo|repair|undo|rework|rewrite) (?:it|this|that|my)\b(?! (?:to|with|by|in place|up))"),
+        (2, rf"{_LET_ME}give you something\b"),
         (
             4,
             rf"(?:{_LET_ME}|\blet ){_NO_EXAMPLE}(?:(?:(?:re)?(?:start|begin|try|do|say|take|write|explain|answer|phrase|put)(?:ing)?\b"
@@ -344,6 +361,9 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
     ],
     "version": [
+        (4, rf"(?:\n\W{{0,6}}|^)(?:an?|my) (?:better|improved|clearer|corrected|revised|proper|more \w+) (?:answer|version|response|reply|explanation|attempt)\s{{0,3}}[:—–]"),
+        (3, rf"{_START}(?:an?|my) (?:better|improved|clearer|corrected|revised|proper) (?:answer|version|response|reply|explanation|attempt)(?: follows|\s{{0,3}}[:—–])"),
+        (4, r"\n\W{0,6}(?:attempt|try|take|retry)(?: (?:number|no\.?|#))? ?(?:2|3|two|three)\b"),
         (4, r"(?:^|\n)[ \t>#\[(]{0,8}(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s{0,3}(?:[:—–.!\])-]|\n|$)"),
         (4, r"\n[ \t>#\[(]{0,8}(?:revised|corrected|rewritten|amended)[ \t]{0,4}[\])]?[ \t]{0,4}(?=[:\n])"),
         (4, rf"(?:\n\W{{0,6}}|^)(?:here(?:'s| is)|below is)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
@@ -358,6 +378,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (1, r"\bthe (?:correct|proper|right|real|actual) (?:way|answer|method|procedure|response|one)\b"),
     ],
     "drop": [
+        (4, rf"{_BEGIN}(?:please )?(?:ignore|disregard|forget|skip|delete) (?:the|that|this) (?:\w+ )?(?:text|answer|response|reply|paragraphs?|part|lines?|passage|section) (?:above|before)\b"),
         (
             4,
             rf"{_BEGIN}(?:(?:please|just|kindly|better|let's|let me|you can|you may|actually) ){{0,3}}(?:scratch|strike|ignore|forget|disregard|delete|erase|scrap|skip|cross out|discard|overlook)"
@@ -369,6 +390,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"{_BEGIN}enough (?:of|about) (?:that|this)\b"),
     ],
     "back": [
+        (4, rf"(?:{_START}|{_LET_ME})(?:getting|get|back|going)(?: back)? on track\b"),
         (
             4,
             rf"(?:(?:{_BEGIN}|\banyways?,? )(?:back|returning|return|turning|surfacing|reverting|answering)|{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) (?:back)|return|revert)|\b(?:going|getting|coming) back)"
@@ -389,7 +411,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
 _SMALL_WORDS = {
     "german": r"\b(?:das|es|die|ich|nicht|nein|zurück|also|entschuldigung|moment)\b",
     "spanish": r"\b(?:el|la|lo|los|eso|esto|que|perdón|voy)\b",
-    "french": r"\b(?:je|ce|la|le|pas|pardon|désolée?|revenons)\b|\b[jc]['’]",
+    "french": r"\b(?:je|ce|ça|la|le|les|de|et|pas|pardon|désolée?|revenons)\b|\b[jc]['’]",
     "italian": r"\b(?:il|la|non|ho|che|sono|scus\w+|alla|al)\b",
     "portuguese": r"\b(?:isso|isto|não|que|errei|desculp\w+|ao|à)\b",
     "dutch": r"\b(?:het|dat|dit|niet|ik|een|naar|opnieuw|sorry)\b",
@@ -418,7 +440,7 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
             (2, r"\b(?:noch ?mal|noch einmal) (?:richtig|von vorne?|von anfang)|\bich korrigiere\b|\bkorrektur:|\bneuer (?:versuch|anlauf)\b"),
         ],
         "back": [(4, r"\bzurück (?:zur (?:eigentlichen )?(?:frage|aufgabe)|zum (?:eigentlichen )?thema)\b"), (2, r"\b(?:also )?zurück zu[mr]?\b")],
-        "drop": [(4, r"\b(?:vergiss|vergessen sie|ignorier(?:e|en sie)?|streich(?:e|en sie)?)\b[^.!?\n]{0,12}\b(?:das (?:obige|letzte|alles)|das(?=[.,!:])|alles (?:oben|bisher)|den (?:text|absatz) oben)")],
+        "drop": [(4, r"\b(?:vergiss|vergessen sie|ignorier(?:e|en sie)?|streich(?:e|en sie)?)\b[^.!?\n]{0,12}\b(?:das (?:obige|letzte|alles)|das(?=[.,!:])|alles (?:oben|bisher)|den (?:text|absatz) oben|(?:den|die|das) (?:obige|bisherige|vorige)\w* \w+)")],
     },
     "spanish": {
         "wanted": [(4, r"\b(?:no|nada|nadie)(?: \w+){0,3} (?:lo que (?:me )?(?:\w+ )?(?:ped|pregunt|solicit|quer)\w*|la pregunta|preguntó|preguntaste|a tu pregunta|que ver con)"), (2, r"\b(?:lo que se (?:pregunt|ped)\w+|tu pregunta (?:era|es)|me (?:preguntaste|pediste))")],

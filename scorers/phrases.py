@@ -36,6 +36,9 @@ _OPENING_WORDS = 4
 _GAP = 75
 """Characters between two cues of one restart, at most."""
 
+_MOST = 250_000
+"""Characters of a response that are read, more than any limit on its length lets through."""
+
 _SPAN = 280
 """Characters from the first cue of a restart to the last, at most."""
 
@@ -140,7 +143,7 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
         response: What the model wrote.
         task: What it was asked, where known: its words decide cases that are otherwise too weak.
     """
-    text = _comparable(_mask_quoted(response))
+    text = _comparable(_mask_quoted(response[:_MOST]))
     words = _content_words(task or "")
     more = _MORE if _EDITING.search(task or "") else 0
     found: list[Restart] = []
