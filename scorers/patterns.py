@@ -100,7 +100,7 @@ _ASKED = (
 _LET_ME = (
     r"\b(?:let me|lemme|let us|let's|allow me to|i'?ll|i will|i shall|i'?d (?:better|like to)"
     r"|i would like to|i want to|i need to|i should|i must|i have to|i'm going to|i am going to"
-    r"|may i|can i|we should|we need to|i'd rather)"
+    r"|we should|we need to|i'd rather)"
     r"(?: (?:just|please|now|quickly|actually|really|properly|briefly|simply|instead|try to"
     r"|try and|go and|try|also|then)){0,3} "
 )
@@ -393,7 +393,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"(?:{_START}|{_LET_ME})(?:getting|get|back|going)(?: back)? on track\b"),
         (
             4,
-            rf"(?:(?:{_BEGIN}|\banyways?,? )(?:back|returning|return|turning|surfacing|reverting|answering)|{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) (?:back)|return|revert)|\b(?:going|getting|coming) back)"
+            rf"(?:(?:{_BEGIN}|\banyways?,? )(?:back|returning|return|turning|surfacing|reverting)|{_LET_ME}(?:(?:go|get|come|turn|bring \w+|steer|move) (?:back)|return|revert)|\b(?:going|getting|coming) back)"
             r"(?: now| again| round)? (?:to |on |onto )?(?:(?:the|your|my|our|this) (?:(?:original|actual|real|initial|first|main|second) )?(?:question|task|topic|prompt|request|matter|subject|assignment|point|business|track)\b|what (?:was|you|i was|is) (?:asked|were|wanted|asking|supposed|meant))",
         ),
         (4, r"\bthe (?:matter|task|question|topic) at hand, which\b|\b(?:getting|moving|coming) off (?:the|that|this) \w+ and (?:on|on to|onto|back)\b"),
