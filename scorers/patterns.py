@@ -68,9 +68,7 @@ _ABOVE = (
     r"|(?:everything|all) (?:so far|up to here|i (?:just |have )?(?:said|wrote|written))\b"
     r"|my (?:\w+ )?(?:answer|response|reply|explanation)\b)"
 )
-_THIS_TEXT = (
-    r"(?:this|the|that) (?:\w+ )?(?:response|reply|answer|passage|text|output|author|writer)\b"
-)
+_THIS_TEXT = r"(?:this|the|that) (?:\w+ )?(?:response|reply|answer|passage|text|explanation|output|author|writer)\b"
 _BAD = (
     r"(?:wrong|incorrect|inaccurate|irrelevant|unrelated|off[- ](?:topic|track|the mark|point"
     r"|course|base)|beside the point|nonsens\w*|gibberish|jumbled?|garbled|incoherent|confus\w+"
@@ -81,7 +79,7 @@ _BAD = (
 )
 _FAILS = (
     r"(?:(?:nothing to do with|(?:makes?|made) (?:no|little) sense|no (?:clear|real|actual) \w+"
-    r"|lost (?:sight|track)|mistook|mixed (?:up|together)|reads (?:as if|like)|more of an?"
+    r"|lost (?:sight|track|its way)|mistook|mixed (?:up|together)|reads (?:as if|like)|more of an?"
     r"|little (?:in it|they|about|to do|use)|fail(?:s|ed)? to|skip(?:s|ped)|drift\w*|stray\w*"
     r"|wander\w*|rambl\w*|belongs? (?:to|in) an?other|too busy with|miss(?:es|ed) the (?:point|mark)"
     r"|(?:of|is|be) (?:no|not much|little) (?:help|use)|(?:of|much|any) help)\b)"
@@ -138,6 +136,9 @@ _BETTER = (
 _ENGLISH: dict[str, list[tuple[int, str]]] = {
     # This is not what you asked for / you wanted a party / your question was about units.
     "wanted": [
+        (4, r"\bwhat (?:does|do|did|has|have) (?:this|that|it|any of (?:this|that)|all (?:of )?(?:this|that)|the \w+)(?: have| got)? to do with\b"),
+        (4, r"\b(?:i (?:think|take it|guess|suppose|believe|assume)|surely|presumably) you (?:meant|wanted|were asking|asked)\b"),
+        (3, r"\byou (?:came|are|were) here (?:for|to)\b"),
         (4, r"\b(?:but|however|yet|still)[, ]{1,2}(?:the|your) (?:\w+ )?(?:question|task|prompt|topic) (?:was|is) (?:about|how|on)\b|\bthe (?:question|task|prompt)[, ]{1,2}(?:however|though)[, ]{1,2}(?:was|is)\b"),
         (3, r"\b(?:when|where|while) i (?:should|was supposed|was meant|ought)\b"),
         (2, r"\bwhat (?:is important|matters|you need to know|counts)(?: here)? is\b"),
@@ -210,6 +211,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # The text above is a jumble / none of that was relevant / that is nonsense.
     "verdict": [
+        (4, r"\bnot (?:a|an|much of an?|really an?|exactly an?)(?: \w+)? (?:answer|response|explanation|guide|reply)\b(?! (?:to every|for every))"),
         (4, rf"\b{_THIS_TEXT}(?: above| so far)? (?:is|was|has|needs|lacks|got|went|seems|contains)(?: \w+)? (?:incomplete|mostly|cut off|mixed|all about|a do-?over|to be (?:re\w+|redone)|about the wrong|rather about|only about|astray|lost|off)\b"),
         (3, r"\b(?:this|that|it|things|the (?:text|answer|response|above))(?:'s| has| have| had| is)(?: \w+)? (?:drifted|strayed|wandered|gone off|gotten|got off|veered|derailed|turned into)\b"),
         (3, rf"{_START}(?:this|that|it)(?:'s| is| was) (?:all|completely|totally|entirely|utterly|plainly) (?:wrong|incorrect|off)\b"),
@@ -230,7 +232,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
             rf"\b(?:none|nothing|little|not much|no part|not a word) (?:of|in) (?:that|this|it|what|{_ABOVE})"
             rf"{_IN}{{0,40}}?\b(?:relevant|real|right|true|helps?|helped|answers?|makes?|belongs?|applies|sense|useful|to do with)\b",
         ),
-        (4, rf"\b{_THIS_TEXT}{_IN}{{0,60}}?\b(?:{_FAILS}|incoherent|jumbled?|garbled|confus\w+|off[- ]topic|nonsens\w*|rambl\w*)"),
+        (4, rf"\b{_THIS_TEXT}{_IN}{{0,60}}?\b(?:{_FAILS}|incoherent|jumbled?|garbled|confus\w+|off[- ]topic|nonsens\w*|rambl\w*|(?:is|was) off)\b"),
         (3, rf"\b{_THIS_TEXT}{_IN}{{0,30}}?(?:n't|\bnot)\b (?:\w+ )?(?:seem|appear|answer|address|help|make|provide|give|fit|clear|relevant|helpful|useful)\b"),
         (3, rf"\b(?:it|there|this|that)(?: \w+)? (?:seems?|appears?|looks?)\b{_IN}{{0,80}}?\b(?:jumbled?|garbled|incoherent|mixed up|mix-up|confusion|nonsens\w*|gibberish|off[- ]topic|off[- ]track|confused|mess)\b"),
         (4, rf"\b(?:this|that)(?: is| was)(?: an?)?{_ADV} (?!not right){_BAD} {_TEXT}\b"),
@@ -245,6 +247,8 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # None of these will cook an egg / the brim was not / that is no way to feed a family.
     "unfit": [
+        (3, r"\b(?:this|that|which|it|they|these|those) (?:does not|doesn't|do not|don't) belong\b"),
+        (3, r"\b(?:this|that|it)(?: is|'s| was)(?: \w+){1,3},? not (?:\w+ ){1,3}so\b"),
         (3, rf"\b(?:but|however|yet|no|and),? {_THIS}(?: is|'s) not how (?:you|to|one|we)\b"),
         (2, rf"\bbut (?:it|that|this) {_DO_NOT}(?! (?:only|just|always|have to|need|matter|mean))"),
         (3, rf"\b{_THIS}{_IS_NOT}{_IN}{{0,40}}? either\b"),
@@ -263,6 +267,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # I drifted / I gave you a jam session / who am I budgeting for / there I go again.
     "slip": [
+        (3, r"\bwe were (?:talking|on|discussing|speaking|supposed)\b|\bwe(?:'ve| have)(?: \w+)? (?:strayed|drifted|wandered)\b"),
         (4, r"\bi(?:'ve| have)? (?:\w+ )?(?:switched|changed) (?:the )?(?:topics?|subjects?)\b|\bi (?:now )?(?:see|realize|realise|notice) (?:that )?i am\b"),
         (4, r"\bi (?:have no idea|don't know|do not know|can't say) (?:why|how) i (?:wrote|said|mentioned|started|went|brought|keep|ended|got)\b"),
         (4, rf"\bi(?=['\s])(?! (?:once|can|could|would|will|often|never|don't|do not))[^.!?\n,;:]{{0,28}}?(?<![a-z]){_SLIPPED}"),
@@ -331,6 +336,11 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # Let me start over / third try / erasing that / so let me give you ...
     "anew": [
+        (4, rf"{_LET_ME}(?:go over|re-?read|look (?:back )?at|revisit|reconsider|think about|consult) (?:the|your) (?:\w+ )?(?:question|task|prompt|request)\b"),
+        (4, rf"{_LET_ME}(?:scratch|scrap|ignore|drop|correct|revise|replace|fix|rewrite) (?:the|that|this|my) (?:above|previous|last|earlier|text|answer|response)\b"),
+        (4, rf"{_START}(?:instead of|rather than) (?:the above|all (?:of )?(?:that|this)|what i \w+)\b"),
+        (3, rf"{_START}(?:instead of|rather than) (?:that|this),"),
+        (3, rf"{_START}(?:(?:okay|ok|right|come on),? )?focus[.!]"),
         (4, rf"{_LET_ME}(?:fix|correct|redo|repair|undo|rework|rewrite) (?:it|this|that|my)\b(?! (?:to|with|by|in place|up))"),
         (2, rf"{_LET_ME}give you something\b"),
         (
@@ -354,14 +364,14 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"{_LET_ME}(?:be|do|make (?:this|that|it)|offer|give you) (?:\w+ )?(?:better|more (?:helpful|useful|relevant|sensible|accurate|coherent)|helpful|right this time)\b"),
         (3, rf"{_LET_ME}(?:answer|address|respond to|tackle|return to) (?:the|your)(?: \w+)? (?:question|request|task|prompt)\b"),
         (4, r"\bi(?:'d| would| will|'ll|'m| am|'ve| have)?(?: \w+){0,2} (?:pick|choose|chose|chosen|prefer|keep|keeping|go|going|stick|sticking|stay|use|take|give|drop)\b[^.!?\n]{0,20}\b(?:the|that) (?:(?:first|second|earlier|previous|former|other|last|above|original) (?:text|answer|version|one|response|attempt|of (?:these|the|those))|(?:text|answer|version|one|response) above|(?:first|second|former|latter|other)(?=[.:,;]))(?= |[.,:;!])"),
-        (3, rf"\b(?:this|that|the above|which) (?:\w+ )?(?:above )?will be (?:my|the) (?:final )?(?:answer|version)\b"),
+        (3, r"\b(?:this|that|the above|which) (?:\w+ )?(?:above )?will be (?:my|the) (?:final )?(?:answer|version)\b"),
         (3, r"\bif i can do better\b|\b(?:do|say|put|explain|answer) (?:this|that|it) better\b|\bin a (?:better|clearer|more \w+) way\b"),
         (2, r"\bso here goes\b|\b(?:please )?use this instead\b|\bi shall turn to\b|\bdouble-?check\b|\blet me think\b"),
         (1, rf"{_LET_ME}(?:give|provide|offer|write|tell|show|present|answer|address|explain|say|describe|help|clarify|correct|turn|think)\b"),
-        (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
+        (1, r"\bso(?: then)? (?:here (?:goes|are|is)|here's|moving (?:forward|on)|to continue|the (?:answer|next|way|steps?)|for the|what i|what you|in the|we|you should|again|i (?:am|will|shall|'ll))\b|\b(?:here (?:is|are)|here's) (?:what|how|the)\b|\bwhat you need\b|\bthis time\b|\bthe (?:way it goes|rest is this)\b"),
     ],
     "version": [
-        (4, rf"(?:\n\W{{0,6}}|^)(?:an?|my) (?:better|improved|clearer|corrected|revised|proper|more \w+) (?:answer|version|response|reply|explanation|attempt)\s{{0,3}}[:—–]"),
+        (4, r"(?:\n\W{0,6}|^)(?:an?|my) (?:better|improved|clearer|corrected|revised|proper|more \w+) (?:answer|version|response|reply|explanation|attempt)\s{0,3}[:—–]"),
         (3, rf"{_START}(?:an?|my) (?:better|improved|clearer|corrected|revised|proper) (?:answer|version|response|reply|explanation|attempt)(?: follows|\s{{0,3}}[:—–])"),
         (4, r"\n\W{0,6}(?:attempt|try|take|retry)(?: (?:number|no\.?|#))? ?(?:2|3|two|three)\b"),
         (4, r"(?:^|\n)[ \t>#\[(]{0,8}(?:here (?:is|are|'s) (?:the |a |my |an )?|here's (?:the |a |my |an )?|my )?(?:revised|corrected|rewritten|improved|amended|second|third|better|updated) (?:response|answer|version|reply|attempt|explanation)\s{0,3}(?:[:—–.!\])-]|\n|$)"),
@@ -369,7 +379,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"(?:\n\W{{0,6}}|^)(?:here(?:'s| is)|below is)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\bhere(?:'s| is| are)(?: the| an?| my)?(?: \w+,?)? {_BETTER}(?:,? \w+)? {_VERSION}(?! to)"),
         (3, rf"\b(?:below (?:is|you(?:'ll| will) find)|what follows is)(?: the| an?| my)?(?: \w+,?)? (?:\w+ )?{_VERSION}"),
-        (1, rf"\bhere(?:'s| is| are)(?: the| an?| my)? (?:better|revised|corrected|correct|improved|proper|real|actual|right)\b"),
+        (1, r"\bhere(?:'s| is| are)(?: the| an?| my)? (?:better|revised|corrected|correct|improved|proper|real|actual|right)\b"),
         (2, rf"{_START}(?:an?|the|suggested|one) (?:\w+ )?(?:better|helpful|useful|clearer|correct|revised|more \w+|proper)(?: and \w+)? (?:explanation|answer|reply|response|version|overview|guide|way to (?:put|say|answer|explain))\b|\bbetter served\b|\bsuggested replacement\b|\bput it more plainly\b"),
         (2, r"(?:^|\n)[^\n]{0,60}\b(?:second|third|new|revised|updated|corrected) (?:draft|version|try|attempt|plan|take)\b"),
         (3, r"\bthis replaces\b|\breplac(?:es|ing) (?:the text|what|the above)"),
@@ -390,6 +400,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (4, rf"{_BEGIN}enough (?:of|about) (?:that|this)\b"),
     ],
     "back": [
+        (4, r"\b(?:now|so|and|but|on)(?: back| on)? to the (?:actual|real|original) \w+"),
         (4, rf"(?:{_START}|{_LET_ME})(?:getting|get|back|going)(?: back)? on track\b"),
         (
             4,

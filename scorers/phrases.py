@@ -6,8 +6,8 @@ up: what was written, what is wrong with it, what was asked, an excuse, a slip i
 a new start. Runs of clauses without punctuation are read like sentences, any number of restarts is
 found, and where the task is known, naming it again decides the cases that are nearly enough.
 
-It does not know: a silent change of topic (no words turn away), a restart told by a character or in
-a letter (left out on purpose), irony, and turns of phrase that share no cue. What it is measured on:
+It does not know: a silent change of topic (no words turn away), a restart that a character or a
+letter tells (left out on purpose), irony, and words that share no cue. Measured on
 `python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` prints three sets, "dev" (cues were
 fitted to it), "held_out" and "fresh" (written before; both have been seen since).
 """
@@ -64,19 +64,25 @@ _PREDICATE = re.compile(
 )
 _MORE = 2
 _EDITING = re.compile(
-    r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|correcte?d?\b|grammar|spelling|errors?\b|mistakes?\b|improve the"
-    r"|evaluat|feedback|fix\b|identify)",
+    r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|corrected\b|grammar"
+    r"|spelling|errors?\b|mistakes?\b|improve the|evaluat|feedback|fix\b|identify)",
     re.IGNORECASE,
 )
 """A task about mending texts or errors: its answer speaks of versions anyway, so more is needed."""
 
 _FRAME = frozenset(
-    "explain how to do you the a an of for in on and or with your my is are what properly make"
-    " write give perform basic good perfect effective successful create calculate from different"
-    " without it that this by at as can i".split()
+    re.findall(
+        r"\w+",
+        "explain how to do you the a an of for in on and or with your my is are what properly make"
+        " write give perform basic good perfect effective successful create calculate from"
+        " different without it that this by at as can i",
+    )
 )
+"""Words of a task that do not say what it is about."""
+
 _CONDITION = re.compile(
-    r"\b(?:falls|wenn|sollten|si|cuando|quand|se|quando|als|jeśli|если|if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
+    r"\b(?:falls|wenn|sollten|si|cuando|quand|se|quando|als|jeśli|если"
+    r"|if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
     r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
 )
 _OFFER = re.compile(r"\b(?:let me know|tell me|feel free|please (?:tell|say|ask)|just ask)\b")
