@@ -85,6 +85,7 @@ _CONDITION = re.compile(
     r"|if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
     r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
 )
+_CALL_OR_END = re.compile(r"[.!?\n]|\b(?:wait|sorry|no|hold on|hang on|hmm+|oh)\b")
 _OFFER = re.compile(r"\b(?:let me know|tell me|feel free|please (?:tell|say|ask)|just ask)\b")
 
 
@@ -160,6 +161,8 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
             weight += 1
         if weight < enough:
             continue
+        while _leads_only(text, group, enough):
+            group = group[1:]
         start, end = _clause_start(text, group[0].start), group[-1].end
         if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
             continue
@@ -217,7 +220,9 @@ def _blank_before(words: str) -> int:
 
 def _is_excluded(text: str, hit: _Hit) -> bool:
     """Whether the cue stands in a condition or an offer: "if this is not what you asked for"."""
-    before = re.split(r"[.!?\n]", text[max(0, hit.start - 60) : hit.start])[-1]
+    before = _CALL_OR_END.split(text[max(0, hit.start - 60) : hit.start])[-1]
+    if hit.kind in _CALLS:
+        return False
     after = re.split(r"[.!?\n]", text[hit.end : hit.end + 80])[0]
     return bool(_CONDITION.search(before) or _OFFER.search(before) or _OFFER.search(after))
 
@@ -255,6 +260,14 @@ def _shared(one: _Hit, other: _Hit) -> bool:
     """Whether two cues are in good part the same words."""
     common = min(one.end, other.end) - max(one.start, other.start)
     return 3 * common >= min(one.end - one.start, other.end - other.start)
+
+
+def _leads_only(text: str, group: list[_Hit], enough: int) -> bool:
+    """Whether the first cue is a weak one of a sentence before the restart's own."""
+    first, rest = group[0], group[1:]
+    if first.kind in _CALLS or first.weight > 2 or not rest or _weight(rest) < enough:
+        return False
+    return re.search(r"[.!?\n]", text[first.end : rest[0].start]) is not None
 
 
 def _clause_start(text: str, at: int) -> int:
