@@ -263,11 +263,12 @@ def _shared(one: _Hit, other: _Hit) -> bool:
 
 
 def _leads_only(text: str, group: list[_Hit], enough: int) -> bool:
-    """Whether the first cue is a weak one of a sentence before the restart's own."""
+    """Whether the first cue is a weak one of a sentence before the call that opens it."""
     first, rest = group[0], group[1:]
     if first.kind in _CALLS or first.weight > 2 or not rest or _weight(rest) < enough:
         return False
-    return re.search(r"[.!?\n]", text[first.end : rest[0].start]) is not None
+    calls = (hit.start for hit in rest if hit.kind in _CALLS and hit.weight > 1)
+    return re.search(r"[.!?\n]", text[first.end : next(calls, first.end)]) is not None
 
 
 def _clause_start(text: str, at: int) -> int:
