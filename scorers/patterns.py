@@ -35,7 +35,7 @@ _BEGIN = (
     r"|wait|no|oh|now|then|seriously|still|that) )"
 )
 """Where a clause begins: at a mark, a line, or a word that joins clauses."""
-_START = r"(?:^|[.!?(—–…\n>#-]\s{0,3})"
+_START = r"(?:^|[\x00.!?(—–…\n>#-]\s{0,3})"
 """Where a sentence begins."""
 _ADV = (
     r"(?: (?:really|quite|at all|all|completely|totally|just|also|still|even|actually|exactly"

@@ -163,7 +163,9 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
             continue
         while _leads_only(text, group, enough):
             group = group[1:]
-        start, end = _clause_start(text, group[0].start), group[-1].end
+        first, end = group[0], group[-1].end
+        calls = first.kind in _CALLS and first.weight > 1
+        start = _clause_start(text, first.start, 0 if calls else _NEAR)
         if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
             continue
         if _WORD.search(response, end) is None:
@@ -271,19 +273,19 @@ def _leads_only(text: str, group: list[_Hit], enough: int) -> bool:
     return re.search(r"[.!?\n]", text[first.end : next(calls, first.end)]) is not None
 
 
-def _clause_start(text: str, at: int) -> int:
+def _clause_start(text: str, at: int, near: int) -> int:
     """Where the clause of the first cue begins: at its sentence, or at a word that turns."""
     low = max(0, at - _BEFORE)
     before = text[low:at]
     begin = max((match.end() for match in _SENTENCE.finditer(before)), default=-1)
     if turns := [match.start() for match in _TURN.finditer(before, max(begin, 0))]:
         begin = turns[-1]
-    elif begin < 0 or len(before) - begin > _NEAR:
+    elif begin < 0 or len(before) - begin > near:
         if (lead := _LEAD.search(before)) is not None:
             begin = lead.start()
         elif _PREDICATE.match(text, at) is None:
             begin = len(before)
-        elif begin < 0 and len(before) <= _NEAR:
+        elif begin < 0 and len(before) <= near:
             begin = 0
         elif begin < 0:
             begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
