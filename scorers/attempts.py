@@ -414,7 +414,7 @@ def attempts(margin: float = MARGIN, recovery: float | None = None) -> Scorer:
         if (failure := failed(str(grader), values(None))) is not None:
             return failure
         response = state.output.completion
-        restarts = find_restarts(response)[:_STORED]
+        restarts = find_restarts(response, task_of(state))[:_STORED]
         loop = degeneration(response)
         verdict = (
             await ask(grader, task_of(state), trial.label, response)

@@ -70,7 +70,7 @@ def prefill_control(
 
 def _continued(one: Response, characters: int, mirror: bool) -> Planned:
     beginning = one.response[:characters]
-    restarts = find_restarts(beginning)
+    restarts = find_restarts(beginning, one.text)
     if restarts:
         beginning = beginning[: restarts[0].start]
     condition = "steered" if mirror else "unsteered"

@@ -148,7 +148,7 @@ def _with_scores(path: str, responses: Sequence[Response]) -> list[Episode]:
     for one in responses:
         name, scores = judged[one.trial]
         multi = any(_several(score.value) for score in scores.values())
-        multi = multi or bool(find_restarts(one.response))
+        multi = multi or bool(find_restarts(one.response, one.text))
         found.append(Episode(name, one.trial, one.text, one.response, multi))
     return found
 
