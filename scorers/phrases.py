@@ -17,6 +17,7 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
+from esr_eval.scorers.turns import MOST_PLACES, places, turn_encoder
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -47,6 +49,17 @@ _AFRESH = 25
 
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
+
+SURE = 0.9
+"""Score from which the encoder alone makes a restart."""
+
+DOUBTFUL = 0.1
+"""Score below which the encoder denies a restart that words alone would make."""
+
+_NEAR_TURN = 90
+"""Places so many characters from a restart belong to it."""
+
+_CLAUSE_END = re.compile(r"[.!?…:;]+[\"'”’)*_]*(?=\s|$)|\n")
 
 _SENTENCE = re.compile(r"[.!?…;:\n(—–](?=\W)|\n|\(")
 _TURN = re.compile(r"\b(?:but|yet|though|although|which|only|however|ok|okay|well|anyway)\b")
@@ -148,11 +161,44 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
 
     Args:
         response: What the model wrote.
-        task: What it was asked, where known: its words decide cases that are otherwise too weak.
+        task: What it was asked, where known: it decides cases that are otherwise too weak.
     """
-    text = _comparable(_mask_quoted(response[:_MOST]))
-    words = _content_words(task or "")
-    more = _MORE if _EDITING.search(task or "") else 0
+    return list(_found(response, task or ""))
+
+
+@lru_cache(maxsize=512)
+def _found(response: str, task: str) -> tuple[Restart, ...]:
+    masked = _mask_quoted(response[:_MOST])
+    worded = _by_words(response, masked, task)
+    encoder = turn_encoder()
+    if encoder is None:
+        return tuple(worded)
+    at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
+    at = sorted({*at, *(restart.start for restart in worded)})
+    scores = dict(zip(at, encoder.scores(response, at, task), strict=True))
+    found = [restart for restart in worded if scores[restart.start] >= DOUBTFUL]
+    learned: list[int] = []
+    for place in at:
+        near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR for one in found)
+        if scores[place] >= SURE and not near:
+            if not learned or place - learned[-1] > _NEAR_TURN:
+                found.append(_from(response, place))
+            learned.append(place)
+    return tuple(sorted(one for one in found if _WORD.search(response, one.end)))
+
+
+def _from(response: str, start: int) -> Restart:
+    """A restart at a place that the encoder found: to the end of its clause, or a few words."""
+    clause = _CLAUSE_END.search(response, start, start + _SPAN)
+    end = clause.end() if clause else start + _SPAN
+    return Restart(start, end, " ".join(response[start:end].split())[:120])
+
+
+def _by_words(response: str, masked: str, task: str) -> list[Restart]:
+    """What the cues find, in the text without its quoted parts."""
+    text = _comparable(masked)
+    words = _content_words(task)
+    more = _MORE if _EDITING.search(task) else 0
     found: list[Restart] = []
     for group in _groups(_hits(text)):
         weight = _weight(group)
