@@ -38,6 +38,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
+from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.improvement import improvement
 from esr_eval.selection.prepare import prepare
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
@@ -352,6 +353,7 @@ def experiment(
     grouped_by: str | None = None,
     ablation: Ablation | None = None,
     vectors: VectorSource | None = None,
+    continued: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Task:
     """The task: trials answered under their boosts and split into graded attempts.
@@ -368,6 +370,7 @@ def experiment(
         grouped_by: Field of the trial whose values the metrics are told apart by.
         ablation: Latents held at 0.
         vectors: Where the trials' plain vectors come from.
+        continued: Also score what the model adds to the beginning that it is given.
         extra: Further metadata of the log.
     """
     subject, runtime = setup.provider.subject, setup.provider.runtime
@@ -393,11 +396,14 @@ def experiment(
         vectors=vectors,
         until_token=until_token,
     )
+    scorers = [attempts()]
+    scorers += [continuation()] if continued else []
+    scorers += [improvement()] if holistic else []
     waiting = [prepare(**plan.preparation)] if plan.preparation else []
     return Task(
         dataset=trials_dataset(plan.planned, name),
         solver=[*waiting, steered] if waiting else steered,
-        scorer=[attempts(), improvement()] if holistic else attempts(),
+        scorer=scorers if len(scorers) > 1 else scorers[0],
         metrics=None if grouped_by is None else grouped_metrics(grouped_by),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,

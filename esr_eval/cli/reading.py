@@ -35,6 +35,7 @@ def summary(
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import read_all_scored
+    from esr_eval.report.recovery import recoveries, recovery_table
     from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
     from esr_eval.scorers.scores import scale_doubt
 
@@ -44,6 +45,9 @@ def summary(
     pairs = pair_table(runs)
     if pairs is not None:
         console.print(pairs)
+    recovered = recovery_table(recoveries(runs))
+    if recovered is not None:
+        console.print(recovered)
     for name, run in zip(short_names(runs), runs, strict=True):
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")

@@ -89,7 +89,13 @@ def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:
     """
     found: list[Compared] = []
     for condition in conditions:
-        if _is_main(condition) or condition.trials[["level", "vector"]].notna().any(axis=None):
+        # Ablations of a prefill are held against the plain prefill, in a section of their own.
+        aside = condition.experiment is not None and condition.experiment.id == "prefill_ablation"
+        if (
+            aside
+            or _is_main(condition)
+            or condition.trials[["level", "vector"]].notna().any(axis=None)
+        ):
             continue
         main = _main_of(condition, conditions)
         if main is not None:
