@@ -122,6 +122,7 @@ def activations(
         region_frame,
         region_table,
         set_title,
+        what_is_tracked,
     )
 
     found = read_only(log, read_traces, note)
@@ -132,6 +133,8 @@ def activations(
     console = Terminal()
     console.print(region_table(found, statistics))
     console.print(contrast_table(found, statistics))
+    if tracked := what_is_tracked(statistics):
+        console.print(tracked, highlight=False)
     for name, ranked in effects.items():
         if any(one.d is not None for one in ranked):
             console.print(latent_table(ranked, set_title(found, name)))
