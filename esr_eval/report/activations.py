@@ -219,6 +219,8 @@ def _p_value(value: float | None) -> str | None:
 
 MOST_TRACES = 3
 _LEVEL = 0.05
+_LARGE = 0.5
+"""Of the activation itself: an interval that holds such a difference tells nothing."""
 SET_TITLES = {
     "detectors": "detectors",
     "backtracking": "backtracking latents",
@@ -318,6 +320,13 @@ def what_is_tracked(statistics: RegionStatistics) -> str | None:
     told = f"{figures}; difference {with_interval(one.difference, '+.3g')}, {certainty(p)}"
     if p is None:
         return f"{title} in off-topic text of steered answers: {told}."
+    high = one.difference.high
+    if p >= _LEVEL and high is not None and high > _LARGE * means["off_topic"].mean:
+        return (
+            f"{title} show no difference between off-topic text of steered answers with and "
+            f"without a restart ({told}), but these are too few to rule out a large one: whether "
+            "they track off-topic text or its correction stays open."
+        )
     if p >= _LEVEL:
         return (
             f"{title} are as active in off-topic text of steered answers without a restart as of "

@@ -20,6 +20,7 @@ from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
+from esr_eval.report.reach import reach_section
 from esr_eval.report.recovery import prefill_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
 from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
@@ -41,6 +42,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     prefill_section,
     activations_section,
     agreement_section,
+    reach_section,
 )
 """What the page shows, in this order, between the experiments and the episodes."""
 
