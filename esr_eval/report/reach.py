@@ -63,19 +63,15 @@ def _rate(one: Condition, metric: str) -> str | None:
     base = min(max(found.value, half), 1 - half)
     design = Design(base, base / 2, icc=clustering, trials_per_latent=found.n / found.clusters)
     fall, rise = (least_change(design, found.clusters, up, CHANCE) for up in (False, True))
-    falls = (
-        "no fall is seen with that power, not even one to 0"
-        if fall is None or not found.value
-        else f"a fall to {100 * fall:.1f} % or less"
-    )
-    rises = "no rise is" if rise is None else f"a rise to {100 * rise:.1f} % or more"
+    falls = "no fall, not even to 0" if fall is None else f"a fall to {100 * fall:.1f} % or less"
     if not found.value:
-        falls = "a rate of 0 cannot fall, so nothing that lowers it can be seen here"
-    hopeful = ", by an approximation that is a little hopeful" if found.clusters < _FEW else ""
+        falls = "no fall, for a rate of 0 has none"
+    rises = "no rise" if rise is None else f"a rise to {100 * rise:.1f} % or more"
+    hopeful = "; an approximation, a little hopeful" if found.clusters < _FEW else ""
     return (
         f"{one_line(one.name)}, {_RATES[metric]} {100 * found.value:.1f} % of "
         f"{count(found.n, 'trial')} ({count(found.clusters, 'latent')}): run again under another "
-        f"condition, they see with a power of {CHANCE:.0%} {rises}; {falls}; what lies between "
-        f"they cannot show (correlation within a latent {clustering:.2f}, {how}; of latents "
-        f"between conditions {ASSUMED_LATENT_CORRELATION:g}, assumed{hopeful})."
+        f"condition, so many show with a power of {CHANCE:.0%} {falls}, and {rises}; what lies "
+        f"between they cannot show (correlation of trials of a latent {clustering:.2f}, {how}; of "
+        f"latents between conditions {ASSUMED_LATENT_CORRELATION:g}, assumed{hopeful})."
     )

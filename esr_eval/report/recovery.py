@@ -8,13 +8,15 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from esr_eval.logs.conditions import Condition, TrialKey
-from esr_eval.logs.reading import CONTINUATION
+from esr_eval.errors import EsrError
+from esr_eval.logs.conditions import Condition, TrialKey, read_condition, shared_trials
+from esr_eval.logs.reading import CONTINUATION, Note, read_each
 from esr_eval.logs.replay import OFF_TOPIC
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import (
@@ -33,7 +35,7 @@ from esr_eval.report.section import (
 from esr_eval.scorers.continuation import RECOVERED
 from esr_eval.stats.comparisons import holm
 from esr_eval.stats.means import Difference, clustered_mean, mean_difference
-from esr_eval.stats.power import PairedScores, least_difference
+from esr_eval.stats.power import PairedScores, latents_for_difference, least_difference
 from esr_eval.stats.rates import Estimate
 from esr_eval.text import one_line
 
@@ -394,3 +396,84 @@ def _numbers(one: Recovery) -> dict[str, object]:
         "on_topic_left_out": one.first.on_topic,
         "other_beginning": one.other_beginning,
     }
+
+
+def spread_of_logs(paths: Sequence[str | Path], metric: str, note: Note) -> PairedScores | None:
+    """How the differences of two logs' scores spread, over the trials that they share.
+
+    Args:
+        paths: A log and its replay, or two arms of the prefill test; none tells nothing.
+        metric: `recovered_score`, or a score of esr_eval/attempts.
+        note: Told of what is left out, see `esr_eval.logs.reading.read_each`.
+
+    Raises:
+        EsrError: They are not two, or share no trial with that score.
+    """
+    if not paths:
+        return None
+    conditions = read_each(paths, read_condition, note)
+    if len(conditions) != 2:
+        raise EsrError(
+            f"The spread of pairs is taken from two logs of the same trials, not from "
+            f"{len(conditions)}: pass --log twice."
+        )
+    if metric == RECOVERED:
+        pairs = recoveries(conditions)
+        found = pairs[0].spread if pairs else None
+    else:
+        before, after, latents = shared_trials(*(one.by_trial(metric) for one in conditions))
+        found = PairedScores.of(after - before, latents.tolist()) if len(latents) else None
+    if found is None:
+        raise EsrError(
+            f"The two logs have no trials of several latents whose {metric} differ: take two arms "
+            "of the prefill test, or a log and its replay with --metric first_score."
+        )
+    return found
+
+
+LATENTS = (12, 25, 50, 100, 200, 500)
+TRIALS = (1, 5, 10)
+
+
+def visible_table(
+    design: PairedScores,
+    latents: int | None = None,
+    difference: float | None = None,
+    chance: float = 0.8,
+    alpha: float = 0.05,
+) -> Table:
+    """Which mean difference of paired scores latents x trials can see.
+
+    Args:
+        design: Spread and clustering of the pairs' differences, and trials of a latent.
+        latents: A number of latents of one's own.
+        difference: A difference of one's own: the latents that it takes are told.
+        chance: The power that is wanted.
+        alpha: Level of the two-sided test.
+    """
+    own = design.trials_per_latent
+    designs = [replace(design, trials_per_latent=n) for n in sorted({*TRIALS, own})]
+    rows: list[tuple[Cell, ...]] = [
+        (
+            f"{number} latents",
+            *(f"{least_difference(one, number, chance, alpha):.1f}" for one in designs),
+        )
+        for number in sorted({*LATENTS, *([latents] if latents else [])})
+    ]
+    if difference is not None:
+        needed = (latents_for_difference(one, difference, chance, alpha) for one in designs)
+        rows += [RULE, (f"latents for {difference:g} points", *(f"{n:,}" for n in needed))]
+    return Table(
+        f"Difference of paired scores that is seen with {100 * chance:g} % power, "
+        f"two-sided at {100 * alpha:g} %",
+        (
+            "",
+            *(
+                f"{one.trials_per_latent:g} pair{'s' * (one.trials_per_latent != 1)} a latent"
+                for one in designs
+            ),
+        ),
+        rows,
+        f"In points of the score. Differences of pairs spread by {design.deviation:.1f} (standard "
+        f"deviation), those of a latent correlate by {design.icc:.2f}; a t test over the latents.",
+    )
