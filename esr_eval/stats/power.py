@@ -218,6 +218,10 @@ class PairedScores:
         return self.deviation * math.sqrt((1 + (trials - 1) * self.icc) / trials)
 
 
+_CERTAIN = 30
+"""Standard errors beyond which a test of any usual level misses nothing."""
+
+
 def score_power(
     design: PairedScores, difference: float, latents: int, alpha: float = 0.05
 ) -> float:
@@ -225,6 +229,9 @@ def score_power(
     if latents < 2:
         raise EsrError("A test over latents needs two of them.")
     effect = abs(difference) / design.of_a_latent
+    # Where nothing is missed, scipy's noncentral t gives no number.
+    if effect * math.sqrt(latents) > _CERTAIN:
+        return 1.0
     return float(TTestPower().power(effect, latents, alpha))
 
 
