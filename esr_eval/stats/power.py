@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
-from statsmodels.stats.power import TTestPower, normal_power_het, normal_sample_size_one_tail
+from scipy.stats import nct
+from scipy.stats import t as student
+from statsmodels.stats.power import normal_power_het, normal_sample_size_one_tail
 
 from esr_eval.errors import EsrError
 from esr_eval.stats.rates import Floats
@@ -218,21 +220,18 @@ class PairedScores:
         return self.deviation * math.sqrt((1 + (trials - 1) * self.icc) / trials)
 
 
-_CERTAIN = 30
-"""Standard errors beyond which a test of any usual level misses nothing."""
-
-
 def score_power(
     design: PairedScores, difference: float, latents: int, alpha: float = 0.05
 ) -> float:
     """Chance that a two-sided t test over the latents sees a mean difference."""
     if latents < 2:
         raise EsrError("A test over latents needs two of them.")
-    effect = abs(difference) / design.of_a_latent
-    # Where nothing is missed, scipy's noncentral t gives no number.
-    if effect * math.sqrt(latents) > _CERTAIN:
-        return 1.0
-    return float(TTestPower().power(effect, latents, alpha))
+    shift = math.sqrt(latents) * abs(difference) / design.of_a_latent
+    critical = student.ppf(1 - alpha / 2, latents - 1)
+    # Of the far tail, where there is next to nothing, scipy knows no number.
+    return float(
+        nct.sf(critical, latents - 1, shift) + np.nan_to_num(nct.cdf(-critical, latents - 1, shift))
+    )
 
 
 def least_difference(
