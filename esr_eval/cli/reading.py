@@ -297,19 +297,20 @@ def power(
             raise EsrError(
                 "--scores takes how the differences of pairs spread: --sd POINTS, or --log twice."
             )
-        pairs = PairedScores(
-            sd if spread is None else spread.deviation,
-            icc if icc is not None else ASSUMED_ICC if spread is None else spread.icc,
-            trials_per_latent,
+        own = spread or PairedScores(sd or 0.0, ASSUMED_ICC)
+        pairs = replace(
+            own,
+            icc=own.icc if icc is None else icc,
+            trials_per_latent=trials_per_latent,
         )
         Terminal().print(visible_table(pairs, latents, difference, wanted, alpha))
         return
-    if given := [
+    if unfit := [
         name
         for name, value in (("--sd", sd), ("--latents", latents), ("--difference", difference))
         if value is not None
     ]:
-        raise EsrError(f"{', '.join(given)} is for paired scores: add --scores.")
+        raise EsrError(f"{', '.join(unfit)} is for paired scores: add --scores.")
     metric = metric or MAIN
     from esr_eval.report.summary import clustering_of_logs, power_table
     from esr_eval.stats.power import ASSUMED_LATENT_CORRELATION, Design
