@@ -247,7 +247,7 @@ def test_what_the_pairs_could_show_is_told(conditions):
     assert f"difference of recovered scores of {effect.visible:.1f} points or more" in said
     # The planted main run never restarts.
     assert "multi-attempt rate 0.0 % of 30 trials (6 latents)" in said
-    assert "no fall, for a rate of 0 has none" in said
+    assert "no fall (a rate of 0 cannot fall)" in said
 
 
 def test_logs_without_recovered_scores_are_scored_again(logs, tmp_path):

@@ -44,7 +44,7 @@ def what_can_be_seen(conditions: Sequence[Condition]) -> list[str]:
             said.append(
                 f"{one_line(pair.subject)}, {pair.name}: {count(pair.pairs, 'pair')} see a "
                 f"difference of recovered scores of {visible:.1f} points or more with a power of "
-                f"{CHANCE:.0%} (differences spread by {pair.spread.deviation:.1f}, correlation "
+                f"{100 * CHANCE:.0f} % (differences spread by {pair.spread.deviation:.1f}, correlation "
                 f"within a latent {pair.spread.icc:.2f}); smaller ones they cannot show."
             )
     return said
@@ -65,13 +65,13 @@ def _rate(one: Condition, metric: str) -> str | None:
     fall, rise = (least_change(design, found.clusters, up, CHANCE) for up in (False, True))
     falls = "no fall, not even to 0" if fall is None else f"a fall to {100 * fall:.1f} % or less"
     if not found.value:
-        falls = "no fall, for a rate of 0 has none"
+        falls = "no fall (a rate of 0 cannot fall)"
     rises = "no rise" if rise is None else f"a rise to {100 * rise:.1f} % or more"
     hopeful = "; an approximation, a little hopeful" if found.clusters < _FEW else ""
     return (
         f"{one_line(one.name)}, {_RATES[metric]} {100 * found.value:.1f} % of "
         f"{count(found.n, 'trial')} ({count(found.clusters, 'latent')}): run again under another "
-        f"condition, so many show with a power of {CHANCE:.0%} {falls}, and {rises}; what lies "
+        f"condition, these trials show with a power of {100 * CHANCE:.0f} % {falls}, and {rises}; what lies "
         f"between they cannot show (correlation of trials of a latent {clustering:.2f}, {how}; of "
         f"latents between conditions {ASSUMED_LATENT_CORRELATION:g}, assumed{hopeful})."
     )
