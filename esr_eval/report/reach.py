@@ -11,6 +11,7 @@ from esr_eval.stats.rates import intraclass_correlation
 from esr_eval.text import one_line
 
 CHANCE = 0.8
+_CHANCE = f"{100 * CHANCE:.0f} %"
 _RATES = {"multi_attempt": "multi-attempt rate", "esr": "ESR rate"}
 _FEW = 30
 """Latents below which the normal approximation is a little hopeful."""
@@ -44,7 +45,7 @@ def what_can_be_seen(conditions: Sequence[Condition]) -> list[str]:
             said.append(
                 f"{one_line(pair.subject)}, {pair.name}: {count(pair.pairs, 'pair')} see a "
                 f"difference of recovered scores of {visible:.1f} points or more with a power of "
-                f"{100 * CHANCE:.0f} % (differences spread by {pair.spread.deviation:.1f}, correlation "
+                f"{_CHANCE} (differences spread by {pair.spread.deviation:.1f}, correlation "
                 f"within a latent {pair.spread.icc:.2f}); smaller ones they cannot show."
             )
     return said
@@ -71,7 +72,7 @@ def _rate(one: Condition, metric: str) -> str | None:
     return (
         f"{one_line(one.name)}, {_RATES[metric]} {100 * found.value:.1f} % of "
         f"{count(found.n, 'trial')} ({count(found.clusters, 'latent')}): run again under another "
-        f"condition, these trials show with a power of {100 * CHANCE:.0f} % {falls}, and {rises}; what lies "
+        f"condition, these trials show with a power of {_CHANCE} {falls}, and {rises}; what lies "
         f"between they cannot show (correlation of trials of a latent {clustering:.2f}, {how}; of "
         f"latents between conditions {ASSUMED_LATENT_CORRELATION:g}, assumed{hopeful})."
     )
