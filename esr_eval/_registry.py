@@ -9,6 +9,7 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.errors import EsrError
 from esr_eval.logs.sidecar import STORE_KEY, put_beside, reference, saved_any
 from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
 from esr_eval.scorers.passages import on_passage
@@ -43,6 +44,7 @@ __all__ = [
     "boost_sweep",
     "calibrate",
     "calibrate_vectors",
+    "continuation",
     "cross_judge",
     "degradation",
     "detectors",

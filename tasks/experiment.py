@@ -39,6 +39,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
+from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.improvement import improvement
 from esr_eval.scorers.reliability import reliability
 from esr_eval.selection.prepare import prepare
@@ -355,6 +356,7 @@ def experiment(
     grouped_by: str | None = None,
     ablation: Ablation | None = None,
     vectors: VectorSource | None = None,
+    continued: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Task:
     """The task: trials answered under their boosts and split into graded attempts.
@@ -372,6 +374,7 @@ def experiment(
         grouped_by: Field of the trial whose values the metrics are told apart by.
         ablation: Latents held at 0.
         vectors: Where the trials' plain vectors come from.
+        continued: Also score what the model adds to the beginning that it is given.
         extra: Further metadata of the log.
     """
     subject, runtime = setup.provider.subject, setup.provider.runtime
@@ -399,6 +402,8 @@ def experiment(
     )
     waiting = [prepare(**plan.preparation)] if plan.preparation else []
     scorers = [attempts()]
+    if continued:
+        scorers.append(continuation())
     if holistic:
         scorers.append(improvement())
     if rejudge:

@@ -203,6 +203,8 @@ def paper(
 ) -> None:
     """Run every experiment of the paper as one resumable eval set, and make the report.
 
+    A subject that comes with a tuned twin (the embedded one) gives way to it, and only its main run
+    stands beside the twin's: the twin corrects itself, so that there are rates that can move.
     The estimate comes first. Interrupted, the same command goes on where it stopped.
     """
     from dataclasses import replace
@@ -210,16 +212,19 @@ def paper(
     from esr_eval._util.output import Terminal
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
-    from esr_eval.subjects import find_subject
+    from esr_eval.subjects import find_subject, with_tuned_twin
 
+    # An adapter that is named is the fine-tuned subject beside the one that is asked for.
+    subject, base = with_tuned_twin(model) if adapter is None else (find_subject(model), None)
     run = EvalSet(
-        find_subject(model),
+        subject,
         pairs(model_args, "-M"),
         adapter,
         grader,
         logs,
         max_tokens,
         prior=pairs(prior, "--prior") or None,
+        base=base,
     )
     further = tuple(graders or ())
     if not further and run.judge.startswith("esr-judge/"):
@@ -236,12 +241,16 @@ def paper(
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()
+    on_base = ", ".join(step.key for step in steps if step.base)
     if not agreed(
         run,
         steps,
         console,
         title=f"The paper on {run.subject.name}, judged by {run.judge} (at most)",
-        notes=[f"Left out: experiment {reason}" for reason in left_out(choices)],
+        notes=[
+            *([f"Its base, {base.name}, runs {on_base}."] if base else []),
+            *(f"Left out: experiment {reason}" for reason in left_out(choices)),
+        ],
         speed=tokens_per_second,
         price=judge_price,
         dry_run=dry_run,
@@ -252,11 +261,16 @@ def paper(
     made = finished(logs, run.identity, console.print, aside=True)
     run_steps(run, steps, made, lambda key: console.rule(titles[key]))
 
+    from esr_eval.logs.conditions import conditions_of
+    from esr_eval.logs.stored import read_logs
     from esr_eval.report.page import write_report
+    from esr_eval.report.reach import what_can_be_seen
 
     # A calibration holds no trials, so a report that it is named for would refuse it.
     named = [Path(made[step.key]) for step in steps if step.task != "calibrate"]
     page = write_report(named, output or logs / "report")
+    for line in what_can_be_seen(conditions_of(read_logs(named, lambda text: None))):
+        console.print(line, highlight=False)
     console.print(f"The report: {page}")
     console.print(f"Every trial: inspect view --log-dir {logs}")
 

@@ -20,6 +20,8 @@ from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
+from esr_eval.report.reach import reach_section
+from esr_eval.report.recovery import prefill_section
 from esr_eval.report.reliability import reliability_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
 from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
@@ -38,9 +40,11 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     sweep_section,
     latents_section,
     detectors_section,
+    prefill_section,
     activations_section,
     agreement_section,
     reliability_section,
+    reach_section,
 )
 """What the page shows, in this order, between the experiments and the episodes."""
 
@@ -177,6 +181,7 @@ _ARGUMENTS = {
     "no_steering": "-T replay=MAIN",
     "prefill_control": "-T source=MAIN",
     "prefill_mirror": "-T source=UNSTEERED",
+    "prefill_ablation": "-T source=MAIN",
 }
 """What a task needs beyond the model; capital words are logs or files of other experiments."""
 _READING = (
@@ -197,9 +202,10 @@ def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Secti
     present = []
     for experiment in EXPERIMENTS:
         logs = evidence.logs_of(experiment.id)
-        if not logs:
-            continue
         answers = list(own.get(experiment.id, []))
+        # A tuned subject's main run beside its base's answers the fourth without logs of its own.
+        if not logs and not answers:
+            continue
         if not answers:
             answers = [sentence(one, evidence.compared) for one in evidence.of(experiment.id)]
         if not answers:
