@@ -49,7 +49,7 @@ from esr_eval.scorers.grader import (
     request_config,
     trial_protocol,
 )
-from esr_eval.scorers.phrases import Restart, find_restarts
+from esr_eval.scorers.phrases import Restart, find_restarts_aside
 from esr_eval.scorers.quotes import Finder, Span
 from esr_eval.scorers.replies import Number, Reply, check_score, completed, place_quote, read_json
 from esr_eval.scorers.scores import (
@@ -414,7 +414,7 @@ def attempts(margin: float = MARGIN, recovery: float | None = None) -> Scorer:
         if (failure := failed(str(grader), values(None))) is not None:
             return failure
         response = state.output.completion
-        restarts = find_restarts(response, task_of(state))[:_STORED]
+        restarts = (await find_restarts_aside(response, task_of(state)))[:_STORED]
         loop = degeneration(response)
         verdict = (
             await ask(grader, task_of(state), trial.label, response)

@@ -1,26 +1,23 @@
 """The phrase detector: restarts, where a response turns away from itself. No judge is asked.
 
 Restarts are searched beside the judge, because an independent group found that it missed two of
-three restarts that a phrase search found. Cues of `patterns.py` that stand close together are added
-up: what was written, what is wrong with it, what was asked, an excuse, a slip in the first person,
-a new start. Runs of clauses without punctuation are read like sentences, any number of restarts is
-found, and where the task is known, naming it again decides the cases that are nearly enough.
+three restarts that a phrase search found. Two ways are joined. Cues of `patterns.py` that stand
+close together are added up: what was written, what is wrong with it, what was asked, an excuse, a
+slip in the first person, a new start. Runs of clauses without punctuation are read like sentences,
+in twelve languages, and any number of restarts is found. And a trained encoder (`turns.py`) knows
+wordings that no cue names, and denies some that only sound like a restart.
 
 It does not know: a silent change of topic (no words turn away), a restart that a character or a
-letter tells (left out on purpose), irony, and words that share no cue. Measured on
-`python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` prints three sets, "dev" (cues were
-fitted to it), "held_out" and "fresh" (written before; both have been seen since).
+letter tells (left out on purpose), and irony. docs/judges.md has its precision and recall by kind,
+on passages by other hands than those who wrote it.
 """
 
-import json
 import re
-import sys
 from bisect import bisect_right
-from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import anyio.to_thread
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
@@ -164,6 +161,11 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
         task: What it was asked, where known: it decides cases that are otherwise too weak.
     """
     return list(_found(response, task or ""))
+
+
+async def find_restarts_aside(response: str, task: str) -> list[Restart]:
+    """The same in a thread: the encoder takes long enough to starve an event loop."""
+    return await anyio.to_thread.run_sync(find_restarts, response, task)
 
 
 @lru_cache(maxsize=512)
@@ -389,7 +391,7 @@ def restarts() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         if errored() is not None:
             return Score(value={"restart_phrase": NAN, "restarts": NAN}, answer="errored")
-        found = find_restarts(state.output.completion, task_of(state))
+        found = await find_restarts_aside(state.output.completion, task_of(state))
         phrases = "\n".join(f"- “{plain(restart.phrase)}”" for restart in found[:12])
         return Score(
             value={"restart_phrase": float(bool(found)), "restarts": float(len(found))},
@@ -399,52 +401,3 @@ def restarts() -> Scorer:
         )
 
     return score
-
-
-class Accuracy(NamedTuple):
-    """Restarts found against restarts labelled."""
-
-    correct: int
-    invented: int
-    missed: int
-
-    @property
-    def precision(self) -> float:
-        """Share of what was found that is there."""
-        return self.correct / max(1, self.correct + self.invented)
-
-    @property
-    def recall(self) -> float:
-        """Share of what is there that was found."""
-        return self.correct / max(1, self.correct + self.missed)
-
-
-def measure(examples: Iterable[dict[str, Any]]) -> Accuracy:
-    """Count per example (`text`, `restarts`) what was found, invented and missed."""
-    correct = invented = missed = 0
-    for example in examples:
-        found, labelled = (
-            len(find_restarts(example["text"], example.get("task"))),
-            example["restarts"],
-        )
-        correct += min(found, labelled)
-        invented += max(found - labelled, 0)
-        missed += max(labelled - found, 0)
-    return Accuracy(correct, invented, missed)
-
-
-def _main(path: str) -> None:
-    lines = Path(path).read_text("utf-8").splitlines()
-    examples = [json.loads(line) for line in lines if line.strip()]
-    for split in sorted({example["split"] for example in examples}):
-        chosen = [example for example in examples if example["split"] == split]
-        found = measure(chosen)
-        print(
-            f"{split}: {len(chosen)} responses, precision {found.precision:.2f}, "
-            f"recall {found.recall:.2f} (found {found.correct}, invented {found.invented}, "
-            f"missed {found.missed})"
-        )
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

@@ -1,10 +1,10 @@
 import time
 
 import pytest
-from scoring import DATA, examples
+from scoring import examples
 
 from esr_eval.scorers.degradation import is_degraded
-from esr_eval.scorers.phrases import _main, find_restarts, measure
+from esr_eval.scorers.phrases import find_restarts
 
 
 @pytest.mark.parametrize(
@@ -12,8 +12,12 @@ from esr_eval.scorers.phrases import _main, find_restarts, measure
     [("dev", 0.97, 0.97), ("held_out", 0.95, 0.9), ("fresh", 0.9, 0.85)],
 )
 def test_precision_and_recall(split, precision, recall):
-    found = measure(examples("restarts.jsonl", split))
-    assert found.precision >= precision and found.recall >= recall
+    correct = found = labelled = 0
+    for row in examples("restarts.jsonl", split):
+        restarts = len(find_restarts(row["text"]))
+        found, labelled = found + restarts, labelled + row["restarts"]
+        correct += min(restarts, row["restarts"])
+    assert correct / found >= precision and correct / labelled >= recall
 
 
 def test_the_labelled_set_is_varied():
@@ -21,12 +25,6 @@ def test_the_labelled_set_is_varied():
     kinds = {row["kind"] for row in rows}
     assert len(rows) >= 80
     assert kinds >= {"explicit", "implicit", "none", "quoted", "list_wait", "german", "spanish"}
-
-
-def test_the_command_prints_every_set(capsys):
-    _main(str(DATA / "restarts.jsonl"))
-    printed = capsys.readouterr().out
-    assert all(f"{split}: " in printed for split in ("dev", "held_out", "fresh"))
 
 
 @pytest.mark.parametrize(

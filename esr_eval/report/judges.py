@@ -123,7 +123,7 @@ def detector_trial(passages: Sequence[Passage]) -> Trial:
             one.split,
             one.kind,
             [Place(start) for start in one.starts()],
-            [Place(0), *(Place(restart.start) for restart in find_restarts(one.text))],
+            [Place(0), *(Place(restart.start) for restart in find_restarts(one.text, one.task))],
         )
         for one in passages
     ]
