@@ -47,11 +47,12 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = 0.9
+SURE = 0.95
 """Score from which the encoder alone makes a restart."""
 
-DOUBTFUL = 0.1
-"""Score below which the encoder denies a restart that words alone would make."""
+DOUBTFUL = 0.002
+"""Score below which the encoder denies a restart that words alone would make, if the task is known:
+without it the encoder knows too little to deny anything."""
 
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
@@ -178,7 +179,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
     at = sorted({*at, *(restart.start for restart in worded)})
     scores = dict(zip(at, encoder.scores(response, at, task), strict=True))
-    found = [restart for restart in worded if scores[restart.start] >= DOUBTFUL]
+    found = [restart for restart in worded if not task or scores[restart.start] >= DOUBTFUL]
     learned: list[int] = []
     for place in at:
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR for one in found)
