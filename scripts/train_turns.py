@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from esr_eval._util.minilm import load_encoder, weights_folder
+from esr_eval._util.minilm import PACKAGE, load_encoder, weights_folder
 from esr_eval.data.passages import read_passages
 from esr_eval.scorers.turns import TurnEncoder, places, pooled
 
@@ -207,6 +207,8 @@ def main(folder: Path, epochs: int, seed: int) -> None:
     click.echo(f"{len(hard):,} of {len(others):,} other places are hard")
     fit(torch.cat([restarts, hard, easy]).unique(), epochs, 7e-4)
     folder.mkdir(parents=True, exist_ok=True)
+    # The base's folder is this machine's: no reader has it.
+    net.peft_config["default"].base_model_name_or_path = PACKAGE
     net.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     save_file(
