@@ -4,8 +4,8 @@ Restarts are searched beside the judge, because an independent group found that 
 three restarts that a phrase search found. Two ways are joined. Cues of `patterns.py` that stand
 close together are added up: what was written, what is wrong with it, what was asked, an excuse, a
 slip in the first person, a new start. Runs of clauses without punctuation are read like sentences,
-in twelve languages, and any number of restarts is found. And a trained encoder (`turns.py`) knows
-wordings that no cue names, and denies some that only sound like a restart.
+in twelve languages, and any number of restarts is found. And a trained encoder (`turns.py`) adds
+wordings that no cue names.
 
 It does not know: a silent change of topic (no words turn away), a restart that a character or a
 letter tells (left out on purpose), and irony. docs/judges.md has its precision and recall by kind,
@@ -49,10 +49,6 @@ _BEFORE = 90
 
 SURE = 0.95
 """Score from which the encoder alone makes a restart."""
-
-DOUBTFUL = 0.002
-"""Score below which the encoder denies a restart that words alone would make, if the task is known:
-without it the encoder knows too little to deny anything."""
 
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
@@ -177,13 +173,11 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     if encoder is None:
         return tuple(worded)
     at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
-    at = sorted({*at, *(restart.start for restart in worded)})
-    scores = dict(zip(at, encoder.scores(response, at, task), strict=True))
-    found = [restart for restart in worded if not task or scores[restart.start] >= DOUBTFUL]
+    found = list(worded)
     learned: list[int] = []
-    for place in at:
-        near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR for one in found)
-        if scores[place] >= SURE and not near:
+    for place, score in zip(at, encoder.scores(response, at, task), strict=True):
+        near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
+        if score >= SURE and not near:
             if not learned or place - learned[-1] > _NEAR_TURN:
                 found.append(_from(response, place))
             learned.append(place)
