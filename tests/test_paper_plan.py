@@ -84,8 +84,10 @@ def test_a_tuned_subject_runs_every_experiment_with_its_bases_main_run_beside_it
     assert models["main"] == models["ablation"] == models["detectors"] == "esr/smollm2-135m-esr"
     assert models["main_base"] == "esr/smollm2-135m"
     logs = {step.key: f"{step.key}.eval" for step in steps.values()}
-    # The same draw: trials pair between the two.
-    assert steps["main"].args(logs) == steps["main_base"].args(logs)
+    # The same draw: trials pair between the two. The judge is tried on the main run alone.
+    main = steps["main"].args(logs)
+    assert main.pop("rejudge") == chosen.rejudge
+    assert main == steps["main_base"].args(logs)
     assert steps["activations"].needs == ("main", "no_steering", "detectors")
     assert "finetuned" not in steps and not left_out(chosen)
     assert identity(run, chosen)["base"] == "smollm2-135m"
