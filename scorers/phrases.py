@@ -24,13 +24,10 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
-from esr_eval.scorers.turns import MOST_PLACES, places, turn_encoder
+from esr_eval.scorers.turns import FEWEST_WORDS, MOST_PLACES, places, turn_encoder
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
-
-_OPENING_WORDS = 4
-"""After fewer words there is nothing to correct: the protocol ignores an opening restart."""
 
 _GAP = 75
 """Characters between two cues of one restart, at most."""
@@ -168,26 +165,25 @@ async def find_restarts_aside(response: str, task: str) -> list[Restart]:
 @lru_cache(maxsize=512)
 def _found(response: str, task: str) -> tuple[Restart, ...]:
     masked = _mask_quoted(response[:_MOST])
-    worded = _by_words(response, masked, task)
+    found = _by_words(response, masked, task)
     encoder = turn_encoder()
     if encoder is None:
-        return tuple(worded)
+        return tuple(found)
     at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
-    found = list(worded)
     learned: list[int] = []
     for place, score in zip(at, encoder.scores(response, at, task), strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
         if score >= SURE and not near:
             if not learned or place - learned[-1] > _NEAR_TURN:
-                found.append(_from(response, place))
+                # To the end of its clause: the encoder tells where it begins, and no more.
+                clause = _CLAUSE_END.search(response, place, place + _SPAN)
+                one = _restart(response, place, clause.end() if clause else place + _SPAN)
+                found += [one] if _WORD.search(response, one.end) else []
             learned.append(place)
-    return tuple(sorted(one for one in found if _WORD.search(response, one.end)))
+    return tuple(sorted(found))
 
 
-def _from(response: str, start: int) -> Restart:
-    """A restart at a place that the encoder found: to the end of its clause, or a few words."""
-    clause = _CLAUSE_END.search(response, start, start + _SPAN)
-    end = clause.end() if clause else start + _SPAN
+def _restart(response: str, start: int, end: int) -> Restart:
     return Restart(start, end, " ".join(response[start:end].split())[:120])
 
 
@@ -209,11 +205,11 @@ def _by_words(response: str, masked: str, task: str) -> list[Restart]:
         first, end = group[0], group[-1].end
         calls = first.kind in _CALLS and first.weight > 1
         start = _clause_start(text, first.start, 0 if calls else _NEAR)
-        if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
+        if len(_WORD.findall(response, 0, min(start, 400))) < FEWEST_WORDS and start < 400:
             continue
         if _WORD.search(response, end) is None:
             continue
-        found.append(Restart(start, end, " ".join(response[start:end].split())[:120]))
+        found.append(_restart(response, start, end))
     return found
 
 

@@ -231,7 +231,7 @@ async def judge_alone(
     """
     if len(attempts) < 2:
         return []
-    texts = texts_alone(request.response, attempts)
+    texts = texts_alone(request.response, attempts, request.task)
     if len(texts) > MOST_ALONE:
         texts = [*texts[: MOST_ALONE - 1], texts[-1]]
     places = list(range(len(texts)))
@@ -244,14 +244,14 @@ async def judge_alone(
     return [verdicts[place] for place in range(len(texts))]
 
 
-def texts_alone(response: str, attempts: Sequence[Attempt]) -> list[str]:
+def texts_alone(response: str, attempts: Sequence[Attempt], task: str = "") -> list[str]:
     """Each attempt's text up to the next, without words of starting over at its beginning.
 
     These would tell that something came before. Only what the phrase detector knows is cut.
     """
     starts = [attempt.start for attempt in attempts]
     ends = [*starts[1:], attempts[-1].end]
-    restarts = find_restarts(response)
+    restarts = find_restarts(response, task)
     texts = []
     for start, end in zip(starts, ends, strict=True):
         text = response[start:end].strip()

@@ -253,7 +253,14 @@ def test_summary_and_report_show_it_beside_the_rates(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     logs = tmp_path / "logs"
     stored = next((ROOT / "logs" / "self-correction").glob("*Y2WNgnbfFmvyzKAeZWmKv8.eval"))
-    log = read_eval_log(str(stored))
+    # Today's offline judge is not the one of then: its detector knows more restarts.
+    log = inspect_score(
+        read_eval_log(str(stored)),
+        attempts(),
+        model="mockllm/model",
+        action="overwrite",
+        display="none",
+    )
     again = inspect_score(
         log, reliability(0.5), model="mockllm/model", action="append", display="none"
     )
