@@ -247,7 +247,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
     ],
     # None of these will cook an egg / the brim was not / that is no way to feed a family.
     "unfit": [
-        (3, r"\b(?:this|that|which|it|they|these|those) (?:does not|doesn't|do not|don't) belong\b"),
+        (3, rf"\b(?:this|it|they|these|those) (?:does not|doesn't|do not|don't) belong\b|{_BEGIN}(?:that|which) (?:does not|doesn't) belong\b"),
         (3, r"\b(?:this|that|it)(?: is|'s| was)(?: \w+){1,3},? not (?:\w+ ){1,3}so\b"),
         (3, rf"\b(?:but|however|yet|no|and),? {_THIS}(?: is|'s) not how (?:you|to|one|we)\b"),
         (2, rf"\bbut (?:it|that|this) {_DO_NOT}(?! (?:only|just|always|have to|need|matter|mean))"),
@@ -255,7 +255,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (2, rf"{_BEGIN}(?:{_THIS}|(?:forgive me|sorry|pardon me),? (?:that|this|the) \w+)(?: again)?(?:{_IS_NOT}| {_DO_NOT})(?! (?:only|just|always|all|necessarily|mean|matter|have to|need|imply))"),
         (2, r"\bwhich (?:(?:is|was|does|do|will|can)(?: \w+)? not|isn't|wasn't|doesn't|won't)\b"),
         (2, rf"[.!,] (?:that|this) (?!we|you|i|they|he|she|it)\w+ {_DO_NOT}"),
-        (3, rf"\b(?:this|that|it){_IS_NOT}(?! just| only| merely| all){_ADV} about\b"),
+        (3, rf"\b(?:this|that|it){_IS_NOT}(?! just| only| merely| all){_ADV} about\b(?!{_IN}{{0,60}}\bbut\b)"),
         (3, r"\bnone of (?:which|this|that|these|those|it) (?:will|is|was|are|can|does|do|did|helps?|would|has|have|were|tells?|makes?|answers?|gets?|teach(?:es)?|says?|explains?)\b"),
         (2, r"\b(?:this|that|it)(?: is| was|'s) not (?:really )?(?:something|anything) (?:that|which|for)\b"),
         (2, rf"\b(?:this|that|it|the above|{_ABOVE}) (?:may|might|could|would)(?: \w+)? not (?:\w+ )?(?:fit|answer|be|address|help|make sense|satisfy|cover|suit)\b"),
@@ -303,7 +303,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         (
             4,
             r"\b(?:sorry|apologies|apologi[sz]e|forgive|pardon|excuse)(?: me)?(?: for| about)? (?:that(?=\s{0,3}[.,!—–;-])|(?:the|this|that|my|any|all the) (?:\w+ )?(?:irrelevant|wrong|off[- ]topic|incorrect|confusing|strange|weird|odd|long|unrelated|earlier|above|sudden|silly|nonsensical|misleading) \w+|(?:the|this|that|my|any) (?:(?:\w+|\w+-\w+) ){0,3}"
-            r"(?:confusion|mistake|error|mix-?up|digression|detour|tangent|misunderstanding|mess|rambling|response|answer|reply|slip|nonsense|interruption|distraction|outburst|misinformation|drift|above)"
+            r"(?:confusion|mistake|error|mix-?up|digression|detour|tangent|misunderstanding|mess|rambling|response|answer|reply|slip|nonsense|interruption|distraction|outburst|misinformation|drift|above)(?!,? but as an? )"
             r"|(?:going|getting|writing|talking|bringing|rambling|drifting|wandering) |all (?:that|of that|this))",
         ),
         (
@@ -354,7 +354,7 @@ _ENGLISH: dict[str, list[tuple[int, str]]] = {
         ),
         (4, rf"{_LET_ME}(?:answer|explain|give|write|describe|address|approach|think|try){_IN}{{0,50}}?\b(?:the question (?:properly|again|you)|correctly|properly|this time|in a way that's|you(?: actually| really)? asked|the actual question|about (?:this|that|it) again|(?:actual|real|proper|better|clearer?) (?:answer|advice|explanation|steps|one))\b"),
         (3, rf"{_BEGIN}(?:re)?(?:start|begin)ning? (?:(?:this|it|the \w+) )?{_ANEW}(?=[ ]{{0,3}}[:.,!—–-]| here| now| as| with| then| in)"),
-        (4, rf"{_BEGIN}(?:starting|beginning) (?:over|again|afresh|anew|from scratch)\b"),
+        (4, rf"{_BEGIN}(?:starting|beginning) (?:over|again|afresh|anew|from scratch)\b(?! (?:can|is|may|might|will|would|means|requires|with))"),
         (3, rf"(?:{_START}|\b(?:okay|ok),? )(?:a )?(?:second|third|fourth|new|another|next|fresh|one more|take|last|final) (?:try|go|attempt|take|shot|two|three)\b(?=\s{{0,3}}[:.,!—–-])"),
         (3, rf"\b(?:i'm|i am|i'll|i will|i shall|i would rather){_IN}{{0,50}}?\b(?:instead of|rather than) (?:that|this|it|the (?:above|previous|second|other|last|one))\b"),
         (4, rf"{_START}(?:okay,? |ok,? )?(?:erasing|deleting|scrapping|dropping|scratching|striking|discarding|forgetting|ignoring) (?:that|this|all (?:of )?(?:that|this)|everything|the above|it)\b"),

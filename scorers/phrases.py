@@ -24,7 +24,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, MOST_PLACES, places, turn_encoder
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_encoder
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -169,16 +169,18 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     encoder = turn_encoder()
     if encoder is None:
         return tuple(found)
-    at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
+    read = response[:LONGEST]
+    at = [place for place in places(read) if masked[place] != _BLANK]
     learned: list[int] = []
-    for place, score in zip(at, encoder.scores(response, at, task), strict=True):
+    for place, score in zip(at, encoder.scores(read, at, task), strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
         if score >= SURE and not near:
             if not learned or place - learned[-1] > _NEAR_TURN:
                 # To the end of its clause: the encoder tells where it begins, and no more.
                 clause = _CLAUSE_END.search(response, place, place + _SPAN)
                 one = _restart(response, place, clause.end() if clause else place + _SPAN)
-                found += [one] if _WORD.search(response, one.end) else []
+                follow = _WORD.findall(response, one.end, one.end + _SPAN)
+                found += [one] if len(follow) > FEWEST_WORDS else []
             learned.append(place)
     return tuple(sorted(found))
 
@@ -388,7 +390,10 @@ def restarts() -> Scorer:
             value={"restart_phrase": float(bool(found)), "restarts": float(len(found))},
             answer=str(len(found)),
             explanation=phrases or "No restart phrase.",
-            metadata={"restarts": [restart._asdict() for restart in found[:20]]},
+            metadata={
+                "restarts": [restart._asdict() for restart in found[:20]],
+                "detector": "words alone" if turn_encoder() is None else "words and encoder",
+            },
         )
 
     return score

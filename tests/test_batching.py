@@ -4,6 +4,9 @@ import time
 import anyio
 import pytest
 
+from esr_eval.backends.local import rows_in
+from esr_eval.provider import api
+from esr_eval.provider.api import DEFAULT_BATCH, ESRModelAPI
 from esr_eval.provider.batching import Batcher
 
 
@@ -148,3 +151,51 @@ def test_a_cancelled_request_gives_a_slow_servers_batch_up_and_tells_the_others(
     started = time.monotonic()
     assert anyio.run(main) - started < 5
     assert told
+
+
+def test_while_a_batch_is_judged_the_next_is_already_there():
+    """48 samples in batches of 32 are two batches, not 32, a few, and the rest."""
+    sizes = []
+
+    def engine(batch):
+        time.sleep(0.05)
+        sizes.append(len(batch))
+        return list(batch)
+
+    connections = ESRModelAPI("smollm2-135m", device="cpu").max_connections()
+    batcher = Batcher(engine, DEFAULT_BATCH)
+
+    async def sample(number, slots):
+        async with slots:
+            await batcher.submit(number)
+            await anyio.sleep(0.02 * (number % 5))  # the judge's time
+
+    async def main():
+        slots = anyio.Semaphore(connections)
+        async with anyio.create_task_group() as tasks:
+            for number in range(48):
+                tasks.start_soon(sample, number, slots)
+
+    anyio.run(main)
+    assert sizes == [32, 16]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gpus", "connections"),
+    [
+        ({}, [], 64),
+        ({}, [80.0], 512),
+        ({"batch_size": 4}, [80.0], 8),
+        ({"device": "cpu"}, [80.0], 64),
+    ],
+)
+def test_more_samples_than_a_batch_are_under_way(monkeypatch, chosen, gpus, connections):
+    monkeypatch.setattr(api, "gpu_memory_gib", lambda: gpus)
+    assert ESRModelAPI("smollm2-135m", **chosen).max_connections() == connections
+
+
+def test_rows_follow_free_memory():
+    # An 8B model's cache in 16 bits, 768 tokens a row, beside its weights on 80 GB.
+    row = 32 * 2 * 8 * 128 * 2 * 768 + 16 * 128_256
+    assert 300 < rows_in(62 * 2**30, row) < 400
+    assert rows_in(0, row) == 1

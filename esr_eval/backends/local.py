@@ -42,6 +42,9 @@ from esr_eval.steering.requests import (
     read_results,
 )
 
+SHARE = 0.6
+"""Share of a GPU's free memory that rows may take; activations and nnsight need the rest."""
+
 
 class LocalBackend(Backend):
     """A model in this process, steered through nnsight."""
@@ -79,6 +82,34 @@ class LocalBackend(Backend):
             },
             self_check=self._self_check(),
             sae_digest=self.sae.digest if self.sae else None,
+        )
+
+    def rows_that_fit(self, tokens: int) -> int | None:
+        """How many rows the free memory of the GPUs holds beside the weights.
+
+        Args:
+            tokens: Of a row, prompt and answer.
+
+        Returns:
+            At least 1; None on a CPU.
+        """
+        on: dict[torch.device, int] = {}
+        for number in range(len(self._layers)):
+            device = self._layer_device(number)
+            on[device] = on.get(device, 0) + 1
+        if any(device.type != "cuda" for device in on):
+            return None
+        config = self._model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
+        cached = 2 * heads * width * self._model.dtype.itemsize  # keys and values
+        # Logits are copied a few times, in 32 bits, when the next token is chosen.
+        logits = 4 * 4 * config.vocab_size
+        return min(
+            rows_in(torch.cuda.mem_get_info(device)[0], layers * cached * tokens + logits)
+            for device, layers in on.items()
         )
 
     def generate(self, rows: Sequence[Row]) -> list[Generated]:
@@ -193,3 +224,8 @@ class LocalBackend(Backend):
         """
         (_, edited), moved = self._generate(self.probe_rows(), compare=True)
         return self.check_probe(moved, edited.edited_positions, edited.expected_positions)
+
+
+def rows_in(free: int, row: int) -> int:
+    """How many rows of so many bytes go into free memory; at least 1."""
+    return max(int(SHARE * free) // row, 1)

@@ -16,6 +16,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from inspect_ai.util import display_counter
 
 from esr_eval.errors import EsrError
+from esr_eval.model.weights import gpu_memory_gib
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.provider.batching import Batcher
 from esr_eval.provider.checks import Check, raise_stops
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
+"""Rows at a time on a CPU, where more hardly gain anything."""
+MOST_ROWS = 256
+"""Rows at a time on a GPU, at most."""
+PROMPT = 256
+"""Tokens that a prompt is taken to have, template and all."""
 
 
 class DecoderRow(NamedTuple):
@@ -89,12 +95,14 @@ class ESRModelAPI(ModelAPI):
         self._loading = anyio.Lock()
         self.remote = self.args.remote(base_url, api_key)
         self.needs = Needs(self.subject, self.runtime, self.args, self.remote)
-        size, parallel = self.args.batch_size or config.max_connections or DEFAULT_BATCH, 1
+        self._chosen = self.args.batch_size or config.max_connections
+        size, parallel = self._chosen or DEFAULT_BATCH, 1
         if self.runtime.backend == "ndif":
             parallel = self.remote.requests
         elif self.runtime.backend == "vllm":
             size, parallel = 1, size  # the engine batches by itself, and better
-        self._connections, remote = size * parallel, self.runtime.backend != "local"
+        remote = self.runtime.backend != "local"
+        self._connections = size * parallel if remote else self._waves(size)
         self._batcher: Batcher[Row, Generated] = Batcher(
             self._run, size, self._show_speed, parallel, abandon=remote
         )
@@ -103,6 +111,12 @@ class ESRModelAPI(ModelAPI):
         )
         self._tokens = 0
         self._seconds = 0.0
+
+    def _waves(self, size: int) -> int:
+        """Samples at a time: a batch that runs, and one that waits while the last is judged."""
+        if self._chosen is None and self.args.device != "cpu" and gpu_memory_gib():
+            size = MOST_ROWS
+        return 2 * size
 
     def preflight(self, edits_needed: bool = True, beside: Sequence[Check] = ()) -> None:
         """Find what cannot work, in seconds and before any weights load or any trial starts.
@@ -262,6 +276,7 @@ class ESRModelAPI(ModelAPI):
                     raise_stops(self.needs.checks_here())
                     started = time.monotonic()
                     self._backend = await anyio.to_thread.run_sync(self._load)
+                    self._fit_batches(self._backend)
                     seconds = time.monotonic() - started
                     logger.info("Loaded %s in %.0f s.", self.runtime.model, seconds)
                 except Exception as error:
@@ -270,6 +285,16 @@ class ESRModelAPI(ModelAPI):
                     self._refused = _remembered(error, self.subject.name)
                     raise self._refused from error
         return self._backend
+
+    def _fit_batches(self, backend: "Backend") -> None:
+        """On a GPU, as many rows at a time as its memory holds, where nobody chose a number."""
+        from esr_eval.backends.local import LocalBackend
+
+        if self._chosen is None and isinstance(backend, LocalBackend):
+            tokens = PROMPT + (self.config.max_tokens or self.subject.max_tokens or 512)
+            if (rows := backend.rows_that_fit(tokens)) is not None:
+                self._batcher.max_batch = self._reader.max_batch = min(rows, MOST_ROWS)
+                logger.info("Batches of up to %d rows fit.", self._batcher.max_batch)
 
     def _load(self) -> "Backend":
         # Threads that spin while they wait slow every other process on the machine down.
