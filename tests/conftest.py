@@ -91,7 +91,7 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory):
     from esr_eval.servers.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("vllm"))
-    server.start("smollm2-135m")
+    server.start("smollm2-135m", layers=[20])
     yield server
     server.stop()
 

@@ -107,7 +107,11 @@ class RowSampler:
         self._top_p = torch.tensor(
             [1.0 if row.top_p is None else row.top_p for row in rows], device=device
         )
-        self._top_k = [row.top_k for row in rows]
+        self._top_k = torch.tensor([row.top_k or 0 for row in rows], device=device)
+        # Known here, so that no step asks the device.
+        self._greedy = not any(row.temperature for row in rows)
+        self._most_kept = max((row.top_k or 0 for row in rows), default=0)
+        self._any_top_p = any(row.top_p is not None and row.top_p < 1 for row in rows)
 
     def to(self, device: torch.device) -> "RowSampler":
         """Move the settings to a device, in place."""
@@ -131,7 +135,7 @@ class RowSampler:
         penalty = self._penalty.unsqueeze(1)
         punished = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, punished, logits)
-        if not bool(self._temperature.any()):
+        if self._greedy:
             return logits.argmax(-1)
         # The noise times the temperature, rather than the logits divided by it: 0 is greedy.
         noise = gumbel_noise(self._keys, steps, logits.shape[-1])
@@ -140,11 +144,13 @@ class RowSampler:
         return noise.argmax(-1)
 
     def _truncated(self, logits: Tensor) -> Tensor:
-        for row, k in enumerate(self._top_k):
-            if k is not None and k < logits.shape[-1]:
-                floor = logits[row].topk(k).values[-1]
-                logits[row, logits[row] < floor] = float("-inf")
-        if bool((self._top_p < 1).any()):
+        if self._most_kept:
+            best = logits.topk(min(self._most_kept, logits.shape[-1])).values
+            place = (self._top_k - 1).clamp(0, best.shape[-1] - 1).unsqueeze(1)
+            floor = best.gather(-1, place)
+            cut = (self._top_k > 0).unsqueeze(1) & (logits < floor)
+            logits = logits.masked_fill(cut, float("-inf"))
+        if self._any_top_p:
             scaled = logits.double() / self._temperature.clamp_min(1e-6).unsqueeze(1)
             ordered, index = torch.softmax(scaled, dim=-1).sort(-1, descending=True)
             drop = ordered.cumsum(-1) - ordered >= self._top_p.unsqueeze(1)
