@@ -19,7 +19,6 @@ from esr_eval.backends.vllm.client import Server
 from esr_eval.backends.vllm.payload import (
     Found,
     Rows,
-    read_there,
     rows_body,
     sampling_args,
     steering_args,
@@ -216,7 +215,7 @@ class VLLMBackend(Backend):
             if series is None:
                 found[read.key] = None, 0
                 continue
-            if read.encode is not None and not read_there(read.encode):
+            if read.encode is not None:
                 with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
                     series = read.encode(series).float()
             found[read.key] = reduced(series, read.how), len(series)

@@ -17,15 +17,13 @@ from torch import Tensor
 from esr_eval.backends.vllm import ANSWER, NO_STOP, SAMPLING_ARG, STEERING_ARG
 from esr_eval.backends.vllm.routes import row_digest
 from esr_eval.backends.vllm.steerer import KINDS
-from esr_eval.sae.encoder import LatentEncoder, ResidualNorm, norm_scale, packed
+from esr_eval.sae.encoder import LatentEncoder, norm_scale, packed
 from esr_eval.steering.edits import LayerEdits
 from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.sampling import Sampling
 
 Rows = dict[str, dict[str, Tensor]]
 """Rows by digest, each in parts."""
-MOST_READ = 64
-"""Latents of a readout that the server computes; of more, the residual comes back."""
 _HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """What numpy takes for types that it lacks."""
 
@@ -47,13 +45,7 @@ def steering_args(plan: Intervention) -> tuple[dict[str, str], Rows]:
     told = {
         "edits": {layer: _terms(edits, rows) for layer, edits in plan.edits.items()},
         "reads": [
-            [
-                read.key[1],
-                layer,
-                read.start,
-                min(read.stop, NO_STOP),
-                _what(read.encode, rows),
-            ]
+            (read.key[1], layer, read.start, min(read.stop, NO_STOP))
             for layer, reads in plan.reads.items()
             for read in reads
         ],
@@ -69,13 +61,6 @@ def rows_body(rows: Rows) -> bytes:
         for part, values in row.items()
     }
     return bytes(save(tensors))
-
-
-def read_there(encode: Any) -> bool:
-    """Whether the server computes what is read, rather than send the residual back."""
-    if isinstance(encode, LatentEncoder):
-        return encode.weight.shape[-1] <= MOST_READ
-    return isinstance(encode, ResidualNorm)
 
 
 def _terms(edits: LayerEdits, rows: Rows) -> list[list[Any]]:
@@ -96,14 +81,6 @@ def _terms(edits: LayerEdits, rows: Rows) -> list[list[Any]]:
         )
         told.append([_named(row, rows), amount, start, min(stop, NO_STOP), int(clamps)])
     return told
-
-
-def _what(encode: Any, rows: Rows) -> str | list[str]:
-    if not read_there(encode):
-        return "residual"
-    if isinstance(encode, ResidualNorm):
-        return "norm"
-    return [_named(_encoder(encode, i), rows) for i in range(encode.weight.shape[-1])]
 
 
 def _encoder(encode: LatentEncoder, at: int) -> dict[str, Tensor]:

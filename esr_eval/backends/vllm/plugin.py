@@ -48,7 +48,7 @@ def register() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from esr_eval.backends.vllm.routes import steered_generate
+    from esr_eval.backends.vllm.routes import steered
 
     for name, run in (("edit", _edit), ("confirm", _confirm)):
         # What is declared as changed is neither left out nor moved by the compiler.
@@ -66,7 +66,7 @@ def register() -> None:
         _wrap(RunnerV2, "load_model", _loads)
         _wrap(RunnerV2, "prepare_inputs", _prepares_v2)
         _wrap(RunnerV2, "execute_model", _executes)
-    AsyncLLM.generate = steered_generate(AsyncLLM.generate)
+    AsyncLLM.generate = steered(AsyncLLM.generate)
     for method in (esr_facts, esr_put, esr_fetch):
         setattr(WorkerBase, method.__name__, method)
 
@@ -174,8 +174,7 @@ def _executes(
     for new in scheduled.scheduled_new_reqs:
         extra = (new.sampling_params and new.sampling_params.extra_args) or {}
         if PLAN_ARG in extra:
-            plan = json.loads(extra[PLAN_ARG])
-            steerer.admit(new.req_id, plan["id"], plan["slot"], plan)
+            steerer.admit(new.req_id, json.loads(extra[PLAN_ARG]))
         if SAMPLING_ARG in extra:
             runner.esr_sampler.admit(new.req_id, extra[SAMPLING_ARG], new.prompt_token_ids)
     done = original(scheduled, *args, **kwargs)
@@ -227,4 +226,4 @@ def esr_put(worker: Any, at: list[int], rows: bytes) -> None:
 
 def esr_fetch(worker: Any, wanted: list[tuple[str, int]]) -> list[dict[str, Any] | None]:
     """What became of requests: see `Steerer.fetch`."""
-    return _STEERER[0].fetch(wanted)
+    return [_STEERER[0].fetch(ours, fed) for ours, fed in wanted]

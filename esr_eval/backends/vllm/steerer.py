@@ -2,13 +2,12 @@
 
 This file lies on the server's path by itself, so it needs nothing but torch there. The arithmetic
 is that of `steering/edits.py` and `sae/encoder.py`, for all tokens of a step at once: rows of SAEs
-lie in a bank that every request shares, and what a request does is a short table of terms. Inside
-a CUDA graph every size is fixed and every kind of edit is computed; elsewhere only what the batch
-at hand needs.
+lie in a bank that all requests share, and what a request does is a short table of terms. Inside a
+CUDA graph every size is fixed and every kind of edit computed; elsewhere what the batch needs.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 
 ROWS, TERMS = 512, 64
 """Rows of SAEs that a server holds, and the most edits of one request at a layer."""
-FIELDS = ("row", "amount", "start", "stop", "clamp", "kind")
-"""What a term says, each a float32 that is exact below 2^24."""
+FIELDS = ("row", "amount", "start", "stop", "clamps", "kind")
+"""What a term says, in float32, which is exact below 2^24."""
 KINDS = ("none", "constant_norm_rescale", "layer_norm")
 """Input normalisations, by number (`sae.encoder.normalise`)."""
 LAYER_NORM_EPS = 1e-5
@@ -25,42 +24,15 @@ EDITED, HELD = 1, 2
 _HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-class Read(NamedTuple):
-    """One readout of a request: the residual ("residual"), its norm, or rows' activations."""
-
-    index: int
-    layer: int
-    start: int
-    stop: int
-    what: str | list[int]
-
-
 class Request:
-    """What the worker knows of one steered request."""
+    """A steered request: its slot, terms by layer, readouts, and the residuals read so far."""
 
-    def __init__(self, slot: int, plan: dict[str, Any]) -> None:
-        """Take a plan whose rows have become places in the bank."""
-        self.slot = slot
+    def __init__(self, plan: dict[str, Any]) -> None:
+        """Take a plan as `routes.Desk` makes it."""
+        self.slot: int = plan["slot"]
         self.edits = {int(layer): terms for layer, terms in plan["edits"].items()}
-        self.reads = [Read(*read) for read in plan["reads"]]
-        self.error: str | None = None
-        self.found: dict[int, list[tuple[Tensor, Tensor]]] = {read.index: [] for read in self.reads}
-
-
-class Layer:
-    """Buffers of one layer."""
-
-    def __init__(self, like: Tensor, tokens: int, slots: int, longest: int) -> None:
-        """Allocate; `like` gives device, dtype and width."""
-        device = like.device
-        self.table = torch.zeros(slots + 1, TERMS, len(FIELDS), device=device)
-        self.flags = torch.zeros(slots + 1, longest, dtype=torch.uint8, device=device)
-        self.before = like.new_empty(tokens, like.shape[-1])
-        self.after = torch.empty_like(self.before)
-        self.held = torch.zeros(tokens, dtype=torch.bool, device=device)
-        self.busy = False
-        """Whether this step's batch edits or reads here; a graph that is replayed always does."""
-        self.batch: Batch | None = None
+        self.reads: list[tuple[int, int, int, int]] = plan["reads"]
+        self.found: dict[int, list[tuple[Tensor, Tensor]]] = {read[0]: [] for read in self.reads}
 
 
 class Batch(NamedTuple):
@@ -68,8 +40,8 @@ class Batch(NamedTuple):
 
     Attributes:
         terms: (token, term, field); rows are numbers among those that follow.
-        directions: (row, d_model), float32.
-        encoders: The same for encoder rows.
+        directions: What is added, (row, d_model), float32.
+        encoders: Encoder rows, of the same shape.
         numbers: Bias, threshold and kind of every row, (row, 3).
         clamps: Whether a term may clamp.
         kinds: Which normalisations may occur.
@@ -80,14 +52,28 @@ class Batch(NamedTuple):
     encoders: Tensor
     numbers: Tensor
     clamps: bool
-    kinds: frozenset[int]
+    kinds: set[int]
+
+
+class Layer:
+    """One layer's tables, by slot, and the step under way there."""
+
+    def __init__(self, like: Tensor, tokens: int, slots: int, longest: int) -> None:
+        """Allocate, on the device of `like`, in its dtype and width."""
+        self.table = torch.zeros(slots + 1, TERMS, len(FIELDS), device=like.device)
+        self.flags = torch.zeros(slots + 1, longest, dtype=torch.uint8, device=like.device)
+        self.before = like.new_empty(tokens, like.shape[-1])
+        self.after = torch.empty_like(self.before)
+        self.negligible = torch.zeros(tokens, dtype=torch.bool, device=like.device)
+        self.read = False
+        self.batch: Batch | None = None
 
 
 class Steerer:
     """Everything that is steered in one worker."""
 
     def __init__(
-        self, layers: Sequence[int], like: Tensor, tokens: int, slots: int, longest: int
+        self, layers: Iterable[int], like: Tensor, tokens: int, slots: int, longest: int
     ) -> None:
         """Allocate.
 
@@ -98,9 +84,8 @@ class Steerer:
             slots: Most steered requests at once.
             longest: Most tokens of a request.
         """
-        width = like.shape[-1]
         self.layers = {layer: Layer(like, tokens, slots, longest) for layer in layers}
-        self.directions = torch.zeros(ROWS, width, device=like.device)
+        self.directions = torch.zeros(ROWS, like.shape[-1], device=like.device)
         self.encoders = torch.zeros_like(self.directions)
         self.numbers = torch.zeros(ROWS, 3, device=like.device)
         self.none = slots
@@ -108,203 +93,146 @@ class Steerer:
         self.slots = torch.full((tokens,), slots, device=like.device)
         self.positions = torch.zeros(tokens, dtype=torch.int64, device=like.device)
         """Every token's position in its sequence: the model runner's own buffer."""
-        self.finite = torch.zeros(slots + 1, device=like.device)
+        self.sums = torch.zeros(slots + 1, device=like.device)
+        """No number where a request's output was none."""
         self.requests: dict[str, Request] = {}
         """By vLLM's id, as long as vLLM computes them."""
-        self.told: dict[str, Request] = {}
-        """By our id, until their results were fetched."""
+        self.known: dict[str, Request] = {}
+        """By our id, until their results are fetched."""
         self._now: list[tuple[Request | None, int]] = []
         self._tokens = 0
 
-    def put(self, at: Sequence[int], rows: Sequence[dict[str, Tensor]]) -> None:
-        """Write rows of SAEs, or vectors, into places of the bank."""
+    def put(self, at: Sequence[int], rows: Iterable[dict[str, Tensor]]) -> None:
+        """Write rows into places of the bank."""
         for place, row in zip(at, rows, strict=True):
             self.directions[place] = row["direction"].to(self.directions)
             self.encoders[place] = row.get("encoder", torch.zeros(())).to(self.encoders)
             self.numbers[place] = row["numbers"].to(self.numbers)
 
-    def admit(self, name: str, ours: str, slot: int, plan: dict[str, Any]) -> None:
-        """Take a request that vLLM begins to compute, or begins anew.
+    def admit(self, name: str, plan: dict[str, Any]) -> None:
+        """Take a request that vLLM begins to compute; one that it begins anew is known."""
+        request = self.known.get(plan["id"])
+        if request is None:
+            request = self.known[plan["id"]] = Request(plan)
+            for number, layer in self.layers.items():
+                terms = torch.tensor(request.edits.get(number, ())).reshape(-1, len(FIELDS))
+                layer.table[request.slot] = 0
+                layer.table[request.slot, : len(terms)] = terms.to(layer.table)
+                layer.flags[request.slot] = 0
+            self.sums[request.slot] = 0
+        self.requests[name] = request
 
-        One that cannot be steered is noted, and fails when its results are fetched.
-        """
-        if ours in self.told:
-            self.requests[name] = self.told[ours]
-            return
-        request = self.requests[name] = self.told[ours] = Request(slot, plan)
-        for number, layer in self.layers.items():
-            layer.table[slot].zero_()
-            layer.flags[slot].zero_()
-            terms = request.edits.get(number)
-            if terms:
-                layer.table[slot, : len(terms)] = torch.tensor(terms).to(layer.table)
-        self.finite[slot] = 0.0
-        absent = {*request.edits, *(read.layer for read in request.reads)} - set(self.layers)
-        if absent:
-            request.error = f"layers {sorted(absent)} are not prepared"
-
-    def leave(self, names: Sequence[str]) -> None:
+    def leave(self, names: Iterable[str]) -> None:
         """Forget requests that vLLM computes no more; what was found stays until it is fetched."""
         for name in names:
             self.requests.pop(name, None)
 
     def step(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        """Learn what the next forward pass computes.
-
-        Args:
-            names: Requests in the order of the batch.
-            counts: How many tokens of each.
-        """
-        known = self.requests
-        now = [(known.get(name), count) for name, count in zip(names, counts, strict=True)]
+        """Learn what the next forward pass computes: requests in order, and tokens of each."""
+        now = [(self.requests.get(name), n) for name, n in zip(names, counts, strict=True)]
         if now == self._now:
             return
-        total = sum(counts)
-        self._now, before, self._tokens = now, self._tokens, total
-        numbers = [self.none if request is None else request.slot for request, _ in now]
-        told = torch.tensor(numbers).repeat_interleave(torch.tensor([count for _, count in now]))
-        self.slots[:total].copy_(told, non_blocking=True)
-        self.slots[total : max(before, total)] = self.none
-        steered = [request for request, _ in now if request is not None]
+        before, self._tokens, self._now = self._tokens, sum(counts), now
+        slots = torch.tensor([self.none if one is None else one.slot for one, _ in now])
+        slots = slots.repeat_interleave(torch.tensor(counts))
+        self.slots[: self._tokens].copy_(slots, non_blocking=True)
+        self.slots[self._tokens : before] = self.none
+        steered = [one for one, _ in now if one is not None]
         for number, layer in self.layers.items():
-            edited = [request for request in steered if request.edits.get(number)]
-            read = any(read.layer == number for request in steered for read in request.reads)
-            layer.busy = bool(edited) or read
-            layer.batch = self._batch(number, edited, told, total) if edited else None
+            edits = [one.edits[number] for one in steered if one.edits.get(number)]
+            layer.read = any(read[1] == number for one in steered for read in one.reads)
+            layer.batch = self._batch(layer, edits) if edits else None
 
-    def _batch(self, number: int, edited: Sequence[Request], told: Tensor, total: int) -> Batch:
-        """The terms of the batch at hand, with the rows that they name and no others."""
-        terms = [term for request in edited for term in request.edits[number]]
-        rows = sorted({int(term[0]) for term in terms})
-        most = max(len(request.edits[number]) for request in edited)
-        at = torch.tensor(rows, device=self.directions.device)
-        place = torch.zeros(ROWS, device=at.device)
-        place[at] = torch.arange(len(rows), device=at.device).to(place)
-        chosen = self.layers[number].table[:, :most].index_select(0, self.slots[:total])
-        chosen[..., 0] = place[chosen[..., 0].long()]
+    def _batch(self, layer: Layer, edits: Sequence[Sequence[Sequence[float]]]) -> Batch:
+        """The batch at hand, with the rows that it names and no others."""
+        named = [term for terms in edits for term in terms]
+        rows = torch.tensor(sorted({int(term[0]) for term in named}), device=self.slots.device)
+        place = torch.zeros(ROWS, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device).to(place)
+        terms = layer.table[:, : max(map(len, edits))][self.slots[: self._tokens]]
+        terms[..., 0] = place[terms[..., 0].long()]
         return Batch(
-            chosen,
-            self.directions[at],
-            self.encoders[at],
-            self.numbers[at],
-            any(term[4] for term in terms),
-            frozenset(int(term[5]) for term in terms),
+            terms,
+            self.directions[rows],
+            self.encoders[rows],
+            self.numbers[rows],
+            any(term[4] for term in named),
+            {int(term[5]) for term in named},
         )
 
     def edit(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
-        """Edit a layer's output, in place.
+        """Edit a layer's output in place.
 
         Args:
             number: Which layer.
             hidden: What it returns, (token, d_model).
-            residual: What its residual stream has beside that, if the model keeps both apart.
+            residual: What its residual stream has beside that, where the model keeps both apart.
         """
-        layer, tokens = self.layers[number], len(hidden)
-        graph = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not (layer.busy or graph):
+        layer, batch = self.layers[number], self._at_hand(number, hidden)
+        if batch is None and not layer.read:
             return
-        before = _sum(hidden, residual, layer.before[:tokens])
-        batch = layer.batch
-        if graph:
-            batch = Batch(
-                layer.table.index_select(0, self.slots[:tokens]),
-                self.directions,
-                self.encoders,
-                self.numbers,
-                True,
-                frozenset(range(len(KINDS))),
-            )
+        before = _stream(hidden, residual, layer.before[: len(hidden)])
         if batch is not None:
-            # A batch may be padded: what lies behind its tokens is left alone.
-            count = len(batch.terms)
+            count = len(batch.terms)  # a batch may be padded: what lies behind is left alone
             delta, negligible = change(before[:count], self.positions[:count], batch)
             if negligible is not None:
-                layer.held[:count] = negligible
-            if hidden.dtype == torch.float32:
-                hidden[:count].add_(delta)
-            else:
-                hidden[:count].copy_(hidden[:count].float().add_(delta))
-        _sum(hidden, residual, layer.after[:tokens])
+                layer.negligible[:count] = negligible
+            hidden[:count].copy_(delta.add_(hidden[:count]))
+        _stream(hidden, residual, layer.after[: len(hidden)])
 
     def confirm(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Note which positions were changed and are what the next layer gets to see."""
-        layer, tokens = self.layers[number], len(hidden)
-        graph = hidden.is_cuda and torch.cuda.is_current_stream_capturing()
-        if graph:
-            count, clamps = tokens, True
-        elif layer.batch is not None:
-            count, clamps = len(layer.batch.terms), layer.batch.clamps
-        else:
+        layer, batch = self.layers[number], self._at_hand(number, hidden)
+        if batch is None:
             return
-        received = _sum(hidden, residual)[:count]
-        before = layer.before[:count]
-        seen = (received == layer.after[:count]).all(-1)
-        same = (received == before).all(-1)
-        flags = (seen & ~same).to(torch.uint8)
-        if clamps:
-            flags += (seen & same & layer.held[:count]).to(torch.uint8) * HELD
+        count = len(batch.terms)
+        received = _stream(hidden[:count], residual if residual is None else residual[:count])
+        same = (received == layer.before[:count]).all(-1)
+        flags = (received == layer.after[:count]).all(-1) & ~same
+        flags = flags.to(torch.uint8)
+        if batch.clamps:
+            flags += (same & layer.negligible[:count]).to(torch.uint8) * HELD
         at = self.slots[:count] * layer.flags.shape[1] + self.positions[:count]
         layer.flags.view(-1).index_copy_(0, at, flags)
 
-    def after(self, hidden: Tensor | None) -> None:
-        """Read what the batch's requests ask for, once a forward pass is under way.
+    def _at_hand(self, number: int, hidden: Tensor) -> Batch | None:
+        layer = self.layers[number]
+        if not (hidden.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return layer.batch
+        terms, every = layer.table[self.slots[: len(hidden)]], set(range(len(KINDS)))
+        return Batch(terms, self.directions, self.encoders, self.numbers, True, every)
 
-        Args:
-            hidden: What the model returned, (token, d_model): numbers, or the answer is made up.
-        """
-        steered = [request for request, _ in self._now if request is not None]
-        if not steered:
-            return
-        if hidden is not None and any(request.edits for request in steered):
-            # The sum is finite only if all are, short of an overflow; 0 times it is 0 or no number.
+    def after(self, hidden: Tensor | None) -> None:
+        """Read what the batch asks for, and check the model's output, (token, d_model)."""
+        if hidden is not None and any(layer.batch for layer in self.layers.values()):
+            # The sum is finite only if all are, short of an overflow; times 0 it is 0 or no number.
             sums = hidden[: self._tokens].sum(-1, dtype=torch.float32).mul_(0.0)
-            self.finite.index_add_(0, self.slots[: self._tokens], sums)
+            self.sums.index_add_(0, self.slots[: self._tokens], sums)
         first = 0
-        for request, count in self._now:
-            for read in request.reads if request is not None else ():
-                values = self.layers[read.layer].after[first : first + count]
-                at = self.positions[first : first + count].clone()
-                request.found[read.index].append((at, self._values(read.what, values)))
+        for one, count in self._now:
+            for index, number, *_ in () if one is None else one.reads:
+                part = slice(first, first + count)
+                found = self.positions[part].clone(), self.layers[number].after[part].clone()
+                one.found[index].append(found)
             first += count
 
-    def _values(self, what: str | list[int], x: Tensor) -> Tensor:
-        if what == "residual":
-            return x.clone()
-        x = x.float()
-        if what == "norm":
-            return x.norm(dim=-1, keepdim=True)
-        return activations(x, self.encoders[what], self.numbers[what], frozenset(range(len(KINDS))))
-
-    def fetch(self, wanted: Sequence[tuple[str, int]]) -> list[dict[str, Any] | None]:
-        """What became of requests, which are forgotten by that.
+    def fetch(self, ours: str, fed: int) -> dict[str, Any] | None:
+        """What became of a request, which is forgotten by that; None if it is not known here.
 
         Args:
-            wanted: Our id of each, and how many of its tokens went through the model.
-
-        Returns:
-            None for one that this worker does not have.
+            ours: Our id.
+            fed: How many of its tokens went through the model.
         """
-        return [self._fetch(ours, fed) for ours, fed in wanted]
-
-    def _fetch(self, ours: str, fed: int) -> dict[str, Any] | None:
-        request = self.told.pop(ours, None)
-        if request is None:
+        one = self.known.pop(ours, None)
+        if one is None:
             return None
         counts = {}
-        for number in request.edits:
-            if number in self.layers:
-                flags = self.layers[number].flags[request.slot, :fed]
-                counts[str(number)] = [int((flags == kind).sum()) for kind in (EDITED, HELD)]
-        return {
-            "counts": counts,
-            "error": request.error,
-            "finite": bool(self.finite[request.slot].isfinite()),
-            "reads": [
-                _packed(read, fed, request.found[read.index])
-                for read in request.reads
-                if request.found[read.index]
-            ],
-        }
+        for number in one.edits.keys() & self.layers.keys():
+            flags = self.layers[number].flags[one.slot, :fed]
+            counts[str(number)] = [int((flags == what).sum()) for what in (EDITED, HELD)]
+        reads = [_packed(read, fed, one.found[read[0]]) for read in one.reads if one.found[read[0]]]
+        finite = bool(self.sums[one.slot].isfinite())
+        return {"counts": counts, "finite": finite, "reads": reads}
 
 
 def change(x: Tensor, positions: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -319,71 +247,67 @@ def change(x: Tensor, positions: Tensor, batch: Batch) -> tuple[Tensor, Tensor |
         The change in float32, and where clamps alone act with nothing to change (None without
         clamps), as `LayerEdits.delta` and `negligible` have it.
     """
-    row, amount, start, stop, clamp, kind = batch.terms.unbind(-1)
-    at, row = positions.unsqueeze(1), row.long()
+    row, given, start, stop, clamps, kind = batch.terms.unbind(-1)
+    at, row, amount = positions.unsqueeze(1), row.long(), given
     active = (at >= start) & (at < stop)
-    given = amount
     if batch.clamps or batch.kinds != {0}:
         wide = x.float()
+        scales = torch.ones_like(kind[:, :1]), norm_scale(wide), wide.std(dim=-1, keepdim=True)
         if batch.clamps:
-            clamped = clamp > 0
-            held = activations(wide, batch.encoders, batch.numbers, batch.kinds).gather(1, row)
-            amount = torch.where(clamped, amount - held, amount)
+            held = activations(wide, batch, scales).gather(1, row)
+            amount = torch.where(clamps > 0, amount - held, amount)
         for normalised in batch.kinds - {0}:
-            scale = _norm_scale(wide) if normalised == 1 else wide.std(dim=-1, keepdim=True)
-            amount = torch.where(kind == normalised, amount * scale, amount)
+            amount = torch.where(kind == normalised, amount * scales[normalised], amount)
     sums = torch.zeros(len(x), len(batch.directions), device=x.device)
     delta = sums.scatter_add_(1, row, amount * active) @ batch.directions
     if not batch.clamps:
         return delta, None
-    others = (active & ~clamped & (given != 0)).any(-1)
-    clamps = active & clamped
+    acting = active & (clamps > 0)
+    others = (active & (clamps == 0) & (given != 0)).any(-1)
     # A step this large moves at least the direction's largest component, whatever x is there.
-    largest = wide.abs().amax(-1, keepdim=True)
-    steps = amount.abs() * batch.directions.abs().amax(-1)[row]
-    felt = steps >= largest * torch.finfo(x.dtype).eps
-    return delta, clamps.any(-1) & ~others & ~(clamps & felt).any(-1)
+    least = wide.abs().amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
+    felt = amount.abs() * batch.directions.abs().amax(-1)[row] >= least
+    return delta, acting.any(-1) & ~others & ~(acting & felt).any(-1)
 
 
-def activations(x: Tensor, encoders: Tensor, numbers: Tensor, kinds: frozenset[int]) -> Tensor:
-    """Activations of rows, (token, row), from residuals in float32.
+def activations(x: Tensor, batch: Batch, scales: Sequence[Tensor]) -> Tensor:
+    """Activations of the batch's rows, (token, row), as `LatentEncoder` has them.
 
-    As in `LatentEncoder`; what is done to the input is done to the products, as each row may want
-    another normalisation. The centre that is subtracted from the input is in the bias already.
+    What it does to the input is done to the products here, as each row may want another
+    normalisation; what it subtracts from the input is in the bias already.
     """
-    bias, threshold, kind = numbers.unbind(-1)
-    hidden = x @ encoders.T
-    if 1 in kinds:
-        hidden = torch.where(kind == 1, hidden / _norm_scale(x), hidden)
-    if 2 in kinds:
-        mean, spread = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
-        centred = (hidden - mean * encoders.sum(-1)) / (spread + LAYER_NORM_EPS)
-        hidden = torch.where(kind == 2, centred, hidden)
+    bias, threshold, kind = batch.numbers.unbind(-1)
+    hidden = x @ batch.encoders.T
+    if 1 in batch.kinds:
+        hidden = torch.where(kind == 1, hidden / scales[1], hidden)
+    if 2 in batch.kinds:
+        centred = hidden - x.mean(dim=-1, keepdim=True) * batch.encoders.sum(-1)
+        hidden = torch.where(kind == 2, centred / (scales[2] + LAYER_NORM_EPS), hidden)
     hidden = hidden + bias
     return torch.relu(hidden) * (hidden > threshold)
 
 
-def _norm_scale(x: Tensor) -> Tensor:
+def norm_scale(x: Tensor) -> Tensor:
+    """Scale of constant_norm_rescale: the residual's norm over sqrt(d_model), (..., 1)."""
     scale: Tensor = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
     return scale
 
 
-def _sum(hidden: Tensor, residual: Tensor | None, out: Tensor | None = None) -> Tensor:
+def _stream(hidden: Tensor, residual: Tensor | None, out: Tensor | None = None) -> Tensor:
     """The residual stream, where it is two tensors or one."""
     if residual is not None:
         return torch.add(hidden, residual, out=out)
     return hidden if out is None else out.copy_(hidden)
 
 
-def _packed(read: Read, fed: int, found: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
-    """A readout for the way back: its index, positions, dtype, and values in base64.
-
-    Under memory pressure vLLM computes a request anew: what was read last counts.
-    """
+def _packed(read: Sequence[int], fed: int, found: Sequence[tuple[Tensor, Tensor]]) -> list[Any]:
+    """A readout for the way back: its index, positions, dtype, and residuals in base64."""
+    index, _, start, stop = read
     at, values = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    # Under memory pressure vLLM computes a request anew: what was read last counts.
     last = {position: i for i, position in enumerate(at.tolist())}
-    kept = [p for p in sorted(last) if read.start <= p < min(read.stop, fed)]
-    values = values[[last[position] for position in kept]].contiguous()
+    kept = [position for position in sorted(last) if start <= position < min(stop, fed)]
+    values = values[[last[position] for position in kept]]
     raw = values.view(_HALVES.get(values.dtype, values.dtype)).numpy().tobytes()
     name = str(values.dtype).removeprefix("torch.")
-    return [read.index, kept, name, base64.b64encode(raw).decode("ascii")]
+    return [index, kept, name, base64.b64encode(raw).decode("ascii")]
