@@ -189,14 +189,14 @@ def _prepares_v1(
 ) -> Any:
     done = original(scheduled, counts, *args)
     names = runner.input_batch.req_ids
-    _STEERER[0].step(names, counts.tolist())
+    _STEERER[0].step(names, runner.input_batch.num_computed_tokens_cpu[: len(names)], counts)
     runner.esr_sampler.step(names, ~runner.discard_request_mask.np[: len(names)])
     return done
 
 
 def _prepares_v2(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = original(*args, **kwargs)
-    _STEERER[0].step(batch.req_ids, batch.num_scheduled_tokens.tolist())
+    _STEERER[0].step(batch.req_ids, batch.num_computed_tokens_np, batch.num_scheduled_tokens)
     reached = batch.num_computed_tokens_np + batch.num_scheduled_tokens
     runner.esr_sampler.step(batch.req_ids, reached >= batch.prefill_len_np)
     return batch
@@ -209,9 +209,9 @@ def esr_facts(worker: Any) -> dict[str, Any]:
     return {
         "layers": sorted(steerer.layers),
         "n_layers": config.hf_text_config.num_hidden_layers,
-        "width": steerer.directions.shape[1],
+        "width": steerer.bank.directions.shape[1],
         "dtype": str(config.dtype).removeprefix("torch."),
-        "device": steerer.slots.device.type,
+        "device": steerer.positions.device.type,
         "torch": str(torch.__version__),
         "runner": "V2" if hasattr(runner, "input_buffers") else "V1",
     }

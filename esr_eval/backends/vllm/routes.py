@@ -30,7 +30,7 @@ from esr_eval.backends.vllm import (
     code_digest,
 )
 from esr_eval.backends.vllm.sampler import read_sampling
-from esr_eval.backends.vllm.steerer import KINDS, ROWS, TERMS
+from esr_eval.backends.vllm.steerer import KINDS, ROWS
 
 _DESK: list["Desk"] = []
 """This process's, once its engine is there."""
@@ -121,8 +121,10 @@ class Desk:
             fits &= bool((numbers[..., 1:] >= 0).all() and (numbers[..., 1:] <= NO_STOP).all())
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             raise ValueError(f"it is malformed: {type(error).__name__}: {error}") from error
-        if not fits or any(len(terms) > TERMS for terms in edits.values()):
-            raise ValueError(f"it is malformed, or has more than {TERMS} edits at a layer")
+        if not fits:
+            raise ValueError(
+                "it is malformed: a term is row, amount, start, stop, whether it clamps"
+            )
         if missing := sorted({*rows} - set(self._rows)):
             raise ValueError(f"it names {UNKNOWN_ROWS}: {', '.join(missing)}")
         if absent := sorted(layers - set(self.facts["layers"])):

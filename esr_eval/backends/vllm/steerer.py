@@ -1,22 +1,25 @@
-"""Steering of a running batch on a vLLM worker: tables of edits, and one operation per layer.
+"""Steering of a running batch on a vLLM worker: one operation per layer for all its tokens.
 
-This file lies on the server's path by itself, so it needs nothing but torch there. The arithmetic
-is that of `steering/edits.py` and `sae/encoder.py`, for all tokens of a step at once: rows of SAEs
-lie in a bank that all requests share, and what a request does is a short table of terms. Inside a
-CUDA graph every size is fixed and every kind of edit computed; elsewhere what the batch needs.
+This file lies on the server's path by itself, so it needs nothing but torch and numpy there. The
+arithmetic is that of `steering/edits.py` and `sae/encoder.py`. Rows of SAEs lie in a bank that all
+requests share; how much of each is due is a matrix of tokens and rows, made when the batch changes
+or a span begins or ends. On a GPU all sizes are fixed and every kind of edit is computed, as CUDA
+graphs want it; on a CPU what the batch at hand needs.
 """
 
 import base64
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-ROWS, TERMS = 512, 64
-"""Rows of SAEs that a server holds, and the most edits of one request at a layer."""
-FIELDS = ("row", "amount", "start", "stop", "clamps", "kind")
-"""What a term says, in float32, which is exact below 2^24."""
+from esr_eval.backends.vllm import NO_STOP
+
+ROWS = 512
+"""Rows of SAEs, and vectors, that a server holds."""
 KINDS = ("none", "constant_norm_rescale", "layer_norm")
 """Input normalisations, by number (`sae.encoder.normalise`)."""
 LAYER_NORM_EPS = 1e-5
@@ -24,49 +27,70 @@ EDITED, HELD = 1, 2
 _HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
+class Rows(NamedTuple):
+    """Rows of SAEs, all or those of a batch; as many as have encoders come first.
+
+    Attributes:
+        directions: What is added, (row, d_model), float32.
+        encoders: Encoder rows.
+        numbers: Bias, threshold and kind, (row, 3).
+        kinds: Which normalisations occur.
+    """
+
+    directions: Tensor
+    encoders: Tensor
+    numbers: Tensor
+    kinds: frozenset[int]
+
+
 class Request:
-    """A steered request: its slot, terms by layer, readouts, and the residuals read so far."""
+    """A steered request.
+
+    Attributes:
+        slot: Where its flags lie.
+        edits: By layer its terms, (term, 6): row, amount, start, stop, whether it clamps, kind.
+        reads: Index, layer, start and stop of every readout.
+        found: By readout the positions and residuals so far.
+    """
 
     def __init__(self, plan: dict[str, Any]) -> None:
         """Take a plan as `routes.Desk` makes it."""
         self.slot: int = plan["slot"]
-        self.edits = {int(layer): terms for layer, terms in plan["edits"].items()}
+        self.edits = {int(n): np.array(terms) for n, terms in plan["edits"].items() if terms}
         self.reads: list[tuple[int, int, int, int]] = plan["reads"]
         self.found: dict[int, list[tuple[Tensor, Tensor]]] = {read[0]: [] for read in self.reads}
 
 
-class Batch(NamedTuple):
-    """The terms of a step at one layer, and the rows that they name.
+class Layer:
+    """What is due at one layer in the step under way, and what became of it.
 
     Attributes:
-        terms: (token, term, field); rows are numbers among those that follow.
-        directions: What is added, (row, d_model), float32.
-        encoders: Encoder rows, of the same shape.
-        numbers: Bias, threshold and kind of every row, (row, 3).
-        clamps: Whether a term may clamp.
-        kinds: Which normalisations may occur.
+        flags: What became of every position, by slot.
+        before: The stream unedited, (token, d_model).
+        after: The stream edited.
+        now: What became of the step's tokens.
+        due: How much of each row, were the clamped latents 0, (token, row).
+        mask: Which rows are clamped, (token, row with encoder).
+        boosted: Where anything but a clamp acts, (token,).
+        rows: The rows; None where nothing is edited.
+        constant: Product of `due` and the rows, where the residual has no part in it.
+        busy: Whether the batch edits here.
+        alone: Whether a clamp may act by itself, so that nothing need change.
+        read: Whether the batch reads here.
     """
-
-    terms: Tensor
-    directions: Tensor
-    encoders: Tensor
-    numbers: Tensor
-    clamps: bool
-    kinds: set[int]
-
-
-class Layer:
-    """One layer's tables, by slot, and the step under way there."""
 
     def __init__(self, like: Tensor, tokens: int, slots: int, longest: int) -> None:
         """Allocate, on the device of `like`, in its dtype and width."""
-        self.table = torch.zeros(slots + 1, TERMS, len(FIELDS), device=like.device)
         self.flags = torch.zeros(slots + 1, longest, dtype=torch.uint8, device=like.device)
         self.before = like.new_empty(tokens, like.shape[-1])
         self.after = torch.empty_like(self.before)
+        self.now = torch.zeros(tokens, dtype=torch.uint8, device=like.device)
         self.negligible = torch.zeros(tokens, dtype=torch.bool, device=like.device)
-        self.read = False
-        self.batch: Batch | None = None
+        self.boosted = torch.zeros_like(self.negligible)
+        self.due = self.mask = torch.zeros(0, device=like.device)
+        self.rows: Rows | None = None
+        self.constant: Tensor | None = None
+        self.busy = self.alone = self.read = False
 
 
 class Steerer:
@@ -84,42 +108,45 @@ class Steerer:
             slots: Most steered requests at once.
             longest: Most tokens of a request.
         """
+        device = like.device
         self.layers = {layer: Layer(like, tokens, slots, longest) for layer in layers}
-        self.directions = torch.zeros(ROWS, like.shape[-1], device=like.device)
-        self.encoders = torch.zeros_like(self.directions)
-        self.numbers = torch.zeros(ROWS, 3, device=like.device)
-        self.none = slots
-        """The slot of tokens that nothing is done to."""
-        self.slots = torch.full((tokens,), slots, device=like.device)
-        self.positions = torch.zeros(tokens, dtype=torch.int64, device=like.device)
+        bank = torch.zeros(ROWS, like.shape[-1], device=device)
+        numbers = torch.zeros(ROWS, 3, device=device)
+        self.bank = Rows(bank, bank.clone(), numbers, frozenset(range(len(KINDS))))
+        self.positions = torch.zeros(tokens, dtype=torch.int64, device=device)
         """Every token's position in its sequence: the model runner's own buffer."""
-        self.sums = torch.zeros(slots + 1, device=like.device)
+        self.sums = torch.zeros(slots + 1, device=device)
         """No number where a request's output was none."""
         self.requests: dict[str, Request] = {}
         """By vLLM's id, as long as vLLM computes them."""
         self.known: dict[str, Request] = {}
         """By our id, until their results are fetched."""
+        self._none, self._longest, self._fixed = slots, longest, device.type == "cuda"
         self._now: list[tuple[Request | None, int]] = []
-        self._tokens = 0
+        self._next = np.zeros(0, np.int64)
+        self._first = torch.zeros(0, dtype=torch.int64, device=device)
+        self._slots = self._first
+        self._same = 0
+        for layer in self.layers.values() if self._fixed else ():
+            layer.rows, layer.alone = self.bank, True
+            layer.due = torch.zeros(tokens, ROWS, device=device)
+            layer.mask = torch.zeros_like(layer.due)
 
     def put(self, at: Sequence[int], rows: Iterable[dict[str, Tensor]]) -> None:
         """Write rows into places of the bank."""
+        nothing = torch.zeros(())
         for place, row in zip(at, rows, strict=True):
-            self.directions[place] = row["direction"].to(self.directions)
-            self.encoders[place] = row.get("encoder", torch.zeros(())).to(self.encoders)
-            self.numbers[place] = row["numbers"].to(self.numbers)
+            for bank, part in zip(self.bank, ("direction", "encoder", "numbers"), strict=False):
+                bank[place] = row.get(part, nothing).to(bank)  # type: ignore[union-attr]
 
     def admit(self, name: str, plan: dict[str, Any]) -> None:
         """Take a request that vLLM begins to compute; one that it begins anew is known."""
         request = self.known.get(plan["id"])
         if request is None:
             request = self.known[plan["id"]] = Request(plan)
-            for number, layer in self.layers.items():
-                terms = torch.tensor(request.edits.get(number, ())).reshape(-1, len(FIELDS))
-                layer.table[request.slot] = 0
-                layer.table[request.slot, : len(terms)] = terms.to(layer.table)
-                layer.flags[request.slot] = 0
             self.sums[request.slot] = 0
+            for number in request.edits:
+                self.layers[number].flags[request.slot] = 0
         self.requests[name] = request
 
     def leave(self, names: Iterable[str]) -> None:
@@ -127,38 +154,81 @@ class Steerer:
         for name in names:
             self.requests.pop(name, None)
 
-    def step(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        """Learn what the next forward pass computes: requests in order, and tokens of each."""
-        now = [(self.requests.get(name), n) for name, n in zip(names, counts, strict=True)]
-        if now == self._now:
-            return
-        before, self._tokens, self._now = self._tokens, sum(counts), now
-        slots = torch.tensor([self.none if one is None else one.slot for one, _ in now])
-        slots = slots.repeat_interleave(torch.tensor(counts))
-        self.slots[: self._tokens].copy_(slots, non_blocking=True)
-        self.slots[self._tokens : before] = self.none
-        steered = [one for one, _ in now if one is not None]
-        for number, layer in self.layers.items():
-            edits = [one.edits[number] for one in steered if one.edits.get(number)]
-            layer.read = any(read[1] == number for one in steered for read in one.reads)
-            layer.batch = self._batch(layer, edits) if edits else None
+    def step(self, names: Sequence[str], starts: NDArray[Any], counts: NDArray[Any]) -> None:
+        """Learn what the next forward pass computes.
 
-    def _batch(self, layer: Layer, edits: Sequence[Sequence[Sequence[float]]]) -> Batch:
-        """The batch at hand, with the rows that it names and no others."""
-        named = [term for terms in edits for term in terms]
-        rows = torch.tensor(sorted({int(term[0]) for term in named}), device=self.slots.device)
-        place = torch.zeros(ROWS, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device).to(place)
-        terms = layer.table[:, : max(map(len, edits))][self.slots[: self._tokens]]
-        terms[..., 0] = place[terms[..., 0].long()]
-        return Batch(
-            terms,
-            self.directions[rows],
-            self.encoders[rows],
-            self.numbers[rows],
-            any(term[4] for term in named),
-            {int(term[5]) for term in named},
-        )
+        Args:
+            names: Requests in the order of the batch.
+            starts: First position of each.
+            counts: How many tokens of each.
+        """
+        now = [(self.requests.get(name), n) for name, n in zip(names, counts, strict=True)]
+        self._same -= 1
+        as_expected = self._same >= 0 and now == self._now and np.array_equal(starts, self._next)
+        self._next = starts + counts
+        if as_expected:
+            return
+        self._now, self._same = now, NO_STOP
+        slots = np.repeat([self._none if one is None else one.slot for one, _ in now], counts)
+        self._slots = torch.from_numpy(slots).to(self.positions.device, non_blocking=True)
+        self._first = self._slots * self._longest
+        for number, layer in self.layers.items():
+            layer.read = any(read[1] == number for one, _ in now if one for read in one.reads)
+            at = [i for i, (one, _) in enumerate(now) if one is not None and number in one.edits]
+            was_busy, layer.busy = layer.busy, bool(at)
+            if layer.busy or (was_busy and self._fixed):
+                terms = [self._now[i][0].edits[number] for i in at]  # type: ignore[union-attr]
+                self._lay_out(
+                    layer, terms, starts[at], counts[at], (np.cumsum(counts) - counts)[at]
+                )
+            elif not self._fixed:
+                layer.rows = None
+
+    def _lay_out(
+        self,
+        layer: Layer,
+        edits: Sequence[NDArray[Any]],
+        starts: NDArray[Any],
+        counts: NDArray[Any],
+        first: NDArray[Any],
+    ) -> None:
+        """Make a layer's matrices from the terms of requests, where they start and stand."""
+        terms = np.concatenate([np.zeros((0, 6)), *edits])
+        owner = np.repeat(np.arange(len(edits)), [len(one) for one in edits])
+        times = counts[owner]
+        within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        owner, terms = np.repeat(owner, times), np.repeat(terms, times, axis=0)
+        token, position = first[owner] + within, starts[owner] + within
+        row, amount, start, stop, clamps, kind = terms.T
+        row, clamps = row.astype(np.int64), clamps > 0
+        active = (position >= start) & (position < stop)
+        # How many steps from here are like this one.
+        ends = np.concatenate([start - position, stop - position])
+        self._same = min([self._same, *(ends[ends > 0] - 1)]) if (counts == 1).all() else 0
+        boosts = ~clamps & active & (amount != 0)
+        if self._fixed:
+            layer.due.zero_()
+            layer.mask.zero_()
+        else:
+            clamped = np.unique(row[clamps])
+            used = np.concatenate([clamped, np.setdiff1d(row, clamped)])
+            place = np.zeros(ROWS, np.int64)
+            place[used] = np.arange(len(used))
+            row, at = place[row], torch.from_numpy(used)
+            encoders = self.bank.encoders[at[: len(clamped)]]
+            kinds = frozenset(int(one) for one in np.unique(kind))
+            layer.rows = Rows(self.bank.directions[at], encoders, self.bank.numbers[at], kinds)
+            layer.due = torch.zeros(len(self._slots), len(used))
+            layer.mask = layer.due[:, : len(clamped)].clone()
+            layer.alone = len(np.setdiff1d(token[clamps & active], token[boosts])) > 0
+        _add(layer.due, token[active], row[active], amount[active])
+        held = clamps & active
+        _add(layer.mask, token[held], row[held], np.ones(held.sum()))
+        layer.boosted.zero_()
+        layer.boosted[torch.from_numpy(token[boosts]).to(layer.boosted.device)] = True
+        layer.constant = None
+        if not self._fixed and layer.rows is not None and layer.rows.kinds == {0}:
+            layer.constant = layer.due @ layer.rows.directions
 
     def edit(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Edit a layer's output in place.
@@ -168,46 +238,48 @@ class Steerer:
             hidden: What it returns, (token, d_model).
             residual: What its residual stream has beside that, where the model keeps both apart.
         """
-        layer, batch = self.layers[number], self._at_hand(number, hidden)
-        if batch is None and not layer.read:
+        layer = self.layers[number]
+        if layer.rows is None and not layer.read:
             return
         before = _stream(hidden, residual, layer.before[: len(hidden)])
-        if batch is not None:
-            count = len(batch.terms)  # a batch may be padded: what lies behind is left alone
-            delta, negligible = change(before[:count], self.positions[:count], batch)
-            if negligible is not None:
-                layer.negligible[:count] = negligible
-            hidden[:count].copy_(delta.add_(hidden[:count]))
+        if layer.rows is not None:
+            # A batch may be padded: what lies behind its tokens is left alone.
+            count = min(len(hidden), len(layer.due))
+            hidden[:count].add_(change(layer, layer.rows, before[:count]))
         _stream(hidden, residual, layer.after[: len(hidden)])
 
     def confirm(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Note which positions were changed and are what the next layer gets to see."""
-        layer, batch = self.layers[number], self._at_hand(number, hidden)
-        if batch is None:
+        layer, count = self.layers[number], len(hidden)
+        if layer.rows is None:
             return
-        count = len(batch.terms)
-        received = _stream(hidden[:count], residual if residual is None else residual[:count])
-        same = (received == layer.before[:count]).all(-1)
-        flags = (received == layer.after[:count]).all(-1) & ~same
-        flags = flags.to(torch.uint8)
-        if batch.clamps:
-            flags += (same & layer.negligible[:count]).to(torch.uint8) * HELD
-        at = self.slots[:count] * layer.flags.shape[1] + self.positions[:count]
-        layer.flags.view(-1).index_copy_(0, at, flags)
-
-    def _at_hand(self, number: int, hidden: Tensor) -> Batch | None:
-        layer = self.layers[number]
-        if not (hidden.is_cuda and torch.cuda.is_current_stream_capturing()):
-            return layer.batch
-        terms, every = layer.table[self.slots[: len(hidden)]], set(range(len(KINDS)))
-        return Batch(terms, self.directions, self.encoders, self.numbers, True, every)
+        received, before, after = (
+            _stream(hidden, residual),
+            layer.before[:count],
+            layer.after[:count],
+        )
+        arrived, moved = _apart(received, after) == 0, _apart(received, before)
+        now = torch.logical_and(arrived, moved > 0, out=layer.now[:count])
+        if layer.alone:
+            held = arrived & (moved == 0) & layer.negligible[:count]
+            now.add_(held.to(now.dtype), alpha=HELD)
 
     def after(self, hidden: Tensor | None) -> None:
-        """Read what the batch asks for, and check the model's output, (token, d_model)."""
-        if hidden is not None and any(layer.batch for layer in self.layers.values()):
-            # The sum is finite only if all are, short of an overflow; times 0 it is 0 or no number.
-            sums = hidden[: self._tokens].sum(-1, dtype=torch.float32).mul_(0.0)
-            self.sums.index_add_(0, self.slots[: self._tokens], sums)
+        """Note what became of the step's positions, what is read of them, and the output.
+
+        Args:
+            hidden: What the model returned, (token, d_model), if it is here.
+        """
+        tokens = len(self._slots)
+        busy = [layer for layer in self.layers.values() if layer.busy]
+        for layer in busy:
+            at = self._first + self.positions[:tokens]
+            layer.flags.view(-1).index_copy_(0, at, layer.now[:tokens])
+        if busy and hidden is not None:  # finite only if all are, short of an overflow
+            sums = hidden[:tokens].sum(-1, dtype=torch.float32)
+            self.sums.index_add_(0, self._slots, sums)
+        if not any(layer.read for layer in self.layers.values()):
+            return
         first = 0
         for one, count in self._now:
             for index, number, *_ in () if one is None else one.reads:
@@ -227,70 +299,76 @@ class Steerer:
         if one is None:
             return None
         counts = {}
-        for number in one.edits.keys() & self.layers.keys():
-            flags = self.layers[number].flags[one.slot, :fed]
+        for number in one.edits:
+            flags = self.layers[number].flags[one.slot, :fed].cpu()
             counts[str(number)] = [int((flags == what).sum()) for what in (EDITED, HELD)]
         reads = [_packed(read, fed, one.found[read[0]]) for read in one.reads if one.found[read[0]]]
         finite = bool(self.sums[one.slot].isfinite())
         return {"counts": counts, "finite": finite, "reads": reads}
 
 
-def change(x: Tensor, positions: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """What to add to the residual stream.
+def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
+    """What to add to the unedited stream `x`, (token, d_model), in float32.
 
-    Args:
-        x: The unedited stream, (token, d_model), any float type.
-        positions: Every token's position in its sequence.
-        batch: Terms and rows.
-
-    Returns:
-        The change in float32, and where clamps alone act with nothing to change (None without
-        clamps), as `LayerEdits.delta` and `negligible` have it.
+    As `LayerEdits.delta`; what `LayerEdits.negligible` says goes to the layer.
     """
-    row, given, start, stop, clamps, kind = batch.terms.unbind(-1)
-    at, row, amount = positions.unsqueeze(1), row.long(), given
-    active = (at >= start) & (at < stop)
-    if batch.clamps or batch.kinds != {0}:
-        wide = x.float()
-        scales = torch.ones_like(kind[:, :1]), norm_scale(wide), wide.std(dim=-1, keepdim=True)
-        if batch.clamps:
-            held = activations(wide, batch, scales).gather(1, row)
-            amount = torch.where(clamps > 0, amount - held, amount)
-        for normalised in batch.kinds - {0}:
-            amount = torch.where(kind == normalised, amount * scales[normalised], amount)
-    sums = torch.zeros(len(x), len(batch.directions), device=x.device)
-    delta = sums.scatter_add_(1, row, amount * active) @ batch.directions
-    if not batch.clamps:
-        return delta, None
-    acting = active & (clamps > 0)
-    others = (active & (clamps == 0) & (given != 0)).any(-1)
-    # A step this large moves at least the direction's largest component, whatever x is there.
-    least = wide.abs().amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
-    felt = amount.abs() * batch.directions.abs().amax(-1)[row] >= least
-    return delta, acting.any(-1) & ~others & ~(acting & felt).any(-1)
-
-
-def activations(x: Tensor, batch: Batch, scales: Sequence[Tensor]) -> Tensor:
-    """Activations of the batch's rows, (token, row), as `LatentEncoder` has them.
-
-    What it does to the input is done to the products here, as each row may want another
-    normalisation; what it subtracts from the input is in the bias already.
-    """
-    bias, threshold, kind = batch.numbers.unbind(-1)
-    hidden = x @ batch.encoders.T
-    if 1 in batch.kinds:
-        hidden = torch.where(kind == 1, hidden / scales[1], hidden)
-    if 2 in batch.kinds:
-        centred = hidden - x.mean(dim=-1, keepdim=True) * batch.encoders.sum(-1)
-        hidden = torch.where(kind == 2, centred / (scales[2] + LAYER_NORM_EPS), hidden)
-    hidden = hidden + bias
-    return torch.relu(hidden) * (hidden > threshold)
+    tokens, clamped = len(x), len(rows.encoders)
+    if not clamped and layer.constant is not None:
+        return layer.constant
+    wide, amounts = x.float(), layer.due[:tokens]
+    scales = {1: norm_scale, 2: spread}
+    scaled = {kind: scales[kind](wide) for kind in rows.kinds - {0}}
+    if clamped:
+        # What an encoder does to its input is done to the products, as rows may want it otherwise;
+        # what it subtracts from the input is in the bias already.
+        bias, threshold, kind = rows.numbers[:clamped].unbind(-1)
+        hidden = wide @ rows.encoders.T
+        if 1 in scaled:
+            hidden = torch.where(kind == 1, hidden / scaled[1], hidden)
+        if 2 in scaled:
+            centred = hidden - wide.mean(dim=-1, keepdim=True) * rows.encoders.sum(-1)
+            hidden = torch.where(kind == 2, centred / (scaled[2] + LAYER_NORM_EPS), hidden)
+        hidden = hidden.add_(bias)
+        mask = layer.mask[:tokens]
+        held = torch.relu(hidden).mul_(hidden > threshold).mul_(mask)
+        if layer.alone:
+            # A step this large moves at least the direction's largest component, whatever is there.
+            least = wide.abs().amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
+            felt = (amounts[:, :clamped] * mask - held).abs()
+            for number, scale in scaled.items():
+                felt = torch.where(kind == number, felt * scale, felt)
+            felt = felt * rows.directions[:clamped].abs().amax(-1) >= least
+            still = (mask > 0).any(-1) & ~(felt & (mask > 0)).any(-1) & ~layer.boosted[:tokens]
+            layer.negligible[:tokens] = still
+        if layer.constant is not None:
+            return torch.addmm(layer.constant, held, rows.directions[:clamped], alpha=-1)
+        amounts = amounts.clone()
+        amounts[:, :clamped].sub_(held)
+    for number, scale in scaled.items():
+        amounts = torch.where(rows.numbers[:, 2] == number, amounts * scale, amounts)
+    return amounts @ rows.directions
 
 
 def norm_scale(x: Tensor) -> Tensor:
     """Scale of constant_norm_rescale: the residual's norm over sqrt(d_model), (..., 1)."""
     scale: Tensor = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
     return scale
+
+
+def spread(x: Tensor) -> Tensor:
+    """Scale of layer_norm: the residual's standard deviation, (..., 1)."""
+    return x.std(dim=-1, keepdim=True)
+
+
+def _add(matrix: Tensor, token: NDArray[Any], row: NDArray[Any], amount: NDArray[Any]) -> None:
+    """Add amounts to a matrix of tokens and rows."""
+    at = torch.from_numpy(token * matrix.shape[1] + row).to(matrix.device)
+    matrix.view(-1).index_add_(0, at, torch.from_numpy(amount).to(matrix))
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """How far each token's residuals are apart; no number where they are none."""
+    return (one - other).abs_().amax(-1)
 
 
 def _stream(hidden: Tensor, residual: Tensor | None, out: Tensor | None = None) -> Tensor:
