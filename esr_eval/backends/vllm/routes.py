@@ -117,7 +117,8 @@ class Desk:
             layers = {*edits, *(layer for _, layer, _, _ in reads)}
             rows = [row for terms in edits.values() for row, *_ in terms]
             numbers = torch.tensor([rest for terms in edits.values() for _, *rest in terms])
-            fits = numbers.isfinite().all() and (not rows or numbers.shape[1] == 4)
+            fits = bool(numbers.isfinite().all()) and (not rows or numbers.shape[1] == 4)
+            fits &= all(isinstance(row, str) for row in rows)
             fits &= bool((numbers[..., 1:] >= 0).all() and (numbers[..., 1:] <= NO_STOP).all())
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             raise ValueError(f"it is malformed: {type(error).__name__}: {error}") from error
@@ -129,9 +130,7 @@ class Desk:
             raise ValueError(f"it names {UNKNOWN_ROWS}: {', '.join(missing)}")
         if absent := sorted(layers - set(self.facts["layers"])):
             has = ", ".join(map(str, self.facts["layers"]))
-            raise ValueError(
-                f"layer {absent[0]} is not prepared: start it with --layer (has {has})"
-            )
+            raise ValueError(f"layer {absent[0]} is not prepared (--layer), but {has}")
         placed = {
             layer: [(self._rows[row][0], *rest, self._rows[row][1]) for row, *rest in terms]
             for layer, terms in edits.items()

@@ -145,7 +145,7 @@ class Steerer:
         if request is None:
             request = self.known[plan["id"]] = Request(plan)
             self.sums[request.slot] = 0
-            for number in request.edits:
+            for number in request.edits.keys() & self.layers.keys():
                 self.layers[number].flags[request.slot] = 0
         self.requests[name] = request
 
@@ -299,7 +299,7 @@ class Steerer:
         if one is None:
             return None
         counts = {}
-        for number in one.edits:
+        for number in one.edits.keys() & self.layers.keys():
             flags = self.layers[number].flags[one.slot, :fed].cpu()
             counts[str(number)] = [int((flags == what).sum()) for what in (EDITED, HELD)]
         reads = [_packed(read, fed, one.found[read[0]]) for read in one.reads if one.found[read[0]]]
