@@ -102,3 +102,16 @@ def vllm_backend(vllm_server):
     from vllm_serving import connect
 
     return connect(vllm_server, "smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def vllm_eager_backend(tmp_path_factory: pytest.TempPathFactory):
+    """The same, not compiled."""
+    from vllm_serving import connect
+
+    from esr_eval.servers.vllm import VLLMServer
+
+    server = VLLMServer(tmp_path_factory.mktemp("vllm-eager"))
+    server.start("smollm2-135m", layers=[20], options=["--enforce-eager"])
+    yield connect(server, "smollm2-135m")
+    server.stop()
