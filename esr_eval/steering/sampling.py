@@ -96,8 +96,36 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
+def drawn(
+    logits: Tensor, seen: Tensor, penalty: Tensor, keys: Tensor, steps: Tensor, temperature: Tensor
+) -> Tensor:
+    """The token that every row chooses from all of them, (batch,).
+
+    Args:
+        logits: As for `RowSampler.choose`.
+        seen: Likewise.
+        penalty: Repetition penalty of every row.
+        keys: As for `gumbel_noise`.
+        steps: Likewise.
+        temperature: Of every row. The noise is multiplied by it, rather than the logits divided: 0
+            is greedy.
+    """
+    noise = gumbel_noise(keys, steps, logits.shape[-1])
+    noise *= temperature.unsqueeze(1)
+    noise += punished(logits, seen, penalty)
+    return noise.argmax(-1)
+
+
+def punished(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Logits in float32, those of tokens seen before with the repetition penalty."""
+    logits, penalty = logits.float(), penalty.unsqueeze(1)
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 class RowSampler:
     """Chooses the next token of every row of a batch."""
+
+    draw = staticmethod(drawn)
 
     def __init__(self, rows: "Sequence[Sampling]", device: torch.device | str = "cpu") -> None:
         """Stack the rows' settings."""
@@ -131,17 +159,13 @@ class RowSampler:
         Returns:
             Token ids, (batch,).
         """
-        logits = logits.float()
-        penalty = self._penalty.unsqueeze(1)
-        punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(seen, punished, logits)
+        penalty = self._penalty
         if self._greedy:
-            return logits.argmax(-1)
-        # The noise times the temperature, rather than the logits divided by it: 0 is greedy.
-        noise = gumbel_noise(self._keys, steps, logits.shape[-1])
-        noise *= self._temperature.unsqueeze(1)
-        noise += self._truncated(logits)
-        return noise.argmax(-1)
+            return punished(logits, seen, penalty).argmax(-1)
+        if self._most_kept or self._any_top_p:
+            logits = self._truncated(punished(logits, seen, penalty))
+            penalty = torch.ones_like(penalty)
+        return self.draw(logits, seen, penalty, self._keys, steps, self._temperature)
 
     def _truncated(self, logits: Tensor) -> Tensor:
         if self._most_kept:
