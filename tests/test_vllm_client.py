@@ -38,10 +38,10 @@ EVERY = {"layers": [LAYER], "width": D_MODEL}
 class Engine:
     """vLLM around the plugin: its HTTP process's desk, and one worker that it asks."""
 
-    def __init__(self, slots=3, facts=EVERY):
-        self.worker = Steerer(
-            facts["layers"], torch.empty(facts["width"]), tokens=64, slots=slots, longest=64
-        )
+    def __init__(self, slots=3, facts=EVERY, fixed=False):
+        like = torch.empty(facts["width"])
+        sizes = {"tokens": 64, "slots": slots, "longest": 64}
+        self.worker = Steerer(facts["layers"], like, **sizes, fixed=fixed)
         spare = slots - routes.SPARE_SLOTS
         self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=spare))
         self.desk = routes.Desk(self, facts)
@@ -106,8 +106,12 @@ EDITS = (
 CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 
 
-def test_the_plugin_does_what_the_local_backend_does(sae):
-    wanted, engine = row(*EDITS), Engine()
+GRAPHS = pytest.mark.parametrize("fixed", [False, True], ids=["free", "as in a graph"])
+
+
+@GRAPHS
+def test_the_plugin_does_what_the_local_backend_does(sae, fixed):
+    wanted, engine = row(*EDITS), Engine(fixed=fixed)
     plan = plan_of(wanted, sae)
     engine.begin(plan)
     engine.begin(plan_of(row(EDITS[2]), sae), "b", 2)
@@ -128,7 +132,8 @@ def test_the_plugin_does_what_the_local_backend_does(sae):
 
 @pytest.mark.parametrize("how", ["none", "constant_norm_rescale", "layer_norm"])
 @pytest.mark.parametrize("boosted", [True, False])
-def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how, boosted):
+@GRAPHS
+def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how, boosted, fixed):
     torch.manual_seed(1)
     encoder = LatentEncoder(
         torch.randn(D_MODEL, 3) / 24,
@@ -146,7 +151,7 @@ def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how,
         Term(directions[3], 2.0, 7, 9, sae_scaled=False),
     ]
     scale = {"constant_norm_rescale": norm_scale, "layer_norm": spread}.get(how)
-    edits, engine = LayerEdits([terms], encoder, scale), Engine()
+    edits, engine = LayerEdits([terms], encoder, scale), Engine(fixed=fixed)
     engine.begin(Intervention(1, {LAYER: edits}, {}))
     x = torch.randn(1, 12, D_MODEL) * 4
     at = torch.arange(12).unsqueeze(0)
@@ -157,6 +162,10 @@ def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how,
     due = int(change.arrived(after).sum()), int(change.held().sum())
     assert engine.found(fed=12).counts(12) == {LAYER: due}
     assert due[1] > 0 and (due[0] > 4)
+    # What was due is due no more when the request is gone.
+    engine.worker.leave(["a"])
+    (free,) = engine.step(("other", 0, x[0]))
+    assert torch.equal(free, x[0])
 
 
 def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae):

@@ -106,6 +106,7 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
         tokens=config.scheduler_config.max_num_batched_tokens,
         slots=config.scheduler_config.max_num_seqs + SPARE_SLOTS,
         longest=config.model_config.max_model_len,
+        fixed=like.is_cuda,
     )
     buffers = getattr(runner, "input_buffers", runner)  # V2 keeps them apart
     steerer.positions = buffers.positions

@@ -70,7 +70,7 @@ class Layer:
         after: The stream edited.
         now: What became of the step's tokens.
         due: How much of each row, were the clamped latents 0, (token, row).
-        mask: Which rows are clamped, (token, row with encoder).
+        spared: Which rows are not clamped, (token, row with encoder).
         boosted: Where anything but a clamp acts, (token,).
         rows: The rows; None where nothing is edited.
         constant: Product of `due` and the rows, where the residual has no part in it.
@@ -87,7 +87,7 @@ class Layer:
         self.now = torch.zeros(tokens, dtype=torch.uint8, device=like.device)
         self.negligible = torch.zeros(tokens, dtype=torch.bool, device=like.device)
         self.boosted = torch.zeros_like(self.negligible)
-        self.due = self.mask = torch.zeros(0, device=like.device)
+        self.due = self.spared = torch.zeros(0, device=like.device)
         self.rows: Rows | None = None
         self.constant: Tensor | None = None
         self.busy = self.alone = self.read = False
@@ -97,7 +97,13 @@ class Steerer:
     """Everything that is steered in one worker."""
 
     def __init__(
-        self, layers: Iterable[int], like: Tensor, tokens: int, slots: int, longest: int
+        self,
+        layers: Iterable[int],
+        like: Tensor,
+        tokens: int,
+        slots: int,
+        longest: int,
+        fixed: bool,
     ) -> None:
         """Allocate.
 
@@ -107,6 +113,7 @@ class Steerer:
             tokens: Most tokens of a step.
             slots: Most steered requests at once.
             longest: Most tokens of a request.
+            fixed: Whether every step must run the same operations, as CUDA graphs want it.
         """
         device = like.device
         self.layers = {layer: Layer(like, tokens, slots, longest) for layer in layers}
@@ -121,7 +128,7 @@ class Steerer:
         """By vLLM's id, as long as vLLM computes them."""
         self.known: dict[str, Request] = {}
         """By our id, until their results are fetched."""
-        self._none, self._longest, self._fixed = slots, longest, device.type == "cuda"
+        self._none, self._longest, self._fixed = slots, longest, fixed
         self._now: list[tuple[Request | None, int]] = []
         self._next = np.zeros(0, np.int64)
         self._first = torch.zeros(0, dtype=torch.int64, device=device)
@@ -130,7 +137,7 @@ class Steerer:
         for layer in self.layers.values() if self._fixed else ():
             layer.rows, layer.alone = self.bank, True
             layer.due = torch.zeros(tokens, ROWS, device=device)
-            layer.mask = torch.zeros_like(layer.due)
+            layer.spared = torch.ones_like(layer.due, dtype=torch.bool)
 
     def put(self, at: Sequence[int], rows: Iterable[dict[str, Tensor]]) -> None:
         """Write rows into places of the bank."""
@@ -172,15 +179,14 @@ class Steerer:
         slots = np.repeat([self._none if one is None else one.slot for one, _ in now], counts)
         self._slots = torch.from_numpy(slots).to(self.positions.device, non_blocking=True)
         self._first = self._slots * self._longest
+        first = np.cumsum(counts) - counts
         for number, layer in self.layers.items():
             layer.read = any(read[1] == number for one, _ in now if one for read in one.reads)
             at = [i for i, (one, _) in enumerate(now) if one is not None and number in one.edits]
             was_busy, layer.busy = layer.busy, bool(at)
             if layer.busy or (was_busy and self._fixed):
-                terms = [self._now[i][0].edits[number] for i in at]  # type: ignore[union-attr]
-                self._lay_out(
-                    layer, terms, starts[at], counts[at], (np.cumsum(counts) - counts)[at]
-                )
+                edits = [one.edits[number] for one, _ in (now[i] for i in at) if one is not None]
+                self._lay_out(layer, edits, starts[at], counts[at], first[at])
             elif not self._fixed:
                 layer.rows = None
 
@@ -194,41 +200,47 @@ class Steerer:
     ) -> None:
         """Make a layer's matrices from the terms of requests, where they start and stand."""
         terms = np.concatenate([np.zeros((0, 6)), *edits])
-        owner = np.repeat(np.arange(len(edits)), [len(one) for one in edits])
-        times = counts[owner]
+        owner = np.repeat(np.arange(len(edits)), np.array([len(one) for one in edits], np.int64))
+        times = counts[owner]  # every term at every token of its request
         within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         owner, terms = np.repeat(owner, times), np.repeat(terms, times, axis=0)
         token, position = first[owner] + within, starts[owner] + within
         row, amount, start, stop, clamps, kind = terms.T
         row, clamps = row.astype(np.int64), clamps > 0
         active = (position >= start) & (position < stop)
+        boosts, held = ~clamps & active & (amount != 0), clamps & active
         # How many steps from here are like this one.
         ends = np.concatenate([start - position, stop - position])
-        self._same = min([self._same, *(ends[ends > 0] - 1)]) if (counts == 1).all() else 0
-        boosts = ~clamps & active & (amount != 0)
+        same = ends[ends > 0].min(initial=NO_STOP) - 1 if (counts == 1).all() else 0
+        self._same = min(self._same, int(same))
         if self._fixed:
             layer.due.zero_()
-            layer.mask.zero_()
+            layer.spared.fill_(True)
         else:
             clamped = np.unique(row[clamps])
             used = np.concatenate([clamped, np.setdiff1d(row, clamped)])
             place = np.zeros(ROWS, np.int64)
             place[used] = np.arange(len(used))
             row, at = place[row], torch.from_numpy(used)
-            encoders = self.bank.encoders[at[: len(clamped)]]
-            kinds = frozenset(int(one) for one in np.unique(kind))
-            layer.rows = Rows(self.bank.directions[at], encoders, self.bank.numbers[at], kinds)
+            layer.rows = Rows(
+                self.bank.directions[at],
+                self.bank.encoders[at[: len(clamped)]],
+                self.bank.numbers[at],
+                frozenset(int(one) for one in np.unique(kind)),
+            )
             layer.due = torch.zeros(len(self._slots), len(used))
-            layer.mask = layer.due[:, : len(clamped)].clone()
-            layer.alone = len(np.setdiff1d(token[clamps & active], token[boosts])) > 0
-        _add(layer.due, token[active], row[active], amount[active])
-        held = clamps & active
-        _add(layer.mask, token[held], row[held], np.ones(held.sum()))
+            layer.spared = torch.ones(len(self._slots), len(clamped), dtype=torch.bool)
+            layer.alone = len(np.setdiff1d(token[held], token[boosts])) > 0
+        device, wide = layer.due.device, layer.due.shape[1]
+        at = torch.from_numpy(token * wide + row).to(device)
+        layer.due.view(-1).index_add_(0, at, torch.from_numpy(amount * active).to(layer.due))
+        spared = torch.from_numpy(token[held]).to(device), torch.from_numpy(row[held]).to(device)
+        layer.spared[spared] = False
         layer.boosted.zero_()
-        layer.boosted[torch.from_numpy(token[boosts]).to(layer.boosted.device)] = True
-        layer.constant = None
-        if not self._fixed and layer.rows is not None and layer.rows.kinds == {0}:
-            layer.constant = layer.due @ layer.rows.directions
+        layer.boosted[torch.from_numpy(token[boosts]).to(device)] = True
+        if not self._fixed and layer.rows is not None:
+            plain = layer.rows.kinds == {0}
+            layer.constant = layer.due @ layer.rows.directions if plain else None
 
     def edit(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Edit a layer's output in place.
@@ -253,12 +265,9 @@ class Steerer:
         layer, count = self.layers[number], len(hidden)
         if layer.rows is None:
             return
-        received, before, after = (
-            _stream(hidden, residual),
-            layer.before[:count],
-            layer.after[:count],
-        )
-        arrived, moved = _apart(received, after) == 0, _apart(received, before)
+        received = _stream(hidden, residual)
+        arrived = _apart(received, layer.after[:count]) == 0
+        moved = _apart(received, layer.before[:count])
         now = torch.logical_and(arrived, moved > 0, out=layer.now[:count])
         if layer.alone:
             held = arrived & (moved == 0) & layer.negligible[:count]
@@ -329,16 +338,16 @@ def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
             centred = hidden - wide.mean(dim=-1, keepdim=True) * rows.encoders.sum(-1)
             hidden = torch.where(kind == 2, centred / (scaled[2] + LAYER_NORM_EPS), hidden)
         hidden = hidden.add_(bias)
-        mask = layer.mask[:tokens]
-        held = torch.relu(hidden).mul_(hidden > threshold).mul_(mask)
+        spared = layer.spared[:tokens]
+        held = torch.relu(hidden).mul_(hidden > threshold).masked_fill_(spared, 0.0)
         if layer.alone:
             # A step this large moves at least the direction's largest component, whatever is there.
             least = wide.abs().amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
-            felt = (amounts[:, :clamped] * mask - held).abs()
+            steps = (amounts[:, :clamped] - held).abs()
             for number, scale in scaled.items():
-                felt = torch.where(kind == number, felt * scale, felt)
-            felt = felt * rows.directions[:clamped].abs().amax(-1) >= least
-            still = (mask > 0).any(-1) & ~(felt & (mask > 0)).any(-1) & ~layer.boosted[:tokens]
+                steps = torch.where(kind == number, steps * scale, steps)
+            felt = (steps * rows.directions[:clamped].abs().amax(-1) >= least) & ~spared
+            still = ~(felt.any(-1) | spared.all(-1) | layer.boosted[:tokens])
             layer.negligible[:tokens] = still
         if layer.constant is not None:
             return torch.addmm(layer.constant, held, rows.directions[:clamped], alpha=-1)
@@ -358,12 +367,6 @@ def norm_scale(x: Tensor) -> Tensor:
 def spread(x: Tensor) -> Tensor:
     """Scale of layer_norm: the residual's standard deviation, (..., 1)."""
     return x.std(dim=-1, keepdim=True)
-
-
-def _add(matrix: Tensor, token: NDArray[Any], row: NDArray[Any], amount: NDArray[Any]) -> None:
-    """Add amounts to a matrix of tokens and rows."""
-    at = torch.from_numpy(token * matrix.shape[1] + row).to(matrix.device)
-    matrix.view(-1).index_add_(0, at, torch.from_numpy(amount).to(matrix))
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
