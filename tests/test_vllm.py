@@ -154,7 +154,7 @@ def test_the_prefix_cache_serves_unsteered_requests(vllm_server, vllm_backend):
         found = re.findall(r"^vllm:prefix_cache_hits_total{.*} (\S+)$", text, re.MULTILINE)
         return sum(float(number) for number in found)
 
-    row = boosted(vllm_backend, text="What does the word harbour mean? " * 9)
+    row = boosted(vllm_backend, text="What does the word harbour mean? " * 40)
     plain = Row(row.prompt, row.sampling)
     first = vllm_backend.generate([plain])
     before = hits()
