@@ -105,13 +105,13 @@ def vllm_backend(vllm_server):
 
 
 @pytest.fixture(scope="session")
-def vllm_eager_backend(tmp_path_factory: pytest.TempPathFactory):
-    """The same, not compiled."""
+def vllm_compiled_backend(tmp_path_factory: pytest.TempPathFactory):
+    """The same, compiled."""
     from vllm_serving import connect
 
     from esr_eval.servers.vllm import VLLMServer
 
-    server = VLLMServer(tmp_path_factory.mktemp("vllm-eager"))
-    server.start("smollm2-135m", layers=[20], options=["--enforce-eager"])
+    server = VLLMServer(tmp_path_factory.mktemp("vllm-compiled"))
+    server.start("smollm2-135m", layers=[20], options=["--no-enforce-eager"])
     yield connect(server, "smollm2-135m")
     server.stop()

@@ -88,7 +88,7 @@ def skipping_server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm, "_lay_out_plugin", tampered)
         server = vllm.VLLMServer(tmp_path_factory.mktemp("skipping"))
-        server.start("smollm2-135m", options=["--enforce-eager"])
+        server.start("smollm2-135m")
         yield server, said[-1]
         server.stop()
 
@@ -299,7 +299,7 @@ def tuned_server(tmp_path_factory):
     from esr_eval.servers.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("tuned"))
-    server.start("smollm2-135m-esr", options=["--enforce-eager"])
+    server.start("smollm2-135m-esr")
     yield server
     server.stop()
 

@@ -158,6 +158,8 @@ def _model_options(
         *("--dtype", dtype),
         *(["--revision", revision] if revision else []),
         *("--generation-config", "vllm"),
+        # On a CPU compiling takes a minute at every start.
+        *([] if has_gpu() else ["--enforce-eager"]),
     ]
 
 

@@ -112,11 +112,10 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     steerer.positions = buffers.positions
     _STEERER[:] = [steerer]
     runner.esr_sampler = BatchSampler(runner.device)
-    if not config.model_config.enforce_eager:
-        try:
-            runner.esr_sampler.compile(config.model_config.get_vocab_size(), like.dtype)
-        except Exception as error:  # of whatever compiler there is; the choice is the same
-            logger.warning("esr-eval chooses tokens uncompiled: %s", error)
+    try:
+        runner.esr_sampler.compile(config.model_config.get_vocab_size(), like.dtype)
+    except Exception as error:  # of whatever compiler there is; the choice is the same
+        logger.warning("esr-eval chooses tokens uncompiled: %s", error)
     for number in here:
         after = stack[number + 1] if number + 1 < len(stack) else None
         behind = after is not None and not _is_elsewhere(after)
