@@ -20,7 +20,7 @@ from esr_eval.backends.vllm.sampler import BatchSampler
 from esr_eval.backends.vllm.steerer import Steerer
 
 logger = logging.getLogger(__name__)
-_LIBRARY = torch.library.Library("esr_eval", "FRAGMENT")
+_LIBRARY = torch.library.Library("esr_eval", "FRAGMENT")  # type: ignore[no-untyped-call]
 _STEERER: list[Steerer] = []
 """This process's, once its model is loaded."""
 _DONE: list[str] = []
@@ -117,11 +117,11 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     except Exception as error:  # of whatever compiler there is; the choice is the same
         logger.warning("esr-eval chooses tokens uncompiled: %s", error)
     for number in here:
-        after = stack[number + 1] if number + 1 < len(stack) else None
-        behind = after is not None and not _is_elsewhere(after)
-        _teach(stack[number], edits=number, confirms_own=not behind)
-        if behind:
-            _teach(after, confirms=number)
+        behind = stack[number + 1] if number + 1 < len(stack) else None
+        confirmed = behind is not None and not _is_elsewhere(behind)
+        _teach(stack[number], esr_edits=number, esr_own=not confirmed)
+        if confirmed:
+            _teach(behind, esr_confirms=number)
     compute = model.compute_logits
     model.compute_logits = lambda *a, **k: runner.esr_sampler.chosen(compute(*a, **k))
     return done
@@ -132,14 +132,15 @@ def _is_elsewhere(layer: nn.Module) -> bool:
     return type(layer).__name__ == "PPMissingLayer"
 
 
-def _teach(
-    layer: nn.Module,
-    edits: int | None = None,
-    confirms: int | None = None,
-    confirms_own: bool = False,
-) -> None:
-    """Have a layer call our operations, before anything is compiled."""
-    cls = type(layer)
+def _teach(layer: Any, **marks: int) -> None:
+    """Have a layer call our operations, before anything is compiled.
+
+    Args:
+        layer: The layer.
+        marks: Which layer it edits (`esr_edits`) or confirms the edits of (`esr_confirms`), and
+            whether nobody else confirms its own (`esr_own`).
+    """
+    cls: Any = type(layer)
     if not hasattr(cls, "esr_edits"):
         cls.esr_edits, cls.esr_confirms, cls.esr_own = None, None, False
         original = cls.forward
@@ -158,10 +159,8 @@ def _teach(
             return out
 
         cls.forward = forward
-    if edits is not None:
-        layer.esr_edits, layer.esr_own = edits, confirms_own
-    if confirms is not None:
-        layer.esr_confirms = confirms
+    for name, value in marks.items():
+        setattr(layer, name, value)
 
 
 def _stream(passed: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:

@@ -188,11 +188,13 @@ def _check_plugin(server: Server, chat: Chat, facts: ServerFacts) -> dict[str, A
             f"{where} computes in {told['dtype']}, but {runtime.dtype} is asked for: pass "
             f"-M dtype={told['dtype']}, or start the server with --dtype {runtime.dtype}."
         )
-    named = {chat.probed_layer, runtime.feature_layer} - {None, *told["layers"]}
+    named = [
+        n for n in (chat.probed_layer, runtime.feature_layer) if n not in (None, *told["layers"])
+    ]
     if named:
         layers = " ".join(f"--layer {layer}" for layer in sorted({*told["layers"], *named}))
         raise EsrError(
-            f"{where} was not started for layer {min(named)}, which is edited or read: stop it "
+            f"{where} was not started for layer {named[0]}, which is edited or read: stop it "
             f"and {START} with {layers}."
         )
     if told["device"] == "cpu" and facts.adapters and runtime.adapter is None:

@@ -141,10 +141,11 @@ class Steerer:
 
     def put(self, at: Sequence[int], rows: Iterable[dict[str, Tensor]]) -> None:
         """Write rows into places of the bank."""
-        nothing = torch.zeros(())
+        bank, nothing = self.bank, torch.zeros(())
         for place, row in zip(at, rows, strict=True):
-            for bank, part in zip(self.bank, ("direction", "encoder", "numbers"), strict=False):
-                bank[place] = row.get(part, nothing).to(bank)  # type: ignore[union-attr]
+            bank.directions[place] = row["direction"].to(bank.directions)
+            bank.encoders[place] = row.get("encoder", nothing).to(bank.encoders)
+            bank.numbers[place] = row["numbers"].to(bank.numbers)
 
     def admit(self, name: str, plan: dict[str, Any]) -> None:
         """Take a request that vLLM begins to compute; one that it begins anew is known."""
@@ -291,11 +292,11 @@ class Steerer:
             return
         first = 0
         for one, count in self._now:
-            for index, number, *_ in () if one is None else one.reads:
-                part = slice(first, first + count)
-                found = self.positions[part].clone(), self.layers[number].after[part].clone()
-                one.found[index].append(found)
+            part = slice(first, first + count)
             first += count
+            for index, number, *_ in one.reads if one is not None else ():
+                found = self.positions[part].clone(), self.layers[number].after[part].clone()
+                one.found[index].append(found)  # type: ignore[union-attr]
 
     def fetch(self, ours: str, fed: int) -> dict[str, Any] | None:
         """What became of a request, which is forgotten by that; None if it is not known here.
