@@ -330,6 +330,7 @@ def test_rows_are_refused_when_damaged_and_make_room_when_idle():
     engine.desk.used.update(first[1:])  # requests are served with all but the first
     (status, said), _ = put(vector(-1), vector(-2))
     assert status == 503 and "no room" in said
+    assert put(vector(3), vector(4))[0] == (200, "")  # they are there
     (status, _), new = put(vector(-1))
     assert status == 200
     told = json.dumps({"edits": {LAYER: [[new[0], 1.0, 0, 9, 0]]}, "reads": []})

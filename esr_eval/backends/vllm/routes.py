@@ -86,11 +86,12 @@ class Desk:
             taken = {place for place, _ in self._rows.values()}
             free = [place for place in range(ROWS) if place not in taken]
             idle = [d for d in self._rows if not self.used[d] and d not in rows]
-            while idle and len(free) < len(rows):
+            new = [d for d in rows if d not in self._rows]
+            while idle and len(free) < len(new):
                 free.append(self._rows.pop(idle.pop(0))[0])
-            at = {d: self._rows[d][0] if d in self._rows else free.pop() for d in rows if free}
-            if len(at) < len(rows):
-                return 503, f"esr-eval has no room for {len(rows)} rows among {ROWS} in use"
+            if len(free) < len(new):
+                return 503, f"esr-eval has no room for {len(new)} rows among {ROWS} in use"
+            at = {d: self._rows[d][0] if d in self._rows else free.pop() for d in rows}
             await self._engine.collective_rpc("esr_put", args=(list(at.values()), body))
             self._rows |= {d: (at[d], int(row["numbers"][2])) for d, row in rows.items()}
         return 200, ""
