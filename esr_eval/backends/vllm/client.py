@@ -59,13 +59,9 @@ class Server:
             trust_env=not is_loopback(self.url),
         )
 
-    def get(self, path: str) -> httpx.Response:
-        """Ask once.
-
-        Raises:
-            ServerGoneError: There was no answer.
-        """
-        return self._send("GET", path, None)
+    def get(self, path: str) -> dict[str, Any]:
+        """Ask once and read the JSON answer; raises as `post` does."""
+        return self._read(self._send("GET", path, None))
 
     def post(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         """Ask once and read the JSON answer.
@@ -79,7 +75,9 @@ class Server:
             ServerFaultError: The server failed inside.
             EsrError: The server refuses the request.
         """
-        answer = self._send("POST", path, body)
+        return self._read(self._send("POST", path, body))
+
+    def _read(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_success:
             read: dict[str, Any] = answer.json()
             return read

@@ -7,13 +7,12 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import torch
 
 from esr_eval.backends.base import Chat
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.backends.vllm import FACTS_PATH, ROWS_PATH, TRIED, code_digest
-from esr_eval.backends.vllm.client import Server, ServerGoneError
+from esr_eval.backends.vllm.client import Server, ServerFaultError, ServerGoneError
 from esr_eval.backends.vllm.payload import Found, rows_body, steering_args
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
@@ -116,10 +115,9 @@ def _gone(server: Server, error: ServerGoneError) -> EsrError:
 
 
 def _version(server: Server) -> str:
-    answer = server.get("/version")
     try:
-        return str(answer.raise_for_status().json()["version"])
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        return str(server.get("/version")["version"])
+    except (EsrError, ServerFaultError, ValueError, KeyError, TypeError):
         raise EsrError(
             f"What answers at {server.url} is no vLLM server (no /version there): check "
             "--model-base-url."
@@ -127,13 +125,7 @@ def _version(server: Server) -> str:
 
 
 def _find_model(server: Server, runtime: Runtime) -> ServerFacts:
-    answer = server.get("/v1/models")
-    if answer.status_code in (401, 403):
-        raise EsrError(
-            f"The vLLM server at {server.url} does not accept the key: set VLLM_API_KEY to the "
-            "one it was started with (--api-key)."
-        )
-    served = answer.raise_for_status().json()["data"]
+    served = server.get("/v1/models")["data"]
     known = {runtime.subject, runtime.model, str(model_source(runtime)[0])}
     bases = [m for m in served if not m.get("parent") and known & {m["id"], m.get("root")}]
     if not bases:
@@ -164,13 +156,13 @@ def _listed(served: list[dict[str, Any]]) -> str:
 
 def _check_plugin(server: Server, chat: Chat, facts: ServerFacts) -> dict[str, Any]:
     """What the server tells of its model and its plugin, once they fit."""
-    answer = server.get(FACTS_PATH)
-    if not answer.is_success:
+    try:
+        told = server.get(FACTS_PATH)
+    except EsrError:
         raise EsrError(
             f"The vLLM server at {server.url} runs without this project's plugin, which steers: "
             f"{START}, or see docs/remote.md for one of your own."
-        )
-    told: dict[str, Any] = answer.json()
+        ) from None
     runtime, shape, where = chat.runtime, chat.shape, f"The vLLM server at {server.url}"
     if told["code"] != code_digest():
         raise EsrError(
