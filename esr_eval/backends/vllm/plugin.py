@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 _LIBRARY = torch.library.Library("esr_eval", "FRAGMENT")  # type: ignore[no-untyped-call]
 _STEERER: list[Steerer] = []
 """This process's, once its model is loaded."""
-_DONE: list[str] = []
 
 
 def _edit(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
@@ -39,23 +38,32 @@ def _fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
 
 
 def register() -> None:
-    """Wrap vLLM's classes; called in every process, and harmless when called again."""
-    if _DONE:
-        return
-    _DONE.append("registered")
+    """Called in every process, maybe more than once; runners are wrapped where there are any."""
     from vllm.config import VllmConfig
-    from vllm.utils.torch_utils import direct_register_custom_op
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from esr_eval.backends.vllm.routes import steered
+    if hasattr(WorkerBase, esr_facts.__name__):
+        return
+    for method in (esr_facts, esr_put, esr_fetch):
+        setattr(WorkerBase, method.__name__, method)
+    _wrap(VllmConfig, "compute_hash", _salted)
+    _wrap(WorkerBase, "__init__", _works)
+
+
+def _works(original: Callable[..., None], worker: Any, *args: Any, **kwargs: Any) -> None:
+    _wrap_runners()
+    original(*args, **kwargs)
+
+
+@functools.cache
+def _wrap_runners() -> None:
+    from vllm.utils.torch_utils import direct_register_custom_op
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     for name, run in (("edit", _edit), ("confirm", _confirm)):
         # What is declared as changed is neither left out nor moved by the compiler.
         direct_register_custom_op(name, run, ["hidden"], _fake, target_lib=_LIBRARY)
-    _wrap(VllmConfig, "compute_hash", _salted)
     _wrap(CPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "_prepare_inputs", _prepares_v1)
@@ -68,9 +76,6 @@ def register() -> None:
         _wrap(RunnerV2, "load_model", _loads)
         _wrap(RunnerV2, "prepare_inputs", _prepares_v2)
         _wrap(RunnerV2, "execute_model", _executes)
-    AsyncLLM.generate = steered(AsyncLLM.generate)
-    for method in (esr_facts, esr_put, esr_fetch):
-        setattr(WorkerBase, method.__name__, method)
 
 
 def _wrap(cls: type, name: str, around: Callable[..., Any]) -> None:

@@ -239,6 +239,9 @@ class Routes:
         """Add the routes; vLLM asks for its key under /v1."""
         from fastapi import Request
         from fastapi.responses import JSONResponse
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        AsyncLLM.generate = steered(AsyncLLM.generate)
 
         async def facts() -> Any:
             return JSONResponse({**_DESK[0].facts, "code": code_digest()})
