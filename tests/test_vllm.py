@@ -89,8 +89,8 @@ def skipping_server(tmp_path_factory):
         patch.setattr(vllm, "_lay_out_plugin", tampered)
         server = vllm.VLLMServer(tmp_path_factory.mktemp("skipping"))
         server.start("smollm2-135m")
-        yield server, said[-1]
-        server.stop()
+    yield server, said[-1]
+    server.stop()
 
 
 def test_an_operation_that_skips_is_not_counted_and_fails_the_sample(skipping_server, monkeypatch):

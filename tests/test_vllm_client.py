@@ -375,8 +375,7 @@ def test_bytes_of_a_request_at_the_width_of_the_70b(tmp_path):
         assert len(json.dumps(args)) < 2_500  # every request
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_rows_on_the_server_are_sampled_like_local_ones(compiled):
+def test_rows_on_the_server_are_sampled_like_local_ones():
     torch.manual_seed(2)
     settings = [
         Sampling(5, 0.8, None, None, 1.2, 9),
@@ -398,8 +397,6 @@ def test_rows_on_the_server_are_sampled_like_local_ones(compiled):
         want.append(chosen)
 
     sampler, got = BatchSampler(torch.device("cpu")), [[], [], [], []]
-    if compiled:
-        sampler.compile(50, torch.float32)
     orders = [[0], [0, 1], [1, 0], [2, 1, 0], [0, 2, 3], *([[3, 0, 2, 1]] * 20)]
     for order in orders:
         for i in order:

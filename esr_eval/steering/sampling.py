@@ -125,8 +125,6 @@ def punished(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
 class RowSampler:
     """Chooses the next token of every row of a batch."""
 
-    draw = staticmethod(drawn)
-
     def __init__(self, rows: "Sequence[Sampling]", device: torch.device | str = "cpu") -> None:
         """Stack the rows' settings."""
         self._keys = torch.tensor([row_key(row.seed) for row in rows], device=device)
@@ -165,7 +163,7 @@ class RowSampler:
         if self._most_kept or self._any_top_p:
             logits = self._truncated(punished(logits, seen, penalty))
             penalty = torch.ones_like(penalty)
-        return self.draw(logits, seen, penalty, self._keys, steps, self._temperature)
+        return drawn(logits, seen, penalty, self._keys, steps, self._temperature)
 
     def _truncated(self, logits: Tensor) -> Tensor:
         if self._most_kept:

@@ -7,7 +7,6 @@ wrapped alike, and preflight proves on the server that runs that edits arrive an
 import functools
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,6 @@ from esr_eval.backends.vllm import LAYERS_ENV, PLAN_ARG, SAMPLING_ARG, SPARE_SLO
 from esr_eval.backends.vllm.sampler import BatchSampler
 from esr_eval.backends.vllm.steerer import Steerer
 
-logger = logging.getLogger(__name__)
 _LIBRARY = torch.library.Library("esr_eval", "FRAGMENT")  # type: ignore[no-untyped-call]
 _STEERER: list[Steerer] = []
 """This process's, once its model is loaded."""
@@ -117,10 +115,6 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     steerer.positions = buffers.positions
     _STEERER[:] = [steerer]
     runner.esr_sampler = BatchSampler(runner.device)
-    try:
-        runner.esr_sampler.compile(config.model_config.get_vocab_size(), like.dtype)
-    except Exception as error:  # of whatever compiler there is; the choice is the same
-        logger.warning("esr-eval chooses tokens uncompiled: %s", error)
     for number in here:
         behind = stack[number + 1] if number + 1 < len(stack) else None
         confirmed = behind is not None and not _is_elsewhere(behind)

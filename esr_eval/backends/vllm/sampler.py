@@ -1,4 +1,4 @@
-"""Our sampler inside a vLLM server: logits in which the chosen token is the best.
+"""Our sampler inside a vLLM server: logits that leave only the chosen token possible.
 
 A request that brings a `Sampling` is asked for greedily and without a penalty of vLLM's own; its
 tokens are then those of every other backend. This file lies on the server's path by itself, so it
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from esr_eval.steering.sampling import RowSampler, Sampling, drawn
+from esr_eval.steering.sampling import RowSampler, Sampling
 
 
 def read_sampling(told: str) -> Sampling:
@@ -42,7 +42,7 @@ class BatchSampler:
 
     def __init__(self, device: torch.device) -> None:
         """Start with no request."""
-        self._device, self._draw = device, drawn
+        self._device = device
         self._requests: dict[str, _Request] = {}
         self._free: list[int] = []
         self._seen: Tensor | None = None
@@ -50,23 +50,6 @@ class BatchSampler:
         self._stacked: list[tuple[int, _Request]] = []
         self._rows = RowSampler([])
         self._at = self._places = self._steps = torch.zeros(0, dtype=torch.int64)
-
-    def compile(self, vocabulary: int, dtype: torch.dtype) -> None:
-        """Have all that a batch's choice takes done in one pass over the vocabulary.
-
-        Args:
-            vocabulary: Number of logits.
-            dtype: Their type.
-
-        Raises:
-            Exception: There is no compiler here.
-        """
-        draw = torch.compile(drawn, dynamic=True)
-        with torch.inference_mode():
-            rows = torch.zeros(2, device=self._device)
-            logits = torch.zeros(2, vocabulary, dtype=dtype, device=self._device)
-            draw(logits, logits > 0, rows + 1, rows.long(), rows.long(), rows)
-        self._draw = draw
 
     def admit(self, name: str, told: str, prompt: Sequence[int]) -> None:
         """Take a request that vLLM begins to compute; one that it computes anew is known."""
@@ -95,7 +78,7 @@ class BatchSampler:
         ]
 
     def chosen(self, logits: Tensor | None) -> Tensor | None:
-        """Logits that are infinite at the chosen token, in the rows that are ours."""
+        """Scores that are -inf everywhere but at the chosen token, in the rows that are ours."""
         now, self._now = self._now, []
         if not now or logits is None:
             return logits
@@ -108,7 +91,8 @@ class BatchSampler:
         self._steps += 1
         for _, request in now:
             request.made += 1
-        logits[self._at, chosen] = float("inf")
+        logits[self._at] = float("-inf")
+        logits[self._at, chosen] = 0.0
         return logits
 
     def _stack(self, now: list[tuple[int, _Request]], vocabulary: int) -> None:
@@ -126,8 +110,6 @@ class BatchSampler:
                 self._seen[request.place, self._sent(request.prompt)] = True
                 request.prompt = ()
         self._rows = RowSampler([request.wanted for request in ours], self._device)
-        if len(ours) > 1:  # a single row would be compiled for by itself
-            self._rows.draw = self._draw
         self._at = self._sent([i for i, _ in now])
         self._places = self._sent([request.place for request in ours])
         self._steps = self._sent([request.made for request in ours])
