@@ -9,10 +9,13 @@ from inspect_ai.model import ModelAPI, modelapi
 from esr_eval.errors import EsrError
 from esr_eval.logs.sidecar import STORE_KEY, put_beside, reference, saved_any
 from esr_eval.scorers.attempts import attempts
+from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
+from esr_eval.scorers.passages import on_passage
 from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.regions import regions
+from esr_eval.scorers.reliability import reliability
 from esr_eval.tasks import (
     ablation,
     activations,
@@ -25,6 +28,7 @@ from esr_eval.tasks import (
     finetuned,
     held_out,
     meta_prompt,
+    passages,
     prefill_control,
     random_ablation,
     select_latents,
@@ -40,6 +44,7 @@ __all__ = [
     "boost_sweep",
     "calibrate",
     "calibrate_vectors",
+    "continuation",
     "cross_judge",
     "degradation",
     "detectors",
@@ -50,9 +55,12 @@ __all__ = [
     "held_out",
     "improvement",
     "meta_prompt",
+    "on_passage",
+    "passages",
     "prefill_control",
     "random_ablation",
     "regions",
+    "reliability",
     "restarts",
     "select_latents",
     "selection",

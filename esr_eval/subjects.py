@@ -134,6 +134,23 @@ def subjects() -> dict[str, Subject]:
     return dict(sorted(found.items(), key=lambda item: item[1].n_parameters or 0))
 
 
+def with_tuned_twin(name: str) -> tuple[Subject, Subject | None]:
+    """A subject, its tuned twin in its place where it comes with one, and what that was tuned from.
+
+    A base that hardly ever corrects itself has no rates that anything could change.
+
+    Args:
+        name: As in `find_subject`: of a base or of its twin.
+
+    Raises:
+        EsrError: No subject has that name.
+    """
+    subject = find_subject(name)
+    if subject.tuned is not None:
+        return find_subject(subject.tuned), subject
+    return subject, next((one for one in subjects().values() if one.tuned == subject.name), None)
+
+
 def is_custom(name: str) -> bool:
     """Whether a model name is a path or Hugging Face id rather than a subject's name."""
     return "/" in name or Path(given_path(name)).exists()

@@ -35,7 +35,7 @@ from esr_eval.subjects import PAPER_GRADER, find_subject
 T = TypeVar("T")
 
 GRADER_ROLE = "grader"
-_OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
+OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
 
 QUOTES_REMINDER = (
     "Answer again with the JSON object only; copy the quotes letter by letter from between the "
@@ -139,7 +139,7 @@ def _why_not(name: str, error: Exception) -> str:
     said = without_secrets(str(error))
     first_line = next((line.strip() for line in said.splitlines() if line.strip()), "")
     return (
-        f"The judge {name} cannot be used ({first_line or type(error).__name__}): {_OTHER_JUDGES}."
+        f"The judge {name} cannot be used ({first_line or type(error).__name__}): {OTHER_JUDGES}."
     )
 
 
@@ -149,7 +149,7 @@ def _key_variable(name: str) -> str:
 
 def _no_key(name: str) -> str:
     return (
-        f"The judge {name} needs an API key: set {_key_variable(name)}, or {_OTHER_JUDGES} "
+        f"The judge {name} needs an API key: set {_key_variable(name)}, or {OTHER_JUDGES} "
         "(esr-judge/offline needs none, but measures only topicality)."
     )
 
@@ -240,32 +240,33 @@ async def _once(
         raise _Unusable(why, output.completion) from None
 
 
-def fence(response: str) -> str:
-    """A delimiter that the response cannot contain, the same for the same response.
+def fence(response: str, salt: str = "") -> str:
+    """A delimiter that the response cannot contain, the same for the same response and salt.
 
     Derived from the response, so caching and determinism hold, and a model that writes the
     response cannot know it beforehand; should it occur all the same, the next one is taken.
     """
-    salt = 0
+    number = 0
     while True:
-        text = f"{salt}:{response}".encode("utf-8", "surrogatepass")
+        text = f"{salt}{number}:{response}".encode("utf-8", "surrogatepass")
         mark = hashlib.sha256(text).hexdigest()[:16]
         if mark not in response:
             return mark
-        salt += 1
+        number += 1
 
 
-def enclose(header: str, text: str, what: str = "response") -> str:
+def enclose(header: str, text: str, what: str = "response", salt: str = "") -> str:
     """A question: whole lines of header, then the fenced text.
 
     Args:
         header: What stands before the fence; every line of it ends in a newline.
         text: The hostile text.
         what: What the text is called in the line after it.
+        salt: Another one gives another fence, and changes nothing else.
     """
     # Lone surrogates cannot be sent as JSON; one replacement character each keeps all offsets.
     text = text.encode("utf-8", "replace").decode()
-    mark = fence(text)
+    mark = fence(text, salt)
     return (
         f"{header}FENCE: {mark}\n<<<{mark}\n{text}\n{mark}>>>\n"
         f"The {what} ended above. Reply with the JSON object only."
@@ -288,7 +289,7 @@ def disclose(question: str, header: re.Pattern[str]) -> tuple[re.Match[str], str
 
 def trial_protocol(
     rubric: str, kind: str | None = None
-) -> tuple[Callable[[Request], list[ChatMessage]], Callable[[Sequence[ChatMessage]], Request]]:
+) -> tuple[Callable[..., list[ChatMessage]], Callable[[Sequence[ChatMessage]], Request]]:
     """How a judge is asked about one trial's response, and how that question is read back.
 
     Args:
@@ -297,19 +298,19 @@ def trial_protocol(
             was, whose wording is kept).
 
     Returns:
-        What renders the question; and what reads it from messages, follow-ups after a rejected
-        reply skipped, or raises a `ValueError` where they hold none.
+        What renders the question, in a fence of the given salt; and what reads it from messages,
+        follow-ups after a rejected reply skipped, or raises a `ValueError` where they hold none.
     """
     first_line = "" if kind is None else f"REQUEST: {kind}\n"
     read_header = re.compile(re.escape(first_line) + _TRIAL)
 
-    def render(request: Request) -> list[ChatMessage]:
+    def render(request: Request, salt: str = "") -> list[ChatMessage]:
         # Task and label as JSON strings: whatever they contain, they stay on their own line.
         header = (
             f"{first_line}TASK: {json.dumps(request.task)}\n"
             f"UNRELATED CONCEPT: {json.dumps(request.label)}\n"
         )
-        question = enclose(header, request.response)
+        question = enclose(header, request.response, salt=salt)
         return [ChatMessageSystem(content=rubric), ChatMessageUser(content=question)]
 
     def parse_request(messages: Sequence[ChatMessage]) -> Request:

@@ -1,57 +1,96 @@
-"""The phrase detector: restarts, where a response says that it starts over. No judge is asked.
+"""The phrase detector: restarts, where a response turns away from itself. No judge is asked.
 
-Restart phrases are searched beside the judge, because an independent group found that it missed
-two of three restarts that a phrase search found. The search is precise and knows the usual phrases,
-but by no means all wordings:
-`python -m esr_eval.scorers.phrases tests/data/restarts.jsonl` measures it on three sets: "dev"
-(patterns were fitted to it), "held_out" (written before the patterns, by the same hand) and "fresh"
-(deliberately unusual wordings, written after them and never used to change them).
+Restarts are searched beside the judge, because an independent group found that it missed two of
+three restarts that a phrase search found. Two ways are joined. Cues of `patterns.py` that stand
+close together are added up: what was written, what is wrong with it, what was asked, an excuse, a
+slip in the first person, a new start. Runs of clauses without punctuation are read like sentences,
+in twelve languages, and any number of restarts is found. And a trained encoder (`turns.py`) adds
+wordings that no cue names.
+
+It does not know: a silent change of topic (no words turn away), a restart that a character or a
+letter tells (left out on purpose), and irony. docs/judges.md has its precision and recall by kind,
+on passages by other hands than those who wrote it.
 """
 
-import json
 import re
-import sys
 from bisect import bisect_right
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
+import anyio.to_thread
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.patterns import STRONG, WEAK
-from esr_eval.scorers.scores import NAN, errored, keyed_metrics
+from esr_eval.scorers.patterns import ENOUGH, cues_for
+from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
+from esr_eval.scorers.turns import FEWEST_WORDS, MOST_PLACES, places, turn_encoder
 
-_SEARCHED = 320
-"""Characters of a sentence that are looked at: restarts stand at its beginning."""
-
-_BREAK = re.compile(
-    r"[.!?…]+[)\]\"'”’*_]*(?=\s|$)|\n+|[—–]|\s-\s|:(?=\s)|\.{3,}|…|\((?=\w)|\x00+"
-    # A run-on sentence that interrupts itself: "... of the court, wait, that's not right"
-    r"|[,;](?= (?:no,? )?(?:wait|hold on|hang on|oops|sorry|hmm+)\b[,.!…—–-])"
-    # ... or has no end: "... of the court Wait, that's not right"
-    r"|\s(?=(?-i:Wait|No,? wait|Hold on|Hang on|Oops|Sorry|Hmm+)\b[,.!…—–-])",
-    re.IGNORECASE,
-)
-_DECORATION = re.compile(r"[\s*_#>~`\-•(\[\"'“”‘’.,:;!?…—–\x00]+|\d+[.)]\s+")
-_STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
 _WORD = re.compile(r"\w+")
+_STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
 
-_OPENING_WORDS = 4
-"""After fewer words there is nothing to correct: the protocol ignores an opening restart."""
+_GAP = 75
+"""Characters between two cues of one restart, at most."""
 
-_INTERJECTION = re.compile(
-    r"(?:(?:oh|no|um+|hm+|okay),? )?"
-    r"(?:wait|hold on|hang on|oops|whoops|whoa|sorry|stop)[\s,.!…*_]*",
+_MOST = 250_000
+"""Characters of a response that are read, more than any limit on its length lets through."""
+
+_SPAN = 280
+"""Characters from the first cue of a restart to the last, at most."""
+
+_AFRESH = 25
+"""So many characters after words that begin anew, another rejection is the next restart."""
+
+_BEFORE = 90
+"""Characters before a cue in which its clause may begin."""
+
+SURE = 0.95
+"""Score from which the encoder alone makes a restart."""
+
+_NEAR_TURN = 90
+"""Places so many characters from a restart belong to it."""
+
+_CLAUSE_END = re.compile(r"[.!?…:;]+[\"'”’)*_]*(?=\s|$)|\n")
+
+_SENTENCE = re.compile(r"[.!?…;:\n(—–](?=\W)|\n|\(")
+_TURN = re.compile(r"\b(?:but|yet|though|although|which|only|however|ok|okay|well|anyway)\b")
+_AND = re.compile(r"\b(?:and|so|or|because|now)\b")
+_LEAD = re.compile(
+    r"(?:\b(?:but|and|so|or|yet|oh|no|okay|ok|well|now|actually|again|hmm?|then|because|though|sorry"
+    r"|wait|anyway|alright|seriously|however|right|um|uh|ah)\b[\s,.!?…—–-]*)+$"
+)
+_NEAR = 40
+"""A sentence that begins within so many characters before a cue begins the restart."""
+
+_PREDICATE = re.compile(
+    r"(?:not|n't|isn't|wasn't|is|was|were|are|has|have|had|do|does|did|don't|doesn't|didn't|will"
+    r"|won't|can't|cannot|fails?|hardly|never|belong)\b"
+)
+_MORE = 2
+_EDITING = re.compile(
+    r"\b(?:edit|revis|rewrit|rephras|proofread|correct (?:the|this|any|all)|corrected\b|grammar"
+    r"|spelling|errors?\b|mistakes?\b|improve the|evaluat|feedback|fix\b|identify)",
     re.IGNORECASE,
 )
+"""A task about mending texts or errors: its answer speaks of versions anyway, so more is needed."""
 
-_REST_WORDS = 7
-"""A restart's sentence that goes on for more words than these already answers anew."""
+_FRAME = frozenset(
+    re.findall(
+        r"\w+",
+        "explain how to do you the a an of for in on and or with your my is are what properly make"
+        " write give perform basic good perfect effective successful create calculate from"
+        " different without it that this by at as can i",
+    )
+)
+"""Words of a task that do not say what it is about."""
 
-_BRIDGE = 15
-"""Two hits with at most this many characters between their sentences are one restart."""
+_CONDITION = re.compile(
+    r"\b(?:falls|wenn|sollten|si|cuando|quand|se|quando|als|jeśli|если"
+    r"|if|unless|whether|in case|until|suppose|imagine|make sure|ensure|avoid|check that"
+    r"|for (?:example|instance)|such as|say that|people|students|beginners|candidates?)\b"
+)
+_CALL_OR_END = re.compile(r"[.!?\n]|\b(?:wait|sorry|no|hold on|hang on|hmm+|oh)\b")
+_OFFER = re.compile(r"\b(?:let me know|tell me|feel free|please (?:tell|say|ask)|just ask)\b")
 
 
 # What a response only quotes: speech, dialogue, letter templates. A restart phrase in there is a
@@ -91,82 +130,207 @@ class Restart(NamedTuple):
 class _Hit(NamedTuple):
     start: int
     end: int
-    sentence_end: int
+    kind: str
     weight: int
 
 
-def find_restarts(response: str) -> list[Restart]:
+_ANNOUNCES = frozenset({"anew", "version", "back"})
+"""Kinds of cue that begin anew, as all others turn away."""
+
+_CALLS = frozenset({"stop", "sorry"})
+"""Kinds of cue that open a restart: after a whole one, they open the next."""
+
+_OF_TEXTS = frozenset({"version", "drop", "anew"})
+"""Kinds of cue that also belong to an answer about mending texts."""
+
+
+def find_restarts(response: str, task: str | None = None) -> list[Restart]:
     """The restarts of a response, in order.
 
     Speech, dialogue and letters inside the response are left out, and so are restarts at the very
     beginning (nothing to correct) and at the very end (no new attempt follows).
+
+    Args:
+        response: What the model wrote.
+        task: What it was asked, where known: it decides cases that are otherwise too weak.
     """
-    hits = _hits(_mask_quoted(response))
+    return list(_found(response, task or ""))
+
+
+async def find_restarts_aside(response: str, task: str) -> list[Restart]:
+    """The same in a thread: the encoder takes long enough to starve an event loop."""
+    return await anyio.to_thread.run_sync(find_restarts, response, task)
+
+
+@lru_cache(maxsize=512)
+def _found(response: str, task: str) -> tuple[Restart, ...]:
+    masked = _mask_quoted(response[:_MOST])
+    found = _by_words(response, masked, task)
+    encoder = turn_encoder()
+    if encoder is None:
+        return tuple(found)
+    at = [place for place in places(response[:_MOST]) if masked[place] != _BLANK][:MOST_PLACES]
+    learned: list[int] = []
+    for place, score in zip(at, encoder.scores(response, at, task), strict=True):
+        near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
+        if score >= SURE and not near:
+            if not learned or place - learned[-1] > _NEAR_TURN:
+                # To the end of its clause: the encoder tells where it begins, and no more.
+                clause = _CLAUSE_END.search(response, place, place + _SPAN)
+                one = _restart(response, place, clause.end() if clause else place + _SPAN)
+                found += [one] if _WORD.search(response, one.end) else []
+            learned.append(place)
+    return tuple(sorted(found))
+
+
+def _restart(response: str, start: int, end: int) -> Restart:
+    return Restart(start, end, " ".join(response[start:end].split())[:120])
+
+
+def _by_words(response: str, masked: str, task: str) -> list[Restart]:
+    """What the cues find, in the text without its quoted parts."""
+    text = _comparable(masked)
+    words = _content_words(task)
+    more = _MORE if _EDITING.search(task) else 0
     found: list[Restart] = []
-    for group in _groups(hits, response):
-        start, end = group[0].start, group[-1].end
-        if sum(hit.weight for hit in group) < 2:
+    for group in _groups(_hits(text)):
+        weight = _weight(group)
+        enough = ENOUGH + more * ({hit.kind for hit in group} <= _OF_TEXTS)
+        if weight == enough - 1 and _turns_to(words, text, group):
+            weight += 1
+        if weight < enough:
             continue
-        if len(_WORD.findall(response, 0, min(start, 400))) < _OPENING_WORDS and start < 400:
+        while _leads_only(text, group, enough):
+            group = group[1:]
+        first, end = group[0], group[-1].end
+        calls = first.kind in _CALLS and first.weight > 1
+        start = _clause_start(text, first.start, 0 if calls else _NEAR)
+        if len(_WORD.findall(response, 0, min(start, 400))) < FEWEST_WORDS and start < 400:
             continue
         if _WORD.search(response, end) is None:
             continue
-        found.append(Restart(start, end, " ".join(response[start:end].split())[:120]))
+        found.append(_restart(response, start, end))
     return found
 
 
-def _hits(text: str) -> list[_Hit]:
-    hits: list[_Hit] = []
-    spans = _sentences(text)
-    for index, (start, end) in enumerate(spans):
-        # "Wait! That's about ...": an interjection is read with the sentence after it.
-        calls = _INTERJECTION.fullmatch(text, start, end) and index + 1 < len(spans)
-        reach = min(spans[index + 1][1] if calls else end, start + _SEARCHED)
-        plain = _comparable(text[start:reach])
-        strong, weak = STRONG.match(plain), WEAK.match(plain)
-        if match := strong or weak:
-            # "To correct my answer, a meeting needs ...": the new attempt begins in the sentence.
-            words_end = start + match.end()
-            answers = len(_WORD.findall(text, words_end, end)) > _REST_WORDS
-            last = words_end if answers or words_end > end else end
-            hits.append(_Hit(start, last, max(end, last), 2 if strong else 1))
-    return hits
+def _content_words(task: str) -> frozenset[str]:
+    """Beginnings of the words that say what a task is about."""
+    return frozenset(_stem(word) for word in _WORD.findall(task.lower()) if word not in _FRAME)
 
 
-def _comparable(sentence: str) -> str:
+def _stem(word: str) -> str:
+    return re.sub(r"(?:ing|ed|es|s|e)$", "", word)[:7]
+
+
+def _turns_to(words: frozenset[str], text: str, group: list[_Hit]) -> bool:
+    """Whether a restart's words name the task again, after words that did not."""
+    if {hit.kind for hit in group} <= _ANNOUNCES:
+        return False
+    start, end = group[0].start, group[-1].end
+    named = words & _stems(text[start : end + _NEAR])
+    return bool(named - _stems(text[max(0, start - _NEAR) : start]))
+
+
+def _stems(text: str) -> set[str]:
+    return {_stem(word) for word in _WORD.findall(text)}
+
+
+def _comparable(text: str) -> str:
     """Lower case, straight apostrophes, no emphasis marks ("*Wait* that's"); length unchanged."""
-    plain = sentence.translate(_STRAIGHT).replace("*", " ")
-    lower = plain.lower()
-    return lower if len(lower) == len(plain) else plain
+    straight = text.translate(_STRAIGHT)
+    lower = straight.lower()
+    return (
+        lower
+        if len(lower) == len(straight)
+        else "".join(low if len(low := letter.lower()) == 1 else letter for letter in straight)
+    )
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    """Start and end of each sentence, decoration such as list marks left out at its start."""
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for match in _BREAK.finditer(text):
-        spans.append((start, match.end()))
-        start = match.end()
-    spans.append((start, len(text)))
-    trimmed: list[tuple[int, int]] = []
-    for begin, end in spans:
-        while (mark := _DECORATION.match(text, begin, end)) is not None:
-            begin = mark.end()
-        if begin < end:
-            trimmed.append((begin, end))
-    return trimmed
+def _hits(text: str) -> list[_Hit]:
+    hits = [
+        _Hit(match.start() + _blank_before(match[0]), match.end(), cue.kind, cue.weight)
+        for cue in cues_for(text)
+        for match in cue.pattern.finditer(text)
+    ]
+    return sorted(hit for hit in hits if not _is_excluded(text, hit))
 
 
-def _groups(hits: list[_Hit], response: str) -> list[list[_Hit]]:
-    """Hits that follow one another belong to one restart ("Wait, no. Let me start over.")."""
+def _blank_before(words: str) -> int:
+    return next((at for at, letter in enumerate(words) if letter.isalnum()), 0)
+
+
+def _is_excluded(text: str, hit: _Hit) -> bool:
+    """Whether the cue stands in a condition or an offer: "if this is not what you asked for"."""
+    before = _CALL_OR_END.split(text[max(0, hit.start - 60) : hit.start])[-1]
+    if hit.kind in _CALLS:
+        return False
+    after = re.split(r"[.!?\n]", text[hit.end : hit.end + 80])[0]
+    return bool(_CONDITION.search(before) or _OFFER.search(before) or _OFFER.search(after))
+
+
+def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
+    """Cues that stand close together: each group is a restart, if they weigh enough."""
     groups: list[list[_Hit]] = []
+    reach = 0
     for hit in hits:
-        previous = groups[-1][-1] if groups else None
-        if previous and len(response[previous.sentence_end : hit.start].strip()) <= _BRIDGE:
-            groups[-1].append(hit)
+        group = groups[-1] if groups else []
+        gap = _NEAR if all(one.kind == "stop" for one in group) else _GAP
+        near = group and hit.start - reach <= gap and hit.end - group[0].start <= _SPAN
+        announced = any(one.kind in _ANNOUNCES for one in group) or hit.kind in _CALLS
+        again = announced and hit.kind not in _ANNOUNCES and hit.start - reach > _AFRESH
+        if near and not (again and _weight(group) >= ENOUGH):
+            group.append(hit)
         else:
             groups.append([hit])
+            reach = 0
+        reach = max(reach, hit.end)
     return groups
+
+
+def _weight(group: list[_Hit]) -> int:
+    """Each kind of cue counts once, by its heaviest, and no words count for two kinds."""
+    counted: dict[str, _Hit] = {}
+    for hit in sorted(group, key=lambda hit: -hit.weight):
+        kind = "call" if hit.kind in _CALLS else hit.kind
+        if kind not in counted and not any(_shared(hit, other) for other in counted.values()):
+            counted[kind] = hit
+    return sum(hit.weight for hit in counted.values())
+
+
+def _shared(one: _Hit, other: _Hit) -> bool:
+    """Whether two cues are in good part the same words."""
+    common = min(one.end, other.end) - max(one.start, other.start)
+    return 3 * common >= min(one.end - one.start, other.end - other.start)
+
+
+def _leads_only(text: str, group: list[_Hit], enough: int) -> bool:
+    """Whether the first cue is a weak one of a sentence before the call that opens it."""
+    first, rest = group[0], group[1:]
+    if first.kind in _CALLS or first.weight > 2 or not rest or _weight(rest) < enough:
+        return False
+    calls = (hit.start for hit in rest if hit.kind in _CALLS and hit.weight > 1)
+    return re.search(r"[.!?\n]", text[first.end : next(calls, first.end)]) is not None
+
+
+def _clause_start(text: str, at: int, near: int) -> int:
+    """Where the clause of the first cue begins: at its sentence, or at a word that turns."""
+    low = max(0, at - _BEFORE)
+    before = text[low:at]
+    begin = max((match.end() for match in _SENTENCE.finditer(before)), default=-1)
+    if turns := [match.start() for match in _TURN.finditer(before, max(begin, 0))]:
+        begin = turns[-1]
+    elif begin < 0 or len(before) - begin > near:
+        if (lead := _LEAD.search(before)) is not None:
+            begin = lead.start()
+        elif _PREDICATE.match(text, at) is None:
+            begin = len(before)
+        elif begin < 0 and len(before) <= near:
+            begin = 0
+        elif begin < 0:
+            begin = max((match.start() for match in _AND.finditer(before)), default=len(before))
+    while begin < len(before) and not before[begin].isalnum():
+        begin += 1
+    return low + begin
 
 
 def _mask_quoted(text: str) -> str:
@@ -218,7 +382,7 @@ def restarts() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         if errored() is not None:
             return Score(value={"restart_phrase": NAN, "restarts": NAN}, answer="errored")
-        found = find_restarts(state.output.completion)
+        found = await find_restarts_aside(state.output.completion, task_of(state))
         phrases = "\n".join(f"- “{plain(restart.phrase)}”" for restart in found[:12])
         return Score(
             value={"restart_phrase": float(bool(found)), "restarts": float(len(found))},
@@ -228,49 +392,3 @@ def restarts() -> Scorer:
         )
 
     return score
-
-
-class Accuracy(NamedTuple):
-    """Restarts found against restarts labelled."""
-
-    correct: int
-    invented: int
-    missed: int
-
-    @property
-    def precision(self) -> float:
-        """Share of what was found that is there."""
-        return self.correct / max(1, self.correct + self.invented)
-
-    @property
-    def recall(self) -> float:
-        """Share of what is there that was found."""
-        return self.correct / max(1, self.correct + self.missed)
-
-
-def measure(examples: Iterable[dict[str, Any]]) -> Accuracy:
-    """Count per example (`text`, `restarts`) what was found, invented and missed."""
-    correct = invented = missed = 0
-    for example in examples:
-        found, labelled = len(find_restarts(example["text"])), example["restarts"]
-        correct += min(found, labelled)
-        invented += max(found - labelled, 0)
-        missed += max(labelled - found, 0)
-    return Accuracy(correct, invented, missed)
-
-
-def _main(path: str) -> None:
-    lines = Path(path).read_text("utf-8").splitlines()
-    examples = [json.loads(line) for line in lines if line.strip()]
-    for split in sorted({example["split"] for example in examples}):
-        chosen = [example for example in examples if example["split"] == split]
-        found = measure(chosen)
-        print(
-            f"{split}: {len(chosen)} responses, precision {found.precision:.2f}, "
-            f"recall {found.recall:.2f} (found {found.correct}, invented {found.invented}, "
-            f"missed {found.missed})"
-        )
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

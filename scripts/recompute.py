@@ -3,7 +3,10 @@
 Independent of the package and of Inspect: it reads the .eval file (a zip of JSON) itself, averages
 every key of the scores of `esr_eval/attempts` and `esr_eval/improvement` over the trials in which
 it is defined, and compares with the results in the log, to the last digit. Trials of several
-epochs are averaged sample by sample first, as Inspect does. Exit status 1 on any difference.
+epochs are averaged sample by sample first, as Inspect does. Before that it derives what rests on
+the attempts and restarts of a score (`multi_attempt`, `confirmed`, `esr`, `esr_margin`,
+`recovered`) from these, trial by trial, and the estimate of all restarts from the three counts; its
+interval, which needs Student's t, it leaves alone. Exit status 1 on any difference.
 
 Inspect compresses with zstd, which Python's zipfile knows from 3.14 on; before, `zipfile_zstd`
 (which Inspect itself brings along) teaches it that and nothing else.
@@ -24,6 +27,10 @@ with contextlib.suppress(ImportError):
 
 SCORER = re.compile(r"(?:.*/)?(?:attempts|improvement)\d*")
 COUNTED = ("unscored", "errored")
+NEAR = 200
+"""Characters between an attempt's beginning and the restart that confirms it."""
+ONE_DETECTOR = ("esr-judge/offline",)
+"""Judges that split by the phrase detector, for which there is no estimate."""
 
 
 def read(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -61,6 +68,83 @@ def stored_means(score: dict[str, Any]) -> Iterator[tuple[float | None, tuple[st
             yield metric["value"], (params["group_key"], metric["name"])
 
 
+def derived(score: dict[str, Any]) -> dict[str, float]:
+    """What a trial's attempts and restarts say; nothing for scores of before the margin."""
+    about = score.get("metadata") or {}
+    attempts = about.get("attempts") or []
+    if "margin" not in about or not attempts:
+        return {}
+    first, last, multi = attempts[0]["score"], attempts[-1]["score"], len(attempts) > 1
+    numbers = {
+        "multi_attempt": multi,
+        "confirmed": any(
+            restart["start"] - NEAR <= attempt["start"] <= restart["end"] + NEAR
+            for attempt in attempts[1:]
+            for restart in about["restarts"]
+        ),
+        "esr": multi and last > first,
+        "esr_margin": multi and last - first >= about["margin"],
+        "recovered": multi and first < about["recovery"] <= last,
+    }
+    return {key: float(value) for key, value in numbers.items()}
+
+
+def own_scores(samples: list[dict[str, Any]], scorer: str) -> Iterator[dict[str, Any]]:
+    """The scores that a scorer gave, in the order of the samples and their epochs."""
+    name = scorer.rpartition("/")[2]
+    for sample in samples:
+        if name in (sample.get("scores") or {}):
+            yield sample["scores"][name]
+
+
+def contradictions(samples: list[dict[str, Any]], scorer: str) -> int:
+    """Print how many trials' values follow from their attempts; the number that do not."""
+    known = [(score["value"], derived(score)) for score in own_scores(samples, scorer)]
+    known = [(value, numbers) for value, numbers in known if numbers]
+    wrong = sum(
+        value.get(key) != number for value, numbers in known for key, number in numbers.items()
+    )
+    if known:
+        said = f"DIFFERENT in {wrong} values" if wrong else "equal"
+        told(f"  {scorer}: values derived from the attempts of {len(known)} trials: {said}")
+    return wrong
+
+
+def all_restarts(samples: list[dict[str, Any]], scorer: str) -> float:
+    """Chapman's estimate of the share of trials with a restart; NaN where there is none."""
+    trials: dict[str, dict[str, Any]] = {}
+    for sample in sorted(samples, key=lambda sample: int(sample["epoch"])):
+        for score in own_scores([sample], scorer):
+            value = score["value"].get("confirmed")
+            known = value is not None and not math.isnan(value)
+            if known and score["metadata"]["judge"] not in ONE_DETECTOR:
+                # Of several epochs the first.
+                trials.setdefault(str(sample["id"]), score)
+    judge = sum(len(score["metadata"]["attempts"]) > 1 for score in trials.values())
+    phrases = sum(bool(score["metadata"]["restarts"]) for score in trials.values())
+    both = sum(derived(score)["confirmed"] == 1 for score in trials.values())
+    if not both:
+        return math.nan
+    return min(1.0, ((judge + 1) * (phrases + 1) / (both + 1) - 1) / len(trials))
+
+
+def estimate_differs(samples: list[dict[str, Any]], score: dict[str, Any]) -> int:
+    """Print the estimate of all restarts beside the log's own; 1 where they differ."""
+    stored = [
+        metric["value"]
+        for name, metric in score["metrics"].items()
+        if name.rpartition("/")[2] == "all_restarts_share"
+    ]
+    if not stored:
+        return 0
+    value = all_restarts(samples, score["scorer"])
+    given = math.nan if stored[0] is None else stored[0]
+    same = math.isclose(value, given, rel_tol=1e-12) or (math.isnan(value) and math.isnan(given))
+    said = "equal" if same else f"DIFFERENT: the log says {given!r}"
+    told(f"  {score['scorer'] + '/all_restarts':32} {value!r:28} {said}")
+    return int(not same)
+
+
 def recompute(path: str) -> int:
     """Print every mean of a log beside its own result; the number of differences."""
     try:
@@ -80,10 +164,16 @@ def compared_with(path: str, header: dict[str, Any], samples: list[dict[str, Any
     """Print the means of an opened log; the number of differences."""
     failed = sum(bool(sample.get("error")) for sample in samples)
     told(f"{path}\n{len(samples)} trials, {failed} with an error; status {header['status']}")
-    wrong = compared = 0
+    wrong = compared = amiss = 0
+    for scorer in dict.fromkeys(
+        score["scorer"] for score in (header.get("results") or {}).get("scores", [])
+    ):
+        if SCORER.fullmatch(scorer):
+            amiss += contradictions(samples, scorer)
     for score in (header.get("results") or {}).get("scores", []):
         if not SCORER.fullmatch(score["scorer"]):
             continue
+        amiss += estimate_differs(samples, score)
         for stored, group in stored_means(score):
             n, mean = mean_of(samples, score["scorer"], score["name"], group)
             # Inspect has NaN, or 0, for the mean of nothing.
@@ -99,7 +189,7 @@ def compared_with(path: str, header: dict[str, Any], samples: list[dict[str, Any
             count = f" = {round(mean * n)} trials" if score["name"] in COUNTED and n else ""
             told(f"  {name:32} n={n:<5} {mean!r:20} {said}{count}")
     print(f"  {compared - wrong} of {compared} equal" if compared else "  no mean of ours in it")
-    return wrong if compared else 1
+    return wrong + amiss if compared else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from esr_eval.tasks.esr import esr
 from esr_eval.tasks.finetuned import finetuned
 from esr_eval.tasks.held_out import held_out
 from esr_eval.tasks.meta_prompt import meta_prompt
+from esr_eval.tasks.passages import passages
 from esr_eval.tasks.prefill_control import prefill_control
 from esr_eval.tasks.random_ablation import random_ablation
 from esr_eval.tasks.select_latents import select_latents
@@ -28,6 +29,7 @@ __all__ = [
     "finetuned",
     "held_out",
     "meta_prompt",
+    "passages",
     "prefill_control",
     "random_ablation",
     "select_latents",

@@ -2,14 +2,7 @@
 
 from inspect_ai import Task, task
 
-from esr_eval.data.arguments import (
-    Flag,
-    LatentsOrSet,
-    LayerName,
-    LogFile,
-    RuleName,
-    checked,
-)
+from esr_eval.data.arguments import Flag, LatentsOrSet, LayerName, LogFile, RuleName, Share, checked
 from esr_eval.detectors.choice import DetectorSet, load_detectors
 from esr_eval.errors import EsrError
 from esr_eval.tasks.experiment import Ablation, Plan, Protocol, Setup, experiment, no_steering
@@ -29,6 +22,7 @@ def ablation(
     rule: RuleName = "silent",
     steering: Flag = True,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
 ) -> Task:
     """The main experiment run again, trial by trial, with the detectors held at 0.
 
@@ -41,6 +35,7 @@ def ablation(
         rule: Which of a file's or log's sets: `silent` or `separability`.
         steering: false for the ablation alone, with the boost off.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
     setup = Setup.open()
     chosen = find_detectors(setup, detectors, rule)
@@ -55,6 +50,7 @@ def ablation(
         condition=f"ablated: {chosen.name}" + ending(layer, steering),
         ablation=Ablation(chosen.name, chosen.latents, layer_of(setup, layer)),
         holistic=holistic,
+        rejudge=rejudge,
         extra={
             "detectors": chosen.source,
             "boosted_detectors": sorted(boosted & set(chosen.latents)),

@@ -9,7 +9,15 @@ from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
-from esr_eval.data.arguments import LatentsOrSet, LogFile, Number, RuleName, Seed, checked
+from esr_eval.data.arguments import (
+    Flag,
+    LatentsOrSet,
+    LogFile,
+    Number,
+    RuleName,
+    Seed,
+    checked,
+)
 from esr_eval.detectors.choice import load_detectors
 from esr_eval.episodes.reading import BOOSTED, MEANS, Episode, Which, read_answer, read_episodes
 from esr_eval.scorers.regions import regions
@@ -33,6 +41,7 @@ def activations(
     backtracking: LatentsOrSet | None = None,
     which: Which = "multi_attempt",
     episodes: Number | None = None,
+    controls: Flag = False,
     rule: RuleName = "silent",
     seed: Seed = 0,
 ) -> Task:
@@ -51,6 +60,9 @@ def activations(
         which: `multi_attempt` answers alone (by the log's judge or the phrase detector), `all`,
             or `auto`: the former where there are any, else all.
         episodes: Most answers to read; more are drawn from at random. Default: all.
+        controls: Read as many steered answers without a restart beside those with one, of the same
+            latents where there are such, off-topic ones first: latents that are as active in
+            these track off-topic text, not its correction.
         rule: Which of a detector file's or log's sets: `silent` or `separability`.
         seed: Seed of the draw.
     """
@@ -63,22 +75,25 @@ def activations(
         for name, latents in given.items()
         if latents is not None
     }
-    steered = read_episodes(source, runtime, "steered", which, episodes, seed)
+    steered = read_episodes(source, runtime, "steered", which, episodes, seed, controls)
     setup.provider.check_latents(
         [
-            *(one.trial.latent for one in steered.chosen),
+            *(one.trial.latent for one in (*steered.chosen, *steered.controls)),
             *(latent for found in sets.values() for latent in found.latents),
         ]
     )
     answers, sources = list(steered.chosen), {"source": steered.source}
+    count, beside = len(steered.chosen), len(steered.controls)
     if baseline is not None:
-        plain = read_episodes(baseline, runtime, "unsteered", "all", len(answers), seed)
+        plain = read_episodes(baseline, runtime, "unsteered", "all", count, seed)
         sources["baseline"] = plain.source
         # Ids pair trials across logs, so both logs may use the same.
         answers += [one._replace(id=f"{one.id}-unsteered") for one in plain.chosen]
-    count = len(steered.chosen)
+    condition = f"{count} {_NAMES[steered.which]}, {len(answers) - count} unsteered"
+    if controls:
+        condition += f", {beside} steered without a restart"
     return Task(
-        dataset=_dataset(answers),
+        dataset=_dataset(answers, steered.controls),
         solver=read_answer({name: list(found.latents) for name, found in sets.items()}, layer),
         scorer=[regions(), answer_activity()],
         config=GenerateConfig(max_connections=setup.provider.max_connections()),
@@ -89,7 +104,7 @@ def activations(
         metadata={
             **PROTOCOL.about,
             "experiment_id": "activations",
-            "condition": f"{count} {_NAMES[steered.which]}, {len(answers) - count} unsteered",
+            "condition": condition,
             "subject": subject.name,
             "judge": str(setup.judge),
             "runtime": runtime.model_dump(mode="json", exclude_none=True),
@@ -97,6 +112,7 @@ def activations(
             "which": steered.which,
             "responses": steered.responses,
             "multi_attempt": steered.multi_attempt,
+            **({"controls": beside, "controls_matched": steered.matched} if controls else {}),
             "latent_sets": {
                 name: {"name": found.name, "latents": list(found.latents), "source": found.source}
                 for name, found in sets.items()
@@ -109,7 +125,7 @@ def activations(
 _NAMES = {"multi_attempt": "multi-attempt answers", "all": "steered answers"}
 
 
-def _dataset(answers: Sequence[Episode]) -> MemoryDataset:
+def _dataset(answers: Sequence[Episode], controls: Sequence[Episode]) -> MemoryDataset:
     return MemoryDataset(
         [
             Sample(
@@ -121,9 +137,13 @@ def _dataset(answers: Sequence[Episode]) -> MemoryDataset:
                 metadata={
                     **one.trial.model_dump(exclude_none=True),
                     "has_restart": one.multi_attempt,
+                    **({"control": True} if control else {}),
                 },
             )
-            for one in answers
+            for one, control in (
+                *((one, False) for one in answers),
+                *((one, True) for one in controls),
+            )
         ],
         name="esr-activations",
     )

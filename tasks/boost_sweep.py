@@ -17,6 +17,7 @@ from esr_eval.data.arguments import (
     Positive,
     Prior,
     Seed,
+    Share,
     Topics,
     checked,
 )
@@ -40,6 +41,7 @@ def boost_sweep(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
     prior: Prior = None,
 ) -> Task:
     """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
@@ -58,6 +60,7 @@ def boost_sweep(
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log of `boost_sweep` whose trials are run again, in place of all of the above.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
@@ -80,6 +83,7 @@ def boost_sweep(
         condition="boost sweep",
         grouped_by="level",
         holistic=holistic,
+        rejudge=rejudge,
         extra=extra,
     )
 

@@ -11,6 +11,7 @@ from esr_eval.data.arguments import (
     Number,
     Prior,
     Seed,
+    Share,
     Strength,
     Topics,
     checked,
@@ -37,6 +38,7 @@ def esr(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
     prior: Prior = None,
     until_token: Number | None = None,
 ) -> Task:
@@ -59,6 +61,7 @@ def esr(
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log whose latents, strengths, tasks and seeds are run again, trial by trial.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
@@ -72,5 +75,6 @@ def esr(
         name="esr-steered" if steering else "esr-unsteered",
         condition="main" if steering else "no steering",
         holistic=holistic,
+        rejudge=rejudge,
         until_token=until_token,
     )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from inspect_ai import Task
 from inspect_ai.model import GenerateConfig, Model
+from inspect_ai.scorer import Metric, grouped, mean
 from inspect_ai.viewer import (
     SampleScoreView,
     ScoreColorScale,
@@ -38,7 +39,9 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.attempts import attempts, grouped_metrics
+from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.improvement import improvement
+from esr_eval.scorers.reliability import reliability
 from esr_eval.selection.prepare import prepare
 from esr_eval.solvers import VectorSource, model_under_test, steered_generate
 from esr_eval.spec import Runtime
@@ -348,10 +351,12 @@ def experiment(
     name: str,
     condition: str,
     holistic: bool,
+    rejudge: float = 0.0,
     until_token: int | None = None,
     grouped_by: str | None = None,
     ablation: Ablation | None = None,
     vectors: VectorSource | None = None,
+    continued: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Task:
     """The task: trials answered under their boosts and split into graded attempts.
@@ -364,10 +369,12 @@ def experiment(
         name: Of the dataset.
         condition: What tells it from the experiment's other logs, in a few words.
         holistic: Also score how the response as a whole improves (the second view).
+        rejudge: Share of the responses that are judged again, blind.
         until_token: Generated token from which on the boost is off (not the paper's setting).
         grouped_by: Field of the trial whose values the metrics are told apart by.
         ablation: Latents held at 0.
         vectors: Where the trials' plain vectors come from.
+        continued: Also score what the model adds to the beginning that it is given.
         extra: Further metadata of the log.
     """
     subject, runtime = setup.provider.subject, setup.provider.runtime
@@ -394,11 +401,18 @@ def experiment(
         until_token=until_token,
     )
     waiting = [prepare(**plan.preparation)] if plan.preparation else []
+    scorers = [attempts()]
+    if continued:
+        scorers.append(continuation())
+    if holistic:
+        scorers.append(improvement())
+    if rejudge:
+        scorers.append(reliability(rejudge))
     return Task(
         dataset=trials_dataset(plan.planned, name),
         solver=[*waiting, steered] if waiting else steered,
-        scorer=[attempts(), improvement()] if holistic else attempts(),
-        metrics=None if grouped_by is None else grouped_metrics(grouped_by),
+        scorer=scorers,
+        metrics=None if grouped_by is None else _by(grouped_by, len(scorers) == 1),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,
             temperature=subject.temperature,
@@ -413,11 +427,20 @@ def experiment(
     )
 
 
+def _by(field: str, attempts_alone: bool) -> dict[str, list[Metric]]:
+    """Metrics for each value of a field; Inspect gives a task's metrics to all of its scorers."""
+    if attempts_alone:
+        return grouped_metrics(field)
+    return {"*": [grouped(mean(), field, all=False)]}
+
+
 _SHOWN = {
     "first_score": "First score",
     "change": "Change",
     "multi_attempt": "Several attempts",
+    "confirmed": "Confirmed",
     "esr": "ESR",
+    "recovered": "Recovered",
     "restart_phrase": "Restart phrase",
     "degraded": "Degraded",
     "unscored": "Unscored",

@@ -13,6 +13,7 @@ from esr_eval.data.arguments import (
     Number,
     Prior,
     Seed,
+    Share,
     StrengthOrReplay,
     Topics,
     checked,
@@ -36,6 +37,7 @@ def finetuned(
     steering: Flag = True,
     seed: Seed = 0,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
     prior: Prior = None,
     until_token: Number | None = None,
 ) -> Task:
@@ -56,6 +58,7 @@ def finetuned(
         steering: false for the tuned model's own baseline.
         seed: Seed of the draw of latents, tasks and sampling seeds.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
@@ -82,6 +85,7 @@ def finetuned(
         name="esr-finetuned",
         condition=f"fine-tuned{mix}" + no_steering(steering),
         holistic=holistic,
+        rejudge=rejudge,
         until_token=until_token,
         extra={"adapter": facts.model_dump(mode="json")} if facts is not None else None,
     )

@@ -11,6 +11,7 @@ from esr_eval.data.arguments import (
     Number,
     Prior,
     Seed,
+    Share,
     Strength,
     Topics,
     checked,
@@ -32,6 +33,7 @@ def held_out(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
     prior: Prior = None,
 ) -> Task:
     """The main experiment on 20 questions that no strength was calibrated on.
@@ -46,6 +48,7 @@ def held_out(
         seed: Seed of the draw of latents, questions and sampling seeds.
         replay: A log of `held_out` whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
@@ -58,4 +61,5 @@ def held_out(
         name="esr-held-out",
         condition="held-out tasks" + no_steering(steering),
         holistic=holistic,
+        rejudge=rejudge,
     )

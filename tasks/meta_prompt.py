@@ -11,6 +11,7 @@ from esr_eval.data.arguments import (
     Number,
     Prior,
     Seed,
+    Share,
     Strength,
     Topics,
     checked,
@@ -35,6 +36,7 @@ def meta_prompt(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
     prior: Prior = None,
 ) -> Task:
     """The main experiment with a sentence appended to every task.
@@ -50,6 +52,7 @@ def meta_prompt(
         seed: Seed of the draw of latents, tasks and sampling seeds.
         replay: A log of `esr` whose trials are run again with the sentence.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
     """
     sentences = meta_prompts()
@@ -70,5 +73,6 @@ def meta_prompt(
         name=f"esr-{variant}",
         condition=f"meta-prompt: {variant}" + no_steering(steering),
         holistic=holistic,
+        rejudge=rejudge,
         extra={"meta_prompt": sentences[variant]},
     )

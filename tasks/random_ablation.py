@@ -1,5 +1,8 @@
 """Ablation of random latents, as the detectors' control (paper, random-latent control)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from inspect_ai import Task, task
 
 from esr_eval.data.arguments import (
@@ -10,8 +13,10 @@ from esr_eval.data.arguments import (
     LogFile,
     RuleName,
     Seed,
+    Share,
     checked,
 )
+from esr_eval.detectors.choice import DetectorSet
 from esr_eval.errors import EsrError
 from esr_eval.tasks.ablation import ending, find_detectors, layer_of, replayed
 from esr_eval.tasks.experiment import Ablation, Protocol, Setup, experiment
@@ -35,6 +40,7 @@ def random_ablation(
     steering: Flag = True,
     seed: Seed = 0,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
 ) -> Task:
     """The same with as many random latents, each firing about as often as a detector, held at 0.
 
@@ -51,39 +57,67 @@ def random_ablation(
         steering: false for the ablation alone, with the boost off.
         seed: Seed of the sets.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
-    from esr_eval.detectors.discovery import read_discovery
-    from esr_eval.detectors.statistics import draw_matched
-
     setup = Setup.open()
     chosen = find_detectors(setup, detectors, rule)
     plan = replayed(setup, replay, steering)
-    found = read_discovery(discovery)
-    if found.runtime.sae != setup.provider.runtime.sae:
-        raise EsrError(f"{discovery} read another SAE than the one of the model under test.")
-    rates = found.pairs.rate
     boosted = sorted({one.trial.latent for one in plan.planned})
-    drawn = draw_matched(rates, chosen.latents, boosted, draw, seed)
-    name = f"random set {draw + 1}"
+    random, about = matched_set(setup, chosen, discovery, boosted, draw, seed, layer)
     return experiment(
         setup,
         plan,
         PROTOCOL,
         "random_ablation",
         name="esr-random-ablation",
-        condition=name + ending(layer, steering),
-        ablation=Ablation(name, tuple(sorted(drawn)), layer_of(setup, layer)),
+        condition=random.name + ending(layer, steering),
+        ablation=random,
         holistic=holistic,
-        extra={
-            "random_set": {
-                "draw": draw,
-                "seed": seed,
-                "control_for": chosen.name,
-                "discovery": found.source,
-                "detectors": list(chosen.latents),
-                "drawn": list(drawn),
-                "detector_rates": [round(rate, 6) for rate in rates[list(chosen.latents)].tolist()],
-                "drawn_rates": [round(rate, 6) for rate in rates[list(drawn)].tolist()],
-            }
-        },
+        rejudge=rejudge,
+        extra={"random_set": about},
     )
+
+
+def matched_set(
+    setup: Setup,
+    chosen: DetectorSet,
+    discovery: str,
+    boosted: Sequence[int],
+    draw: int,
+    seed: int,
+    layer: LayerName,
+) -> tuple[Ablation, dict[str, Any]]:
+    """As many random latents as detectors, each firing about as often, and what the log says of it.
+
+    Args:
+        setup: The model under test.
+        chosen: The detectors.
+        discovery: The log of esr_eval/detectors that says how often each latent fires.
+        boosted: Latents that are not drawn either.
+        draw: Number of the set, from 0; sets share no latent.
+        seed: Seed of the sets.
+        layer: Where they are held at 0.
+
+    Raises:
+        EsrError: The discovery is of another SAE, or cannot be read.
+    """
+    from esr_eval.detectors.discovery import read_discovery
+    from esr_eval.detectors.statistics import draw_matched
+
+    found = read_discovery(discovery)
+    if found.runtime.sae != setup.provider.runtime.sae:
+        raise EsrError(f"{discovery} read another SAE than the one of the model under test.")
+    rates = found.pairs.rate
+    drawn = draw_matched(rates, chosen.latents, boosted, draw, seed)
+    about = {
+        "draw": draw,
+        "seed": seed,
+        "control_for": chosen.name,
+        "discovery": found.source,
+        "detectors": list(chosen.latents),
+        "drawn": list(drawn),
+        "detector_rates": [round(rate, 6) for rate in rates[list(chosen.latents)].tolist()],
+        "drawn_rates": [round(rate, 6) for rate in rates[list(drawn)].tolist()],
+    }
+    ablation = Ablation(f"random set {draw + 1}", tuple(sorted(drawn)), layer_of(setup, layer))
+    return ablation, about

@@ -5,7 +5,17 @@ import random
 from inspect_ai import Task, task
 
 from esr_eval.checks import Wanted
-from esr_eval.data.arguments import Count, Flag, LogFile, Number, Seed, Strength, Topics, checked
+from esr_eval.data.arguments import (
+    Count,
+    Flag,
+    LogFile,
+    Number,
+    Seed,
+    Share,
+    Strength,
+    Topics,
+    checked,
+)
 from esr_eval.dataset import choose_prompts, draw_trials
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import replay_log
@@ -40,6 +50,7 @@ def vectors(
     seed: Seed = 0,
     replay: LogFile | None = None,
     holistic: Flag = False,
+    rejudge: Share = 0.0,
 ) -> Task:
     """The main experiment with a concept's vector added instead of a latent boosted.
 
@@ -56,6 +67,7 @@ def vectors(
         seed: Seed of the draw of vectors, tasks and sampling seeds.
         replay: A log of this task whose trials are run again.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
+        rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
     setup = Setup.open(Wanted(edits=False))
     subject = setup.provider.subject
@@ -76,6 +88,7 @@ def vectors(
         condition="concept vectors" + no_steering(steering),
         vectors=VectorSource(file.path, file.sha256, file.info.layer),
         holistic=holistic,
+        rejudge=rejudge,
         extra={
             "vectors": {
                 "path": file.path,

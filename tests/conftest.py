@@ -2,7 +2,7 @@ import gc
 import os
 import weakref
 from contextvars import Context
-from functools import partial
+from functools import wraps
 from pathlib import Path
 
 # No test asks a hub, and threads that spin while waiting would slow each other down.
@@ -16,7 +16,13 @@ import pytest
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function):
     """Every test in a context of its own: Inspect leaves a run's roles behind in the thread's."""
-    pyfuncitem.obj = partial(Context().run, pyfuncitem.obj)
+    test = pyfuncitem.obj
+
+    @wraps(test)
+    def alone(*args, **kwargs):
+        return Context().run(test, *args, **kwargs)
+
+    pyfuncitem.obj = alone
     return (yield)
 
 

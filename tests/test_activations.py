@@ -261,6 +261,56 @@ def test_judge_or_phrases_make_an_episode(rewritten):
 
 
 @pytest.mark.model
+def test_answers_without_a_restart_are_read_beside_those_with_one(rewritten, logs, tmp_path):
+    drift = "The river flows past the old mill and the boats drift with the tide to the sea."
+    restart = f"{drift} Wait, that's not right. Let me start over. Add the numerators."
+    samples = in_order(logs[0])
+    latents = [sample.metadata["latent"] for sample in samples]
+    assert latents[0] == latents[1] != latents[2] == latents[3]
+    # One restart of each latent, and one answer of each without.
+    path = rewritten((restart, 0.0), (drift, 0.0), (drift, 0.0), (restart, 0.0))
+    found = read_episodes(path, RUNTIME, "steered", "auto", controls=True)
+    assert [one.id for one in found.chosen] == [samples[0].id, samples[3].id]
+    assert [one.id for one in found.controls] == [samples[1].id, samples[2].id]
+    assert found.matched == 2
+    # Two restarts of one latent: the other's answers stand in for what it lacks.
+    path = rewritten((restart, 0.0), (restart, 0.0), (drift, 0.0), (drift, 0.0))
+    found = read_episodes(path, RUNTIME, "steered", "multi_attempt", controls=True)
+    assert len(found.controls) == 2 and found.matched == 0
+    few = read_episodes(path, RUNTIME, "steered", "multi_attempt", 1, controls=True)
+    assert len(few.chosen) == len(few.controls) == 1
+    # Without a restart there is nothing to stand beside.
+    none = rewritten(*[(drift, 0.0)] * 4)
+    assert read_episodes(none, RUNTIME, "steered", "auto", controls=True).controls == []
+
+    path = rewritten((restart, 0.0), (drift, 0.0), (drift, 0.0), (restart, 0.0))
+    log = run(
+        "activations",
+        tmp_path / "read",
+        source=path,
+        baseline=logs[1].location,
+        detectors=DETECTORS,
+        controls=True,
+    )
+    about = log.eval.metadata
+    assert about["condition"] == (
+        "2 multi-attempt answers, 2 unsteered, 2 steered without a restart"
+    )
+    assert (about["controls"], about["controls_matched"]) == (2, 2)
+    read = read_traces(log.location)
+    kinds = {trace.sample_id: (trace.steered, trace.control) for trace in read.traces}
+    assert sorted(kinds.values()) == [(False, False)] * 2 + [(True, False)] * 2 + [(True, True)] * 2
+    assert kinds[samples[1].id] == (True, True)
+    # The boost is on while they are read.
+    by_id = {sample.id: sample for sample in log.samples}
+    assert by_id[samples[1].id].output.metadata["edited_positions"] > 0
+    done = CliRunner().invoke(app, ["activations", log.location], env={"COLUMNS": "250"})
+    assert done.exit_code == 0, done.output
+    assert "off-topic, answers without a restart" in done.output
+    assert "2 steered answers without a restart beside them, 2 of the same latent" in done.output
+
+
+@pytest.mark.model
 def test_a_self_correcting_answer_is_split_into_its_regions(rewritten, tmp_path):
     drift = "The river flows past the old mill 🌊 and the boats drift with the tide to the sea."
     restart = "Wait, that's not right. Let me start over."

@@ -158,7 +158,7 @@ CHECKS = [
     (correction(), None),
     (plain(), None),
     (correction(drift=ANSWER + " "), "off-topic part is on topic"),
-    (correction(words="Now to something else entirely. "), "correction not explicit"),
+    (correction(words="The keeper climbs the stairs once more. "), "correction not explicit"),
     (correction(answer=DRIFT * 3), "answer is not about its task"),
     (correction(drift="Ships. "), "off-topic part too short"),
     (correction(answer="Heat water."), "answer too short"),

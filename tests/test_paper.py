@@ -89,8 +89,15 @@ def test_interrupted_anywhere_the_paper_goes_on_and_reports_the_same(tmp_path, m
     assert {key: done[key] for key in first} == first
     page = (logs / "report" / "index.html").read_text("utf-8")
     for experiment in EXPERIMENTS:
-        if experiment.id != "finetuned" or "calibrate_tuned" in done:
-            assert experiment.question in page
+        assert experiment.question in page
+    # The tuned twin is the subject, its base's main run stands beside it, and the end says what
+    # so few trials can show.
+    assert {"main", "main_base", "prefill_ablation", "prefill_random"} <= set(done)
+    subjects = {key: read_eval_log(log, header_only=True).eval.model for key, log in done.items()}
+    assert subjects["main"] == subjects["ablation"] == "esr/smollm2-135m-esr"
+    assert subjects["main_base"] == subjects["vectors"] == "esr/smollm2-135m"
+    assert "what lies between they cannot show" in " ".join(result.output.split())
+    assert "What these trials can show" in page
 
     # The estimate is of what was generated, step by step.
     steps = {step.key: step for step in planned}

@@ -1,5 +1,7 @@
 """The whole-paper run on paper: its steps, what each needs, and what all of it takes."""
 
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -11,8 +13,8 @@ from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.estimate import estimate
 from esr_eval.paper.run import EvalSet, Step
-from esr_eval.paper.steps import SCALES, Choices, choose, left_out, plan_steps
-from esr_eval.subjects import PAPER_GRADER, find_subject
+from esr_eval.paper.steps import SCALES, Choices, choose, identity, left_out, plan_steps
+from esr_eval.subjects import PAPER_GRADER, find_subject, with_tuned_twin
 
 FULL = Choices(SCALES["full"], n_vectors=12, graders=("a/b", "c/d"), tuned=True)
 
@@ -47,7 +49,7 @@ def test_all_steps_share_one_reading_of_the_discovery(monkeypatch):
     logs = {step.key: f"{step.key}.eval" for step in plan_steps(FULL)}
     rules = [args["rule"] for step in plan_steps(FULL) if "rule" in (args := step.args(logs))]
     paper_steps.rule_for.cache_clear()
-    assert rules == ["silent"] * 5 and read == ["detectors.eval"]
+    assert rules == ["silent"] * 7 and read == ["detectors.eval"]
 
 
 def test_the_steps_cover_every_experiment_of_the_catalogue():
@@ -63,6 +65,64 @@ def test_full_scale_is_the_papers():
     assert sum(key.startswith("random_ablation") for key in steps) == 3
     assert sum(key.startswith("meta_") for key in steps) == len(meta_prompts()) == 4
     assert steps["cross_judge"].verdicts == 2 * 1000
+
+
+def test_a_tuned_subject_runs_every_experiment_with_its_bases_main_run_beside_it(tmp_path):
+    subject, base = with_tuned_twin("smollm2-135m")
+    assert (subject.name, base.name) == ("smollm2-135m-esr", "smollm2-135m")
+    assert with_tuned_twin("esr/smollm2-135m-esr") == (subject, base)
+    assert with_tuned_twin("llama-70b") == (find_subject("llama-70b"), None)
+    run = EvalSet(subject, {}, None, None, tmp_path, base=base)
+    arguments = {"seed": 0, "latents": None, "detectors": None, "vectors": None, "graders": ["a/b"]}
+    chosen = choose(run, scale="tiny", **arguments)
+    # Both ship the strengths of all latents that may be drawn: nothing is searched.
+    assert set(chosen.uncalibrated.values()) == {0}
+    steps = {step.key: step for step in plan_steps(chosen)}
+    on_base = {key for key, step in steps.items() if step.base}
+    assert on_base == {"vectors", "calibrate_base", "main_base", "no_steering_base"}
+    models = {key: run.model(step.tuned, step.base)[0] for key, step in steps.items()}
+    assert models["main"] == models["ablation"] == models["detectors"] == "esr/smollm2-135m-esr"
+    assert models["main_base"] == "esr/smollm2-135m"
+    logs = {step.key: f"{step.key}.eval" for step in steps.values()}
+    # The same draw: trials pair between the two. The judge is tried on the main run alone.
+    main = steps["main"].args(logs)
+    assert main.pop("rejudge") == chosen.rejudge
+    assert main == steps["main_base"].args(logs)
+    assert steps["activations"].needs == ("main", "no_steering", "detectors")
+    assert "finetuned" not in steps and not left_out(chosen)
+    assert identity(run, chosen)["base"] == "smollm2-135m"
+    assert "base" not in identity(replace(run, base=None), chosen)
+    # About the tokens that 40 minutes on two cores allow.
+    assert estimate(steps.values(), subject, run.judge).hours < 0.5
+
+
+def test_a_named_adapter_leaves_the_subject_as_it_is(tmp_path):
+    done = CliRunner().invoke(
+        app,
+        ["paper", "--adapter", str(tmp_path), "--dry-run", "--logs", str(tmp_path / "logs")],
+        env={"COLUMNS": "120"},
+    )
+    assert done.exit_code == 0, done.output
+    assert "The paper on smollm2-135m, judged" in done.output
+    assert "calibrate_tuned" in done.output and "main_base" not in done.output
+    done = CliRunner().invoke(
+        app, ["paper", "--dry-run", "--logs", str(tmp_path / "logs")], env={"COLUMNS": "120"}
+    )
+    assert "The paper on smollm2-135m-esr, judged" in done.output
+    assert "Its base, smollm2-135m, runs vectors, calibrate_base, main_base" in done.output
+
+
+def test_the_paired_prefill_test_differs_in_what_is_held_alone():
+    steps = {step.key: step for step in plan_steps(FULL)}
+    logs = {key: f"{key}.eval" for key in steps}
+    plain, held, random = (
+        steps[key].args(logs) for key in ("prefill", "prefill_ablation", "prefill_random")
+    )
+    assert set(held) - set(plain) == {"detectors", "rule"}
+    assert set(random) - set(held) == {"discovery"}
+    assert {name: held[name] for name in plain} == plain
+    assert steps["prefill_random"].verdicts == 2 * steps["prefill_random"].generations
+    assert steps["activations"].args(logs)["controls"] is True
 
 
 def test_what_cannot_be_run_is_told_with_the_way_to_have_it():
@@ -140,3 +200,12 @@ def test_a_paper_names_its_own_option_where_labels_are_missing(tmp_path, monkeyp
     assert done.exit_code != 0
     said = " ".join(done.output.split())
     assert "pass --latents FILE.csv" in said and "-T" not in said
+
+
+def test_the_estimate_counts_what_judging_again_takes():
+    def main(share):
+        steps = plan_steps(Choices(SCALES["full"], rejudge=share))
+        return next(step for step in steps if step.key == "main")
+
+    assert main(0.2).verdicts - main(0.0).verdicts == 3 * 500
+    assert main(0.2).args({})["rejudge"] == 0.2

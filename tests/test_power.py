@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,21 @@ from typer.testing import CliRunner
 from esr_eval.cli import app
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import TrialKey
+from esr_eval.report.recovery import visible_table
 from esr_eval.report.summary import observed_clustering, observed_pair_clustering
 from esr_eval.stats.comparisons import pooled_t_test, sign_flip_test
-from esr_eval.stats.power import Design, design_effect, latents_needed, power
+from esr_eval.stats.means import mean_difference
+from esr_eval.stats.power import (
+    Design,
+    PairedScores,
+    design_effect,
+    latents_for_difference,
+    latents_needed,
+    least_change,
+    least_difference,
+    power,
+    score_power,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "error",
@@ -92,6 +105,81 @@ def test_clustering_costs_trials_and_pairing_saves_some():
 
     assert needed(0, True) == needed(0, False) < needed(0.1, True) < needed(0.1, False)
     assert needed(0.1, False) < needed(0.2, False)
+
+
+def test_the_least_change_that_is_seen_has_that_power():
+    design = Design(0.2, 0.1, icc=0.1, trials_per_latent=4)
+    for rise in (False, True):
+        rate = least_change(design, 60, rise)
+        assert (rate > 0.2) == rise
+        assert power(replace(design, reduced=rate), 240) == pytest.approx(0.8, abs=0.005)
+    # More latents see smaller changes, and from a rate that is low enough no fall is seen.
+    assert least_change(design, 600) > least_change(design, 60)
+    assert least_change(replace(design, base=0.02), 12) is None
+    assert least_change(replace(design, base=0.02), 12, rise=True) > 0.05
+
+
+def paired_scores(rng, shape, deviation, icc):
+    """Differences of pairs, (sets, latents, trials), as spread and clustered."""
+    shared = rng.normal(0, deviation * np.sqrt(icc), (*shape[:-1], 1))
+    return shared + rng.normal(0, deviation * np.sqrt(1 - icc), shape)
+
+
+@pytest.mark.parametrize(("latents", "trials", "icc"), [(12, 4, 0.3), (40, 3, 0.1)])
+def test_power_of_paired_scores_is_what_simulation_finds(latents, trials, icc):
+    rng = np.random.default_rng(64)
+    design = PairedScores(30, icc, trials)
+    visible = least_difference(design, latents)
+    assert score_power(design, visible, latents) == pytest.approx(0.8, abs=1e-6)
+    names = np.repeat(np.arange(latents), trials).tolist()
+    made = paired_scores(rng, (SETS, latents, trials), 30, icc) + visible
+    found = [mean_difference(one.ravel(), names).p_value < 0.05 for one in made]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.045)
+
+
+def test_spread_and_clustering_of_paired_scores_are_estimated():
+    rng = np.random.default_rng(65)
+    made = paired_scores(rng, (3000, 5), 20, 0.25)
+    names = np.repeat(np.arange(3000), 5).tolist()
+    found = PairedScores.of(made.ravel(), names)
+    assert found.deviation == pytest.approx(20, abs=0.6)
+    assert found.icc == pytest.approx(0.25, abs=0.03)
+    assert found.trials_per_latent == 5
+    assert PairedScores.of(np.array([1.0, 2.0]), [7, 7]) is None
+    assert PairedScores.of(np.array([3.0, 3.0]), [7, 8]) is None
+    # One pair of each latent: of clustering nothing is known.
+    assert PairedScores.of(np.array([1.0, 2.0, 4.0]), [1, 2, 3]).icc == 0
+
+
+def test_needs_and_power_of_paired_scores_agree():
+    design = PairedScores(30, 0.2, 4)
+    needed = latents_for_difference(design, 5, 0.9, 0.01)
+    assert score_power(design, 5, needed, 0.01) >= 0.9 > score_power(design, 5, needed - 1, 0.01)
+    assert least_difference(design, needed, 0.9, 0.01) <= 5
+    # By hand: a latent's mean of one pair spreads by the deviation itself.
+    assert PairedScores(30, 0.5, 1).of_a_latent == 30
+    assert PairedScores(30, 1 / 3, 4).of_a_latent == pytest.approx(30 * np.sqrt(2 / 4))
+    for wrong in ({"deviation": 0}, {"icc": 1}, {"trials_per_latent": 0}):
+        with pytest.raises(EsrError):
+            PairedScores(**({"deviation": 30} | wrong))
+    with pytest.raises(EsrError, match="two of them"):
+        least_difference(design, 1)
+
+
+def test_command_for_paired_scores(invoke):
+    args = ["--scores", "--sd", 30, "--icc", 0.1, "--trials-per-latent", 4]
+    result = invoke(*args, "--latents", 33, "--difference", 5)
+    assert result.exit_code == 0, result.output
+    design = PairedScores(30, 0.1, 4)
+    assert f"{least_difference(design, 33):.1f}" in result.output
+    rows = [row[0] for row in visible_table(design, 33).rows]
+    assert rows.count("33 latents") == 1 and rows == sorted(rows, key=lambda r: int(r.split()[0]))
+    assert "33 latents" in result.output and "latents for 5 points" in result.output
+    assert f"{latents_for_difference(design, 5):,}" in result.output
+    assert "--sd POINTS, or --log twice" in invoke("--scores").stderr
+    assert "add --scores" in invoke("--sd", 3).stderr
+    assert "leave out --unpaired" in invoke(*args, "--unpaired").stderr
+    assert "two of them" in invoke(*args, "--latents", 1).stderr
 
 
 @pytest.mark.parametrize(

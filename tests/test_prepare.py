@@ -212,6 +212,20 @@ def test_a_sweep_finds_its_strengths_in_the_run_and_again_the_same(
     assert [len(log.plan.steps) for log in (first, second)] == [2, 1]
 
 
+def test_a_run_is_judged_again_where_it_asks_for_it(
+    subject: Subject, labels: str, tmp_path: Path
+) -> None:
+    shared = {"latents": labels, "trials_per_latent": 2, "prior": PRIOR, "rejudge": 1}
+    log = run(esr, tmp_path, **shared, strength=10)
+    assert told(log)
+    for sample in log.samples or []:
+        score = (sample.scores or {})["reliability"]
+        assert isinstance(score.value, dict) and score.value["rejudged"] == 1
+        assert score.metadata and score.metadata["first_from_log"]
+    sweep = {"n_latents": 2, "levels": 2} | shared
+    assert told(run(boost_sweep, tmp_path, **sweep))
+
+
 def test_every_latents_first_trial_comes_before_the_second_ones() -> None:
     counted = [dataset.Latent(index=number, label="") for number in range(3)]
     open_trials = dataset.draw_trials(counted, {}, dataset.prompts(), 2, 0, "steered", True)

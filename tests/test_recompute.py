@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import zipfile_zstd  # noqa: F401
+from inspect_ai.log import read_eval_log
 from scoring import grader, run, trial, verdict
 
 from esr_eval.scorers.attempts import MEANS, RATES, grouped_metrics, parse_request
@@ -40,7 +41,10 @@ def test_the_committed_logs_say_what_their_scores_say():
     assert len(BASELINE) == 2
     status, said = recompute(*BASELINE)
     assert status == 0, said
-    assert said.count(f"{len(RATES) + len(MEANS)} of {len(RATES) + len(MEANS)} equal") == 2
+    # A log of before has fewer values.
+    for log in BASELINE:
+        count = len(read_eval_log(str(log), header_only=True).results.scores)
+        assert f"{count} of {count} equal" in said
     assert said.count("24 trials, 0 with an error; status success") == 2
 
 
@@ -94,3 +98,65 @@ def test_unscored_errored_epochs_and_groups(tmp_path, grouped):
     assert sum(int(line.partition("n=")[2].split()[0]) for line in first) == 2 * 5
     means = [float(line.split("n=")[1].split()[1]) for line in first]
     assert means == ([11, 13] if grouped else [pytest.approx(61 / 5)])
+
+
+RESTART = "Fire burns in the hearth. Wait, that's not right. Let me start over. "
+
+
+def judged_log(folder, count=12):
+    """Trials of which some restart, by a judge that misses some and invents one."""
+
+    def answer(messages, *_):
+        response = parse_request(messages).response
+        number = int(response.split()[-1])
+        at = response.find("Wait")
+        if at < 0 and number != 1:
+            return verdict((response[:9], response[-9:], 60))
+        if number % 4 == 0:
+            return verdict((response[:9], response[-9:], 20))
+        at = at if at > 0 else 20
+        return verdict(
+            (response[:9], response[at - 9 : at], 20), (response[at : at + 9], response[-9:], 75)
+        )
+
+    texts = [(RESTART if number % 2 == 0 else "") + f"{PLAIN} {number}" for number in range(count)]
+    samples = [trial(text, number % 3, identifier=number) for number, text in enumerate(texts)]
+    return run(samples, grader(answer), folder)
+
+
+def test_new_measures_are_derived_from_the_attempts_and_restarts(tmp_path):
+    log = judged_log(tmp_path)
+    status, said = recompute(log.location)
+    assert status == 0, said
+    count = len(RATES) + len(MEANS)
+    assert f"{count} of {count} equal" in said
+    assert "derived from the attempts of 12 trials: equal" in said
+    [line] = [line for line in said.splitlines() if "/all_restarts" in line]
+    # Judge: 2, 6, 10 and the invented 1; phrases: the six even ones; both: 2, 6, 10.
+    assert float(line.split()[1]) == pytest.approx(((4 + 1) * (6 + 1) / (3 + 1) - 1) / 12)
+    assert line.endswith("equal")
+
+
+@pytest.mark.parametrize("key", ["confirmed", "esr_margin", "recovered"])
+def test_a_value_that_its_attempts_do_not_bear_out_is_found(tmp_path, key):
+    log = judged_log(tmp_path)
+
+    def invent(sample):
+        sample["scores"]["attempts"]["value"][key] = 1 - sample["scores"]["attempts"]["value"][key]
+
+    status, said = recompute(tampered(log.location, tmp_path / "log.eval", "samples/", invent))
+    assert status == 1
+    assert "DIFFERENT in 1 values" in said
+
+
+def test_a_changed_estimate_is_found(tmp_path):
+    log = judged_log(tmp_path)
+
+    def nudge(header):
+        [score] = [s for s in header["results"]["scores"] if s["name"] == "confirmed"]
+        [name] = [name for name in score["metrics"] if name.endswith("all_restarts_share")]
+        score["metrics"][name]["value"] *= 1.01
+
+    status, said = recompute(tampered(log.location, tmp_path / "log.eval", "header.json", nudge))
+    assert status == 1
+    assert "DIFFERENT" in next(line for line in said.splitlines() if "/all_restarts" in line)

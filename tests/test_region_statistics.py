@@ -2,12 +2,14 @@
 
 import gc
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from esr_eval.data.trial import Trial
 from esr_eval.episodes.regions import (
+    NO_RESTART,
     UNSTEERED,
     halves,
     latent_effects,
@@ -17,6 +19,7 @@ from esr_eval.episodes.regions import (
 )
 from esr_eval.episodes.traces import Region, Trace, measured, read_regions, token_kinds
 from esr_eval.errors import EsrError
+from esr_eval.report.activations import what_is_tracked
 from esr_eval.stats.means import difference_of_means, mean_difference
 
 pytestmark = pytest.mark.filterwarnings(
@@ -246,6 +249,74 @@ def test_without_pairs_latents_are_ranked_against_unsteered_answers():
     effects = latent_effects(made + unsteered(rng, 30), [7, 8])
     assert [one.latent for one in effects] == [8, 7]
     assert all(one.d_on_topic is None and one.d == one.d_unsteered for one in effects)
+
+
+# --- answers without a restart, beside those with one ---
+
+
+def controls(rng, count, off, latents=2, per_latent=1):
+    """Steered answers without a restart whose off-topic text lies so far above on-topic text."""
+    made = episodes(rng, count, off=off, latents=latents, per_latent=per_latent)
+    return [replace(one, sample_id=f"{one.sample_id}-control", control=True) for one in made]
+
+
+def test_controls_are_compared_by_their_off_topic_text_alone():
+    values = np.arange(40.0).reshape(2, 20)
+    own = [trace(values + 3 * n, n) for n in range(3)]
+    beside = [replace(trace(values + 10 + n, n), control=True) for n in range(3)]
+    plain = [trace(values + 5 * n, n, steered=False, regions=None) for n in range(3)]
+    statistics = region_statistics([*own, *beside, *plain])
+    assert (statistics.episodes, statistics.controls, statistics.baseline) == (3, 3, 3)
+    found = {mean.region: mean for mean in statistics.means}
+    assert found["off_topic"].mean == pytest.approx(values[:, :8].mean() + 3)
+    assert found[NO_RESTART].mean == pytest.approx(values[:, :8].mean() + 11)
+    assert (found[NO_RESTART].episodes, found[NO_RESTART].tokens) == (3, 24)
+    assert found["on_topic"].episodes == 3, "of the answers with a restart alone"
+    against = contrast(statistics, NO_RESTART, "off_topic")
+    assert not against.paired and against.contrast.n_first == against.contrast.n_second == 3
+    assert against.difference.value == pytest.approx(3 - 11)
+    assert against.difference.clusters == 3
+    # Latents are ranked by the answers with a restart.
+    [one, _] = sorted(latent_effects([*own, *beside, *plain], [7, 8]), key=lambda one: one.latent)
+    assert one.off_topic == pytest.approx(values[0, :8].mean() + 3)
+
+
+def test_without_controls_a_log_has_the_rows_it_always_had():
+    rng = np.random.default_rng(20)
+    statistics = region_statistics(episodes(rng, 20, off=1.0) + unsteered(rng, 20))
+    assert NO_RESTART not in {mean.region for mean in statistics.means}
+    assert len(statistics.contrasts) == 4
+    assert what_is_tracked(statistics) is None
+
+
+def test_detectors_of_off_topic_text_and_of_correction_are_told_apart():
+    rng = np.random.default_rng(21)
+    own, plain = episodes(rng, 120, off=2.0, per_latent=4), unsteered(rng, 60)
+    text = region_statistics(own + controls(rng, 120, 2.0, per_latent=4) + plain)
+    said = what_is_tracked(text)
+    assert "they track off-topic text, not its correction" in said and "as active" in said
+    means = {one.region: one.mean for one in text.means}
+    for region in ("off_topic", NO_RESTART, UNSTEERED):
+        assert f"{means[region]:.3g} (" in said
+    correction = region_statistics(own + controls(rng, 120, 0.0, per_latent=4) + plain)
+    assert "may have to do with correction" in what_is_tracked(correction)
+    assert contrast(correction, NO_RESTART, "off_topic").difference.low > 0
+    more = region_statistics(own + controls(rng, 120, 4.0, per_latent=4) + plain)
+    assert "even more active" in what_is_tracked(more)
+
+
+def test_a_handful_of_answers_leaves_open_what_is_tracked():
+    own = [trace(np.full((2, 20), value), n) for n, value in enumerate((1.0, 9.0, 2.0))]
+    beside = [
+        replace(trace(np.full((2, 20), value), n), control=True)
+        for n, value in enumerate((8.0, 1.0, 2.0))
+    ]
+    said = what_is_tracked(region_statistics(own + beside))
+    assert "stays open" in said and "they track off-topic text, not" not in said
+    silent = [replace(one, regions=None) for one in beside]
+    assert "no off-topic text on one of the sides" in what_is_tracked(
+        region_statistics(own + silent)
+    )
 
 
 # --- null effects ---

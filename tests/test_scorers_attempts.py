@@ -63,7 +63,10 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
     found = metrics_of(log)
     expected_means = {
         "multi_attempt": 2 / 5,
+        "confirmed": 2 / 5,
         "esr": 1 / 5,
+        "esr_margin": 1 / 5,
+        "recovered": 1 / 5,
         "improved": 1 / 2,
         "first_score": np.mean([5, 50, 80, 70, 0]),
         "change": np.mean([85, -10]),
@@ -71,6 +74,12 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
         "first_score_clean": np.mean([5, 50, 80, 70]),
         "multi_attempt_clean": 2 / 4,
         "esr_clean": 1 / 4,
+        "degenerate": 1 / 7,
+        "first_score_sound": np.mean([5, 50, 80, 70]),
+        "multi_attempt_sound": 2 / 4,
+        "esr_sound": 1 / 4,
+        "esr_margin_sound": 1 / 4,
+        "recovered_sound": 1 / 4,
         "restart_phrase": 2 / 7,
         "disagreement": 0,
         "no_attempt": 1 / 6,

@@ -1,19 +1,23 @@
 import time
 
 import pytest
-from scoring import DATA, examples
+from scoring import examples
 
 from esr_eval.scorers.degradation import is_degraded
-from esr_eval.scorers.phrases import _main, find_restarts, measure
+from esr_eval.scorers.phrases import find_restarts
 
 
 @pytest.mark.parametrize(
     ("split", "precision", "recall"),
-    [("dev", 0.97, 0.97), ("held_out", 0.95, 0.9), ("fresh", 0.9, 0.6)],
+    [("dev", 0.97, 0.97), ("held_out", 0.95, 0.9), ("fresh", 0.9, 0.85)],
 )
 def test_precision_and_recall(split, precision, recall):
-    found = measure(examples("restarts.jsonl", split))
-    assert found.precision >= precision and found.recall >= recall
+    correct = found = labelled = 0
+    for row in examples("restarts.jsonl", split):
+        restarts = len(find_restarts(row["text"]))
+        found, labelled = found + restarts, labelled + row["restarts"]
+        correct += min(restarts, row["restarts"])
+    assert correct / found >= precision and correct / labelled >= recall
 
 
 def test_the_labelled_set_is_varied():
@@ -21,12 +25,6 @@ def test_the_labelled_set_is_varied():
     kinds = {row["kind"] for row in rows}
     assert len(rows) >= 80
     assert kinds >= {"explicit", "implicit", "none", "quoted", "list_wait", "german", "spanish"}
-
-
-def test_the_command_prints_every_set(capsys):
-    _main(str(DATA / "restarts.jsonl"))
-    printed = capsys.readouterr().out
-    assert all(f"{split}: " in printed for split in ("dev", "held_out", "fresh"))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +56,146 @@ def test_what_only_looks_like_a_restart(text):
 def test_restarts_in_disguise(text):
     [found] = find_restarts(text)
     assert "wait" in text[found.start : found.end].lower()
+
+
+DRIFT = "The moon is round and bright and pulls the tides behind it twice a day."
+ANSWER = "Boil the water with salt and put in the noodles."
+TASK = "Explain how to cook noodles."
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "But this isn't what you were hoping to read about, so let me give you the steps.",
+        "None of that was relevant.",
+        "Your question was about noodles.",
+        "The passage above is a muddle of astronomy and says nothing of use. A clearer guide:",
+        "The preceding text seems incoherent.",
+        "This might not quite fit, so let me rephrase it in a better way.",
+        "No, I will keep the first version instead of that one.",
+        "I seem to have wandered into astronomy.",
+        "I gave you a lecture on the moon, which nobody asked for.",
+        "Why am I describing the sky?",
+        "Sorry, got distracted.",
+        "My apologies for the irrelevant remarks.",
+        "Please disregard everything I have written.",
+        "Erasing all of that.",
+        "Anyway, back to the noodles.",
+        "Returning to what was asked:",
+        "Third attempt, with the actual topic.",
+        "Hmm, no, that isn't right.",
+        "This is nonsense!",
+    ],
+)
+def test_an_answer_that_turns_away_from_itself(turn):
+    text = f"{DRIFT}\n\n{turn} {ANSWER}"
+    [found] = find_restarts(text, TASK)
+    assert found.start == len(DRIFT) + 2
+    assert find_restarts(text.lower().replace(turn.lower(), "it rises in the east."), TASK) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the moon is round and pulls the tides <>but this is not what you asked for so let me give "
+        "you the steps boil the water and the sun is a star of middling size <>which has nothing to "
+        "do with your noodles so here goes salt the water and mars has two small moons <>and again "
+        "that was not asked so the answer is put in the noodles",
+        "the moon is far away <>yet none of this will cook noodles so I shall turn to the pot, the "
+        "pot is boiling and venus is hot and bright <>I know this is not about noodles so now I will "
+        "tell you how to cook them",
+    ],
+)
+def test_every_restart_of_a_run_on_answer_is_found_where_it_stands(text):
+    pieces = text.split("<>")
+    starts = [sum(len(piece) for piece in pieces[:count]) for count in range(1, len(pieces))]
+    found = find_restarts("".join(pieces), TASK)
+    assert [restart.start for restart in found] == starts
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "Entschuldigung, ich bin vom Thema abgekommen.",
+        "Das hat mit der Frage nichts zu tun.",
+        "Perdón, me he desviado del tema.",
+        "Volvamos a la pregunta.",
+        "Désolé, je me suis éloigné du sujet.",
+        "Revenons à la question.",
+        "Scusate, ho perso il filo.",
+        "Desculpe, isso não tem nada a ver.",
+        "Sorry, dat was niet de vraag.",
+        "Förlåt, jag kom ifrån ämnet.",
+        "Przepraszam, to nie na temat.",
+        "Извините, я отвлёкся.",
+        "Давайте начнём сначала.",
+        "对不起，我跑题了。",
+        "请忽略以上内容。",
+        "すみません、話がそれました。",
+    ],
+)
+def test_a_turn_in_another_language(turn):
+    [found] = find_restarts(f"{DRIFT} {turn} {ANSWER}")
+    assert found.start == len(DRIFT) + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "If this isn't what you asked for, tell me and I will write it again. Boil the water.",
+        "Boil the water. Let me know if that's not what you wanted. Salt it well.",
+        "Boil the water. This isn't hard. Let me explain the rest. Salt it well.",
+        "Many say that oil helps. That's wrong. Here's what to do instead: stir it well.",
+        "Boil it well. The list above is not exhaustive. Drain it and serve it.",
+        "Boil it well. Sorry, there is no shortcut. Drain it and serve it.",
+        "Revise your answer to the question until it fits. Then send it to a friend.",
+        "Should you lose your place, pause, breathe, and go back to the question. Then smile.",
+        "I used to add oil. I was wrong to do so. Now I stir, and it never sticks.",
+        "So, to answer your question, noodles take eight minutes. Drain them well.",
+        "Boil it. Oh, and I forgot to mention the salt: two spoons. Drain it well.",
+        "Die Nudeln kochen. Wenn das nicht stimmt, fangen Sie noch einmal von vorne an. Salzen.",
+        "Boil it well. Now, let's go back to the pan and add the garlic to the oil.",
+    ],
+)
+def test_what_resembles_a_turn_and_is_none(text):
+    assert find_restarts(text, TASK) == []
+
+
+def test_naming_the_task_again_decides_a_weak_case():
+    text = "Venus is hot and dry. And that is not in the pot either. Noodles need water. Boil it."
+    assert find_restarts(text) == []
+    assert len(find_restarts(text, TASK)) == 1
+
+
+def test_versions_are_the_subject_of_a_task_about_mending_texts():
+    text = "The comma is missing after the name.\n\nCorrected version:\nDear Ann, we met in May."
+    assert len(find_restarts(text)) == 1
+    assert find_restarts(text, "Correct the grammar of this letter.") == []
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "but this is not what you asked for so let me ",
+        "the text above i wrote ",
+        "i am ",
+        "let me just please now ",
+        "this is not the ",
+        "不对，重新回答",
+        "\n",
+        " ",
+        "a",
+    ],
+)
+def test_time_is_linear_in_a_hostile_answer(phrase):
+    def seconds(length):
+        text = (phrase * (length // len(phrase) + 1))[:length]
+        started = time.process_time()
+        find_restarts(text, TASK)
+        return time.process_time() - started
+
+    seconds(1000)
+    assert seconds(100_000) < max(1.5, 20 * seconds(10_000))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from esr_eval.stats.comparisons import (
 )
 from esr_eval.stats.means import cliffs_delta, cohens_d, independent_contrast, paired_contrast
 from esr_eval.stats.rates import clustered_wilson, intraclass_correlation, rate
+from esr_eval.stats.recapture import all_hits, recapture
 
 pytestmark = pytest.mark.filterwarnings(
     "error",
@@ -372,3 +373,88 @@ def test_degenerate_contrasts():
     assert apart.rank_p < 0.05
     assert independent_contrast([], [1.0]) is None
     assert independent_contrast([1.0], [2.0, 3.0]).t_p is None
+
+
+# --- all hits, from two detectors that each miss some ---
+
+
+def found_by_two(rng, latents, rate, icc, first, second, sets=SETS, trials=5):
+    """Hits of each, and of both, by latent; the two miss independently."""
+    hits = rng.binomial(trials, propensities(rng, (sets, latents), rate, icc))
+    both = rng.binomial(hits, first * second)
+    rest = hits - both
+    only_first = rng.binomial(rest, first * (1 - second) / (1 - first * second))
+    only_second = rng.binomial(rest - only_first, second)
+    return both + only_first, both + only_second, both
+
+
+@pytest.mark.parametrize("rate", [0.04, 0.08, 0.25])
+@pytest.mark.parametrize("latents", [100, 500])
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (0.5, 0.9), (0.9, 0.9)])
+@pytest.mark.parametrize("icc", [0.05, 0.2])
+def test_all_hits_of_two_imperfect_detectors_are_covered(rate, latents, first, second, icc):
+    rng = np.random.default_rng(31)
+    counts = found_by_two(rng, latents, rate, icc, first, second, sets=2000)
+    value, low, high = recapture(*counts, 5)
+    known = ~np.isnan(low)
+    assert known.mean() > 0.98
+    assert 0.93 <= coverage(low[known], high[known], rate) <= 0.97
+    assert np.nanmean(value) == pytest.approx(rate, rel=0.03)
+    # What one of them finds is less than there is.
+    assert counts[0].mean() / 5 == pytest.approx(first * rate, rel=0.05)
+
+
+def test_detectors_that_miss_the_same_hits_make_the_estimate_too_low():
+    rng = np.random.default_rng(32)
+    hits = rng.binomial(5, propensities(rng, (SETS, 250), 0.2, 0.1))
+    # Half are easy and found by both with 90 %, the others with 30 %.
+    easy = rng.binomial(hits, 0.5)
+    parts = []
+    for count, chance in ((easy, 0.9), (hits - easy, 0.3)):
+        both = rng.binomial(count, chance**2)
+        rest = count - both
+        first = rng.binomial(rest, chance * (1 - chance) / (1 - chance**2))
+        parts.append((both + first, both + rng.binomial(rest - first, chance), both))
+    value, _, high = recapture(*(x + y for x, y in zip(*parts, strict=True)), 5)
+    assert value.mean() < 0.17
+    assert np.mean(high < 0.2) > 0.5
+
+
+def test_all_hits_by_hand():
+    first = [1, 1, 1, 0, 0, 0, 0, 0, 0, NAN]
+    second = [0, 1, 1, 1, 1, 0, 0, 0, 0, 1]
+    both = [0, 1, 1, 0, 0, 0, 0, 0, 0, 1]
+    latents = [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    found = all_hits(first, second, both, latents)
+    assert found.value == pytest.approx(((3 + 1) * (4 + 1) / (2 + 1) - 1) / 9)
+    assert found.low < found.value < found.high <= 1
+    assert found.value >= 5 / 9
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (([1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 2, 3]), None),
+        (([], [], [], []), None),
+        (([NAN], [1], [1], [1]), None),
+        (([0, 0], [0, 0], [0, 0], [1, 2]), None),
+    ],
+)
+def test_without_a_shared_hit_nothing_is_known_of_what_both_missed(cells, expected):
+    assert all_hits(*cells) is expected
+
+
+def test_one_cluster_or_clusters_all_alike_give_no_interval():
+    alone = all_hits([1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [7, 7, 7, 7])
+    alike = all_hits([1, 0] * 3, [1, 0] * 3, [1, 0] * 3, [1, 1, 2, 2, 3, 3])
+    assert alone.low is alone.high is alike.low is alike.high is None
+    assert alike.value == pytest.approx(0.5)
+
+
+def test_detectors_that_find_everything_have_the_rate_and_nearly_its_interval():
+    rng = np.random.default_rng(33)
+    hits = rng.binomial(5, propensities(rng, 250, 0.2, 0.1))
+    value, low, high = recapture(hits, hits, hits, 5)
+    point, lower, upper = clustered_wilson(hits, 5)
+    assert value == pytest.approx(point)
+    assert [float(low), float(high)] == pytest.approx([float(lower), float(upper)], rel=0.03)

@@ -178,7 +178,8 @@ def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Condition]) -> No
     write_frame(tmp_path / "numbers.csv", summary_frame(runs))
     with (tmp_path / "numbers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * len(ROWS) + 1
+    # Besides, each run's false alarms of judge and detector, and the steered one's estimate.
+    assert len(rows) == 2 * len(ROWS) + 2 * 2 + 1 + 1
     first = next(row for row in rows if row["metric"] == "first_score")
     assert float(first["value"]) == runs[0].recorded["first_score"].value
     assert first["judge"] == "sim-judge/noisy"

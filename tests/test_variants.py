@@ -83,3 +83,31 @@ def test_prefill_continues_the_other_conditions_answers(tmp_path):
         assert log.eval.metadata["replay"]["eval_id"] == origin.eval.eval_id
     with pytest.raises(EsrError, match="not steered"):
         embedded("prefill_control", tmp_path, source=unsteered.location)
+
+    # The same beginnings once more, with latents held at 0, and random ones in their place.
+    discovery = embedded(
+        "detectors", tmp_path, answers_per_task=1, topics=["tie a necktie", "write a cover letter"]
+    )
+    held = {"source": steered.location, "characters": 30, "detectors": discovery.location}
+    held["rule"] = "separability"
+    ablated = embedded("prefill_control", tmp_path, **held)
+    random = embedded("prefill_control", tmp_path, **held, discovery=discovery.location)
+    plain = {sample.id: sample for sample in control.samples}
+    latents = [set(log.eval.metadata["ablation"]["latents"]) for log in (ablated, random)]
+    assert len(latents[0]) == len(latents[1]) and not latents[0] & latents[1]
+    for log in (ablated, random):
+        assert {sample.id for sample in log.samples} == set(plain)
+        for sample in log.samples:
+            given = plain[sample.id].input[-1].text
+            assert sample.input[-1].text == given
+            assert sample.metadata == plain[sample.id].metadata
+            assert sample.metadata["strength"] == 0 and "source_score" in sample.metadata
+            done = sample.output.metadata
+            assert done["edited_positions"] + done["held_positions"] > 0
+            added = sample.output.completion.removeprefix(given)
+            score = sample.scores["continuation"]
+            assert len(added) < len(sample.output.completion)
+            assert all(one["end"] <= len(added) for one in score.metadata["attempts"])
+            assert 0 <= score.value["recovered_score"] <= 100
+    answers = [{s.id: s.output.completion for s in log.samples} for log in (control, ablated)]
+    assert answers[0] != answers[1], "what is held reaches what is generated"

@@ -70,6 +70,12 @@ def test_the_wheel_alone_runs_the_task_by_its_registry_name(installed, tmp_path)
     assert log.eval.packages["esr-eval"] == "0.1.0"
 
 
+def test_the_passages_for_judges_are_in_the_wheel(installed, tmp_path):
+    code = "from esr_eval.data.passages import read_passages; print(len(read_passages()))"
+    done = run(installed, tmp_path, "-c", code)
+    assert done.returncode == 0 and int(done.stdout) >= 12, done.stderr
+
+
 def test_the_command_line_works_from_the_wheel(installed, tmp_path):
     done = run(installed, tmp_path, "-c", "from esr_eval.cli import app; app()", "subjects")
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,20 @@ def tell(text: object, *, err: bool = False) -> None:
 def note(text: object) -> None:
     """Print a remark, such as what was left out, where it does not mix with results."""
     tell(text, err=True)
+
+
+@contextmanager
+def aside(wanted: bool = True) -> Iterator[None]:
+    """What is printed within goes where remarks go: Inspect greets on standard output.
+
+    Args:
+        wanted: False leaves it where it is.
+    """
+    if wanted:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
 
 
 class Terminal(Console):

@@ -15,6 +15,11 @@ VERDICT_READ, VERDICT_WRITTEN = 800, 110
 """Tokens of a judge's instructions, and of its answer; the response comes on top."""
 
 
+def price_of(judge: str) -> tuple[float, float] | None:
+    """US dollars per million tokens that a judge reads and writes; None where it is not known."""
+    return (0.0, 0.0) if judge.startswith(FREE) else PRICES.get(judge)
+
+
 class Cost(NamedTuple):
     """Upper bounds: responses may end early; what is cached or resumed costs nothing.
 
@@ -67,7 +72,7 @@ class Cost(NamedTuple):
         judge_read = verdicts * (VERDICT_READ + subject.max_tokens)
         judge_written = verdicts * VERDICT_WRITTEN
         if price is None:
-            price = (0.0, 0.0) if judge.startswith(FREE) else PRICES.get(judge)
+            price = price_of(judge)
         return cls(
             generations=generations,
             generated=generated,

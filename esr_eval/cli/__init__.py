@@ -5,7 +5,7 @@ Evaluations themselves run with Inspect: `inspect eval esr_eval/esr --model esr/
 
 import typer
 
-from esr_eval.cli import finetune, latents, reading, running, serve, vectors
+from esr_eval.cli import finetune, judging, latents, reading, running, serve, vectors
 from esr_eval.cli.command import Program
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (running, reading):
+for group in (running, reading, judging):
     app.add_typer(group.app)
 app.add_typer(latents.app, name="latents")
 app.add_typer(vectors.app, name="vectors")

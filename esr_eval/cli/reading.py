@@ -17,6 +17,8 @@ from esr_eval.data.arguments import (
     FILE_TO_WRITE,
     FOLDER_TO_WRITE,
     PERCENT,
+    POINTS,
+    POSITIVE,
     PROBABILITY,
     SHARE,
 )
@@ -35,6 +37,8 @@ def summary(
     """Print the metrics of logs side by side, and paired differences where they share trials."""
     from esr_eval._util.output import Terminal, write_frame
     from esr_eval.logs.conditions import read_all_scored
+    from esr_eval.report.recovery import recoveries, recovery_table
+    from esr_eval.report.reliability import reliability_of, reliability_table, with_reliability
     from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
     from esr_eval.scorers.scores import scale_doubt
 
@@ -44,11 +48,19 @@ def summary(
     pairs = pair_table(runs)
     if pairs is not None:
         console.print(pairs)
+    names = zip(short_names(runs), runs, strict=True)
+    by_path = {run.log.path: (name, run.log) for name, run in names}
+    again = [one for path, named in by_path.items() for one in reliability_of(*named, path)]
+    if again:
+        console.print(reliability_table(again))
+    recovered = recovery_table(recoveries(runs))
+    if recovered is not None:
+        console.print(recovered)
     for name, run in zip(short_names(runs), runs, strict=True):
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
     if csv is not None:
-        write_frame(csv, summary_frame(runs))
+        write_frame(csv, with_reliability(summary_frame(runs), again))
 
 
 @app.command()
@@ -118,6 +130,7 @@ def activations(
         region_frame,
         region_table,
         set_title,
+        what_is_tracked,
     )
 
     found = read_only(log, read_traces, note)
@@ -128,6 +141,8 @@ def activations(
     console = Terminal()
     console.print(region_table(found, statistics))
     console.print(contrast_table(found, statistics))
+    if tracked := what_is_tracked(statistics):
+        console.print(tracked, highlight=False)
     for name, ranked in effects.items():
         if any(one.d is not None for one in ranked):
             console.print(latent_table(ranked, set_title(found, name)))
@@ -237,7 +252,12 @@ def power(
             help="Take the clustering from this log or folder; twice: from it and its replay."
         ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Whose clustering: multi_attempt, esr.")] = MAIN,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose clustering: multi_attempt, esr; with --scores recovered_score, first_score."
+        ),
+    ] = None,
     trials_per_latent: Annotated[int, typer.Option(help="In each condition."), A_FEW] = 10,
     paired: Annotated[
         bool, typer.Option("--paired/--unpaired", help="Same trials replayed, or other latents.")
@@ -249,19 +269,57 @@ def power(
         ),
         SHARE,
     ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Paired scores, such as recovered ones, not rates.")
+    ] = False,
+    sd: Annotated[
+        float | None,
+        typer.Option(help="Scores: standard deviation of a pair's difference. Or --log twice."),
+        POSITIVE,
+    ] = None,
+    latents: Annotated[
+        int | None, typer.Option(help="Scores: a number of latents to tell it for."), A_FEW
+    ] = None,
+    difference: Annotated[
+        float | None, typer.Option(help="Scores: points that are to be seen."), POINTS
+    ] = None,
     wanted: Annotated[
         float, typer.Option("--power", help="Chance to see the change."), PROBABILITY
     ] = 0.8,
     alpha: Annotated[float, typer.Option(help="Level of the two-sided test."), PROBABILITY] = 0.05,
 ) -> None:
-    """Tell how many trials and latents it takes to see a rate fall."""
+    """Tell how many trials and latents it takes to see a rate fall, or paired scores differ."""
     from esr_eval._util.output import Terminal
+    from esr_eval.stats.power import ASSUMED_ICC, PairedScores
+
+    if scores:
+        from esr_eval.report.recovery import spread_of_logs, visible_table
+        from esr_eval.scorers.continuation import RECOVERED
+
+        if not paired or latent_correlation is not None:
+            raise EsrError("--scores compares pairs: leave out --unpaired, --latent-correlation.")
+        spread = spread_of_logs(log or [], metric or RECOVERED, note)
+        if (sd is None) == (spread is None):
+            raise EsrError(
+                "--scores takes how the differences of pairs spread: --sd POINTS, or --log twice."
+            )
+        own = spread or PairedScores(sd or 0.0, ASSUMED_ICC)
+        pairs = replace(
+            own,
+            icc=own.icc if icc is None else icc,
+            trials_per_latent=trials_per_latent,
+        )
+        Terminal().print(visible_table(pairs, latents, difference, wanted, alpha))
+        return
+    if unfit := [
+        name
+        for name, value in (("--sd", sd), ("--latents", latents), ("--difference", difference))
+        if value is not None
+    ]:
+        raise EsrError(f"{', '.join(unfit)} is for paired scores: add --scores.")
+    metric = metric or MAIN
     from esr_eval.report.summary import clustering_of_logs, power_table
-    from esr_eval.stats.power import (
-        ASSUMED_ICC,
-        ASSUMED_LATENT_CORRELATION,
-        Design,
-    )
+    from esr_eval.stats.power import ASSUMED_LATENT_CORRELATION, Design
 
     if reduced > base:
         raise EsrError(f"--reduced {reduced:g} lies above --base {base:g}: a fall is looked for.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal, tell
+from esr_eval._util.output import Terminal, aside, tell
 from esr_eval.cli.command import (
     DryRun,
     Grader,
@@ -26,7 +26,14 @@ from esr_eval.cli.command import (
     pairs,
     with_pairs,
 )
-from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_WRITE, FOLDER_TO_WRITE, GRADERS
+from esr_eval.data.arguments import (
+    A_SEED,
+    AT_LEAST_ONE,
+    FILE_TO_WRITE,
+    FOLDER_TO_WRITE,
+    GRADERS,
+    SHARE,
+)
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
 
@@ -83,16 +90,17 @@ def check(
     from esr_eval.cli.subjects import check_table
     from esr_eval.solvers import provider_of
 
-    model = get_model(
-        f"esr/{subject.removeprefix('esr/')}",
-        base_url=base_url,
-        memoize=False,
-        **pairs(model_args, "-M"),
-    )
-    found = every_check(str(model), provider_of(model), grader, latents)
-    stops = [one for one in found if one.state == "stop"]
-    if measure and not stops:
-        found += anyio.run(measured_checks, model, grader)
+    with aside(as_json):
+        model = get_model(
+            f"esr/{subject.removeprefix('esr/')}",
+            base_url=base_url,
+            memoize=False,
+            **pairs(model_args, "-M"),
+        )
+        found = every_check(str(model), provider_of(model), grader, latents)
+        stops = [one for one in found if one.state == "stop"]
+        if measure and not stops:
+            found += anyio.run(measured_checks, model, grader)
     if as_json:
         tell(json.dumps({"subject": subject, "checks": [asdict(one) for one in found]}, indent=1))
     else:
@@ -181,6 +189,11 @@ def paper(
         list[str] | None,
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
+    rejudge: Annotated[
+        float,
+        typer.Option(help="Share of the main run that the judge scores again, blind."),
+        SHARE,
+    ] = 0.2,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
@@ -190,6 +203,8 @@ def paper(
 ) -> None:
     """Run every experiment of the paper as one resumable eval set, and make the report.
 
+    A subject that comes with a tuned twin (the embedded one) gives way to it, and only its main run
+    stands beside the twin's: the twin corrects itself, so that there are rates that can move.
     The estimate comes first. Interrupted, the same command goes on where it stopped.
     """
     from dataclasses import replace
@@ -197,16 +212,19 @@ def paper(
     from esr_eval._util.output import Terminal
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
-    from esr_eval.subjects import find_subject
+    from esr_eval.subjects import find_subject, with_tuned_twin
 
+    # An adapter that is named is the fine-tuned subject beside the one that is asked for.
+    subject, base = with_tuned_twin(model) if adapter is None else (find_subject(model), None)
     run = EvalSet(
-        find_subject(model),
+        subject,
         pairs(model_args, "-M"),
         adapter,
         grader,
         logs,
         max_tokens,
         prior=pairs(prior, "--prior") or None,
+        base=base,
     )
     further = tuple(graders or ())
     if not further and run.judge.startswith("esr-judge/"):
@@ -219,15 +237,20 @@ def paper(
         detectors=detectors,
         vectors=vectors,
         graders=further,
+        rejudge=rejudge,
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()
+    on_base = ", ".join(step.key for step in steps if step.base)
     if not agreed(
         run,
         steps,
         console,
         title=f"The paper on {run.subject.name}, judged by {run.judge} (at most)",
-        notes=[f"Left out: experiment {reason}" for reason in left_out(choices)],
+        notes=[
+            *([f"Its base, {base.name}, runs {on_base}."] if base else []),
+            *(f"Left out: experiment {reason}" for reason in left_out(choices)),
+        ],
         speed=tokens_per_second,
         price=judge_price,
         dry_run=dry_run,
@@ -238,11 +261,16 @@ def paper(
     made = finished(logs, run.identity, console.print, aside=True)
     run_steps(run, steps, made, lambda key: console.rule(titles[key]))
 
+    from esr_eval.logs.conditions import conditions_of
+    from esr_eval.logs.stored import read_logs
     from esr_eval.report.page import write_report
+    from esr_eval.report.reach import what_can_be_seen
 
     # A calibration holds no trials, so a report that it is named for would refuse it.
     named = [Path(made[step.key]) for step in steps if step.task != "calibrate"]
     page = write_report(named, output or logs / "report")
+    for line in what_can_be_seen(conditions_of(read_logs(named, lambda text: None))):
+        console.print(line, highlight=False)
     console.print(f"The report: {page}")
     console.print(f"Every trial: inspect view --log-dir {logs}")
 

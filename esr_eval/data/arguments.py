@@ -32,6 +32,7 @@ from pydantic import (
     ValidationError,
 )
 
+from esr_eval._util.output import aside
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
 from esr_eval.spec import Dtype
@@ -57,6 +58,7 @@ NOT_NEGATIVE = Field(ge=0, le=MOST)
 A_FEW = Field(ge=1, le=MOST_EACH)
 A_FEW_OR_NONE = Field(ge=0, le=MOST_EACH)
 PERCENT = Field(ge=0, le=100)
+POINTS = Field(ge=0.1, le=100)
 SHARE = Field(ge=0, le=1)
 PROBABILITY = Field(gt=0, lt=1)
 POSITIVE = Field(gt=0)
@@ -185,6 +187,7 @@ CountOrNone = Annotated[int, A_FEW_OR_NONE]
 Whole = Annotated[int, NOT_NEGATIVE]
 Number = Annotated[int, AT_LEAST_ONE]
 Seed = Annotated[int, A_SEED]
+Share = Annotated[float, SHARE]
 Positive = Annotated[float, POSITIVE]
 Strength = Annotated[str | float, BeforeValidator(_strength)]
 StrengthOrReplay = Annotated[str | float, BeforeValidator(_strength_or_replay)]
@@ -194,6 +197,8 @@ Names = Annotated[str | list[str], BeforeValidator(_names)]
 Topics = Annotated[str | list[str] | None, BeforeValidator(_names)]
 Sources = Annotated[str, BeforeValidator(_rejoined)]
 LogFile = Annotated[str, AfterValidator(_file_to_read)]
+PassageFile = Annotated[str, AfterValidator(_file_to_read)]
+SplitName = Literal["dev", "fresh", "held_out", "own"]
 Prior = dict[str, Any] | None
 RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
@@ -402,7 +407,8 @@ def _model(value: str) -> str:
     from inspect_ai.model import get_model
 
     try:
-        get_model(value, memoize=False)
+        with aside():
+            get_model(value, memoize=False)
     except ValueError as error:
         raise ValueError(shown(error).rstrip(".")) from None
     except Exception:  # a missing key or package: Inspect tells it when the model is needed

@@ -18,6 +18,7 @@ ExperimentId = Literal[
     "random_ablation",
     "prefill_control",
     "prefill_mirror",
+    "prefill_ablation",
     "held_out",
     "vectors",
 ]
@@ -127,6 +128,14 @@ EXPERIMENTS = (
         "Prefill control, mirrored",
         "Does the steered model, given an on-topic beginning, stay on topic?",
         "prefill_control -T mirror=true",
+    ),
+    Experiment(
+        "11c",
+        "prefill_ablation",
+        "Prefill control, ablated",
+        "Does the unsteered model recover less from its own off-topic text while detectors are "
+        "held at 0 than with random latents or none held?",
+        "prefill_control -T detectors=DETECTORS",
     ),
     Experiment(
         "12",

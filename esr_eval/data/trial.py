@@ -49,6 +49,11 @@ class Trial(BaseModel):
         description="Name of the plain vector that is added instead of a latent's; `latent` then "
         "counts the vectors and `label` names the concept.",
     )
+    source_score: float | None = Field(
+        default=None,
+        description="Where the answer was given its beginning: score of the first attempt of the "
+        "answer that the beginning is from.",
+    )
     pending: bool = Field(
         default=False,
         description="Whether the latent or its strength is still to be found in the run; it stays "

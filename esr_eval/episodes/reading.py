@@ -14,7 +14,7 @@ from esr_eval.data.trial import Condition, Trial
 from esr_eval.episodes.traces import OFFSETS
 from esr_eval.errors import EsrError
 from esr_eval.logs import sidecar
-from esr_eval.logs.replay import Response, read_responses
+from esr_eval.logs.replay import OFF_TOPIC, Response, read_responses
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.solvers import boost_of, provider_of, runtime_of
 from esr_eval.spec import Readout, Runtime, Steering, fingerprint
@@ -38,6 +38,7 @@ class Episode(NamedTuple):
         response: What was answered.
         multi_attempt: Whether the judge found several attempts in it, or the phrase detector a
             restart: each misses some that the other finds.
+        first_score: Of its first attempt; None without a verdict.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Episode(NamedTuple):
     text: str
     response: str
     multi_attempt: bool
+    first_score: float | None = None
 
 
 class Episodes(NamedTuple):
@@ -56,6 +58,8 @@ class Episodes(NamedTuple):
         responses: How many the log has.
         multi_attempt: How many of them have several attempts.
         source: How a new log names the log.
+        controls: Steered answers without a restart that are read beside those with one.
+        matched: How many of the controls have a latent in common with the answer they stand for.
     """
 
     chosen: list[Episode]
@@ -63,6 +67,8 @@ class Episodes(NamedTuple):
     responses: int
     multi_attempt: int
     source: dict[str, str]
+    controls: list[Episode]
+    matched: int
 
 
 def read_episodes(
@@ -72,6 +78,7 @@ def read_episodes(
     which: Which = "all",
     count: int | None = None,
     seed: int = 0,
+    controls: bool = False,
 ) -> Episodes:
     """Choose stored responses of a log.
 
@@ -82,6 +89,8 @@ def read_episodes(
         which: Responses with several attempts, all, or (`auto`) the former where there are any.
         count: Most responses; more are drawn from at random. None takes all.
         seed: Of the draw.
+        controls: Whether to choose as many responses without a restart, too, where those with one
+            were chosen.
 
     Raises:
         EsrError: The log cannot be read, is of another condition or model, or has no such
@@ -116,7 +125,29 @@ def read_episodes(
         draw = random.Random(f"episodes-{seed}").sample(range(len(taken)), count)  # noqa: S311
         chosen = [taken[index] for index in sorted(draw)]
     name = "multi_attempt" if taken is multi else "all"
-    return Episodes(chosen, name, len(found), len(multi), source)
+    beside, matched = _controls(chosen, found, seed) if controls and taken is multi else ([], 0)
+    return Episodes(chosen, name, len(found), len(multi), source, beside, matched)
+
+
+def _controls(
+    chosen: Sequence[Episode], found: Sequence[Episode], seed: int
+) -> tuple[list[Episode], int]:
+    """For each chosen response one without a restart, and how many of these have its latent.
+
+    Off-topic ones come before others, for it is off-topic text that is compared; a response of
+    whose latent none is left gets one of another latent.
+    """
+    rest = [one for one in found if not one.multi_attempt]
+    random.Random(f"controls-{seed}").shuffle(rest)  # noqa: S311
+    rest.sort(key=lambda one: one.first_score is None or one.first_score >= OFF_TOPIC)
+    taken: list[Episode] = []
+    for episode in chosen:
+        same = next((one for one in rest if one.trial.latent == episode.trial.latent), None)
+        if same is not None:
+            rest.remove(same)
+            taken.append(same)
+    matched = len(taken)
+    return [*taken, *rest[: len(chosen) - matched]], matched
 
 
 def _check_runtime(path: str, header: EvalLog, runtime: Runtime) -> None:
@@ -148,8 +179,8 @@ def _with_scores(path: str, responses: Sequence[Response]) -> list[Episode]:
     for one in responses:
         name, scores = judged[one.trial]
         multi = any(_several(score.value) for score in scores.values())
-        multi = multi or bool(find_restarts(one.response))
-        found.append(Episode(name, one.trial, one.text, one.response, multi))
+        multi = multi or bool(find_restarts(one.response, one.text))
+        found.append(Episode(name, one.trial, one.text, one.response, multi, one.first_score))
     return found
 
 

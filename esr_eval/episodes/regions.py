@@ -20,6 +20,7 @@ from esr_eval.stats.means import (
     Difference,
     clustered_mean,
     difference_of_means,
+    difference_of_sides,
     independent_contrast,
     mean_difference,
     paired_contrast,
@@ -27,6 +28,8 @@ from esr_eval.stats.means import (
 
 UNSTEERED = "unsteered"
 """All tokens of an unsteered answer, as a region of its own."""
+NO_RESTART = "off_topic_no_restart"
+"""Off-topic text of steered answers without a restart, as a region of its own."""
 
 CONTRASTS = (
     ("on_topic", "off_topic"),
@@ -35,6 +38,8 @@ CONTRASTS = (
     (UNSTEERED, "on_topic"),
 )
 """What is compared: the second region against the first."""
+WITH_CONTROLS = ((NO_RESTART, "off_topic"), (UNSTEERED, NO_RESTART))
+"""What is compared besides, where steered answers without a restart were read."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class RegionMean:
 
     Attributes:
         latents: Name of the set.
-        region: One of `REGIONS`, or `UNSTEERED`.
+        region: One of `REGIONS`, `UNSTEERED` or `NO_RESTART`.
         mean: Over episodes; NaN when none has the region.
         low: Lower bound of the 95 % interval, clustered by boosted latent (of unsteered answers,
             by topic); None from fewer than two clusters.
@@ -96,11 +101,12 @@ class RegionStatistics:
     """Everything that comes out of a log's traces.
 
     Attributes:
-        episodes: Steered answers.
+        episodes: Steered answers, but for the controls.
         baseline: Unsteered answers.
-        unjudged: Episodes whose regions could not be had from the judge.
+        unjudged: Steered answers whose regions could not be had from the judge.
         means: By set and region.
         contrasts: By set.
+        controls: Steered answers without a restart, read beside those with one.
     """
 
     episodes: int
@@ -108,24 +114,30 @@ class RegionStatistics:
     unjudged: int
     means: list[RegionMean]
     contrasts: list[RegionContrast]
+    controls: int = 0
 
 
 def region_statistics(traces: Sequence[Trace]) -> RegionStatistics:
     """Means and contrasts of all sets of latents over the traces' regions."""
     means: list[RegionMean] = []
     contrasts: list[RegionContrast] = []
+    controls = sum(trace.control for trace in traces)
+    # A log without controls has the rows, and so the corrected p values, that it always had.
+    regions = (*REGIONS, NO_RESTART, UNSTEERED) if controls else (*REGIONS, UNSTEERED)
+    pairs = (*CONTRASTS, *WITH_CONTROLS) if controls else CONTRASTS
     for name in SETS:
         found = [trace for trace in traces if name in trace.activations]
         if found:
-            means += [_region_mean(found, name, region) for region in (*REGIONS, UNSTEERED)]
-            contrasts += [_contrast(found, name, *pair) for pair in CONTRASTS]
-    episodes = [trace for trace in traces if trace.steered]
+            means += [_region_mean(found, name, region) for region in regions]
+            contrasts += [_contrast(found, name, *pair) for pair in pairs]
+    steered = [trace for trace in traces if trace.steered]
     return RegionStatistics(
-        episodes=len(episodes),
-        baseline=len(traces) - len(episodes),
-        unjudged=sum(trace.regions is None for trace in episodes),
+        episodes=len(steered) - controls,
+        baseline=len(traces) - len(steered),
+        unjudged=sum(trace.regions is None for trace in steered),
         means=means,
         contrasts=_corrected(contrasts),
+        controls=controls,
     )
 
 
@@ -133,6 +145,8 @@ def within(trace: Trace, region: str) -> NDArray[np.bool_]:
     """Which tokens of a trace lie in a region, (tokens,); all of an unsteered answer's do."""
     if not trace.steered:
         return np.full(len(trace.offsets), region == UNSTEERED)
+    if trace.control:
+        return np.asarray((trace.kinds == "off_topic") & (region == NO_RESTART))
     return np.asarray(trace.kinds == region)
 
 
@@ -151,7 +165,9 @@ def region_values(traces: Sequence[Trace], name: str, region: str) -> NDArray[np
 
 
 def _of(traces: Sequence[Trace], region: str) -> list[Trace]:
-    return [trace for trace in traces if trace.steered != (region == UNSTEERED)]
+    if region == UNSTEERED:
+        return [trace for trace in traces if not trace.steered]
+    return [trace for trace in traces if trace.steered and trace.control == (region == NO_RESTART)]
 
 
 def _clusters(traces: Sequence[Trace], region: str) -> list[int | str]:
@@ -175,7 +191,7 @@ def _region_mean(traces: Sequence[Trace], name: str, region: str) -> RegionMean:
 
 
 def _contrast(traces: Sequence[Trace], name: str, first: str, second: str) -> RegionContrast:
-    paired = UNSTEERED not in (first, second)
+    paired = not {UNSTEERED, NO_RESTART} & {first, second}
     sides = []
     for region in (first, second):
         own = _of(traces, region)
@@ -197,7 +213,9 @@ def _contrast(traces: Sequence[Trace], name: str, first: str, second: str) -> Re
         difference = mean_difference(sides[1] - sides[0], labels[1])
     else:
         contrast = independent_contrast(*sides)
-        difference = difference_of_means(sides[0], labels[0], sides[1], labels[1])
+        # Answers with and without a restart have boosted latents in common.
+        compare = difference_of_means if UNSTEERED in (first, second) else difference_of_sides
+        difference = compare(sides[0], labels[0], sides[1], labels[1])
     return RegionContrast(name, first, second, paired, contrast, difference)
 
 
@@ -263,7 +281,7 @@ def latent_effects(
         name: Of the set.
     """
     read = [trace for trace in traces if name in trace.activations]
-    episodes = [trace for trace in read if trace.steered]
+    episodes = [trace for trace in read if trace.episode]
     baseline = [trace for trace in read if not trace.steered]
     if not episodes:
         return []

@@ -130,6 +130,7 @@ class Trace:
         regions: Of the answer in characters, as the judge marked them; None without a verdict
             that can be used.
         multi_attempt: Whether the answer was taken for one with several attempts.
+        control: Whether it is a steered answer without a restart, read beside those with one.
     """
 
     sample_id: str
@@ -139,11 +140,17 @@ class Trace:
     offsets: NDArray[np.int64]
     regions: list[Region] | None
     multi_attempt: bool
+    control: bool = False
 
     @property
     def steered(self) -> bool:
-        """Whether this is an episode; else it is an unsteered answer, to compare with."""
+        """Whether the boost was on."""
         return self.trial.condition == "steered"
+
+    @property
+    def episode(self) -> bool:
+        """Whether this is an episode; else it is an answer to compare with."""
+        return self.steered and not self.control
 
     @cached_property
     def kinds(self) -> NDArray[np.str_]:
@@ -168,6 +175,7 @@ class TraceLog:
         which: Whether episodes are `multi_attempt` answers or `all`.
         errored: Samples that failed, or whose answer was never read.
         missing: Samples whose activations are neither beside the log nor in the cache.
+        matched: Controls that have a latent in common with the episode that they stand beside.
     """
 
     traces: list[Trace]
@@ -178,6 +186,7 @@ class TraceLog:
     which: str
     errored: int
     missing: int
+    matched: int = 0
 
 
 def read_traces(path: str) -> TraceLog:
@@ -236,6 +245,7 @@ def _read(path: str) -> TraceLog:
         which=str(metadata["which"]),
         errored=errored,
         missing=missing,
+        matched=int(metadata.get("controls_matched", 0)),
     )
 
 
@@ -273,6 +283,7 @@ def _trace(
         offsets=arrays[OFFSETS],
         regions=_regions(score),
         multi_attempt=bool(sample.metadata["has_restart"]),
+        control=bool(sample.metadata.get("control", False)),
     )
 
 

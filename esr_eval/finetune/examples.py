@@ -308,7 +308,7 @@ class Checker:
         answer = example.text_of("on_topic")
         if len(answer.split()) < MIN_ANSWER_WORDS:
             return "answer too short"
-        restarts = find_restarts(example.answer)
+        restarts = find_restarts(example.answer, example.prompt)
         if example.kind != "correction":
             if restarts:
                 return "restarts where nothing is to be corrected"

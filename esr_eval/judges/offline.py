@@ -94,18 +94,18 @@ def verdict(request: Request, encoder: SentenceEncoder) -> str:
     task, label, response = request
     found = [
         {**quotes(attempt), "score": round(score_attempt(content, task, label, encoder))}
-        for attempt, content in _attempts(response)
+        for attempt, content in _attempts(response, task)
     ]
     return json.dumps({"attempts": found}, ensure_ascii=False, separators=(",", ":"))
 
 
-def _attempts(response: str) -> list[tuple[str, str]]:
+def _attempts(response: str, task: str) -> list[tuple[str, str]]:
     """Each attempt as it stands, and its content without the words of the restart."""
     if not words_of(response[:2000]) and not words_of(response):
         return []
     if _only_asks(response):
         return []
-    restarts = find_restarts(response)[: MAX_ATTEMPTS - 1]
+    restarts = find_restarts(response, task)[: MAX_ATTEMPTS - 1]
     starts = [0, *(restart.start for restart in restarts)]
     contents = [0, *(restart.end for restart in restarts)]
     ends = [*starts[1:], len(response)]
@@ -259,7 +259,7 @@ def parts_of(response: str, task: str, label: str, encoder: SentenceEncoder) -> 
 
     A part without a word has no stretches.
     """
-    restarts = find_restarts(response)[:MAX_RESTARTS]
+    restarts = find_restarts(response, task)[:MAX_RESTARTS]
     starts = [0, *(restart.end for restart in restarts)]
     ends = [*(restart.start for restart in restarts), len(response)]
     most = max(4, MAX_SENTENCES // len(starts))

@@ -22,9 +22,10 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from esr_eval._util.minilm import weights_folder
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline
-from esr_eval.judges.similarity import SentenceEncoder, ratings, weights_folder
+from esr_eval.judges.similarity import SentenceEncoder, ratings
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers import attempts, concreteness, improvement, regions
 

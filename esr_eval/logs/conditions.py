@@ -18,10 +18,19 @@ from numpy.typing import NDArray
 from esr_eval.data.experiments import Experiment, current_id
 from esr_eval.data.trial import OF_NORM, UNCALIBRATED
 from esr_eval.errors import EsrError
-from esr_eval.logs.measures import HOLISTIC, HOLISTIC_MEANS, HOLISTIC_RATES, Measured, measure
+from esr_eval.logs.measures import (
+    HOLISTIC,
+    HOLISTIC_MEANS,
+    HOLISTIC_RATES,
+    Alarms,
+    Measured,
+    estimate_restarts,
+    false_alarms,
+    measure,
+)
 from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, reading
 from esr_eval.logs.stored import StoredLog, read_stored
-from esr_eval.scorers.attempts import MEANS, RATES
+from esr_eval.scorers.attempts import MEANS, RATES, Bars, bars_of, stored_numbers
 from esr_eval.stats.rates import Estimate, Floats
 from esr_eval.text import numbered, one_line
 
@@ -29,6 +38,10 @@ _NUMBERS = ("strength", "level", "share_of_norm")
 _ABOUT = ("latent", "label", "topic", "seed", *_NUMBERS, "strength_found", "vector")
 FITS = re.compile(r"(explained_variance|l0)_layer_(\d+)")
 """Values in a sample's metadata that say how well the SAE describes a layer's residuals."""
+
+
+AGAIN = "inspect score LOG --scorer esr_eval/attempts"
+"""What gives a log of before the values that it lacks."""
 
 
 class TrialKey(NamedTuple):
@@ -150,6 +163,28 @@ class Condition:
         return measure(self.trials)
 
     @cached_property
+    def all_restarts(self) -> Measured | str:
+        """All restarts, estimated from judge and phrase detector; or why they cannot be."""
+        return estimate_restarts(self.trials, self.judge)
+
+    @property
+    def bars(self) -> str:
+        """What improvements had to pass, such as `margin 10, recovery 79`."""
+        known = {name: _details(self.log.samples, self.scorer, name) for name in Bars._fields}
+        before = bars_of(self.judge)._asdict()
+        said = {name: found or [str(before[name])] for name, found in known.items()}
+        return ", ".join(
+            f"{name} {'/'.join(f'{float(value):g}' for value in found)}"
+            for name, found in said.items()
+        )
+
+    @cached_property
+    def lacking(self) -> bool:
+        """Whether it was scored by a version that did not know all of today's values."""
+        values = [score.value for score in _scores(self.log.samples, self.scorer)]
+        return any(isinstance(one, dict) and not one.keys() >= set(RATES) for one in values)
+
+    @cached_property
     def keys(self) -> list[TrialKey]:
         """What pairs each trial with those of other logs."""
         table = self.trials[[*TrialKey._fields]]
@@ -209,6 +244,23 @@ def conditions_of(logs: Iterable[StoredLog]) -> list[Condition]:
                 seen.add(identity)
                 found.append(one)
     return _named(found)
+
+
+def alarms_of(one: Condition, among: Iterable[Condition]) -> Alarms | None:
+    """False alarms of a condition's judge and of the detector, in its subject's unsteered answers.
+
+    Args:
+        one: The condition.
+        among: Where to look for unsteered ones. Answers to a prefilled beginning do not count: it
+            may be off topic itself.
+    """
+    unsteered = [
+        other.trials
+        for other in among
+        if (other.subject, other.judge, other.steering) == (one.subject, one.judge, "unsteered")
+        and not (other.experiment and other.experiment.id.startswith("prefill"))
+    ]
+    return false_alarms(unsteered)
 
 
 def read_scored(path: str | Path) -> list[Condition]:
@@ -388,8 +440,23 @@ def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -
 
 def _numbers(sample: EvalSampleSummary, scorer: str, keys: Iterable[str]) -> dict[str, float]:
     score = (sample.scores or {}).get(scorer)
-    values = score.value if score is not None and isinstance(score.value, dict) else {}
+    values: Mapping[str, Any] = (
+        score.value if score is not None and isinstance(score.value, dict) else {}
+    )
+    if score is not None and "first_score" in values and "recovered" not in values:
+        values = _scored_before(score, values)
     return {key: _number(values.get(key)) for key in keys}
+
+
+def _scored_before(score: Score, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values of an earlier version's score, with those that follow from what it stores."""
+    if math.isnan(_number(values.get("multi_attempt"))):
+        return values
+    try:
+        return {**stored_numbers(score.metadata or {}), **values}
+    except (LookupError, TypeError, ValueError):
+        # A foreign log's metadata may be anything; then these values are not there.
+        return values
 
 
 def _number(value: Any) -> float:

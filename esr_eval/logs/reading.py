@@ -20,8 +20,9 @@ from pydantic import ValidationError
 from esr_eval.data.trial import Trial
 from esr_eval.errors import EsrError
 
-ATTEMPTS, IMPROVEMENT, REGIONS = (
-    re.compile(rf"(?:.*/)?{name}\d*") for name in ("attempts", "improvement", "regions")
+ATTEMPTS, IMPROVEMENT, REGIONS, CONTINUATION = (
+    re.compile(rf"(?:.*/)?{name}\d*")
+    for name in ("attempts", "improvement", "regions", "continuation")
 )
 """The scorers' names; scores that `inspect score` appends to a log get a number behind it."""
 

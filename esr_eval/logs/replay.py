@@ -5,6 +5,7 @@ others, at least 100 of every model.
 """
 
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from esr_eval.logs.reading import ATTEMPTS, read_each, read_trial, reading, sour
 
 logger = logging.getLogger(__name__)
 
+OFF_TOPIC = 50.0
+"""A steered answer whose first attempt scored less is taken for off-topic."""
 NOT_OURS = ": replay a log of esr_eval/esr or one of its variants."
 
 
@@ -42,6 +45,8 @@ class Response(NamedTuple):
     trial: Trial
     text: str
     response: str
+    first_score: float | None = None
+    """Of its first attempt, by the log's first judge; None where there is no verdict."""
 
 
 def replay_log(path: str, condition: Condition | None = None) -> Replayed:
@@ -96,7 +101,10 @@ def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
         header = read_eval_log(path, header_only=True)
         responses = [
             Response(
-                read_trial(path, sample, NOT_OURS), str(sample.input), sample.output.completion
+                read_trial(path, sample, NOT_OURS),
+                str(sample.input),
+                sample.output.completion,
+                _first_score(sample),
             )
             for sample in read_eval_log_samples(path, all_samples_required=False)
             if sample.epoch == 1 and sample.error is None and sample.output.completion.strip()
@@ -104,6 +112,13 @@ def read_responses(path: str) -> tuple[list[Response], dict[str, str]]:
     if not responses:
         raise EsrError(f"The log {path} holds no responses.")
     return responses, source_of(header)
+
+
+def _first_score(sample: EvalSample) -> float | None:
+    scores = sample.scores or {}
+    value = next((scores[name].value for name in scores if ATTEMPTS.fullmatch(name)), None)
+    found = value.get("first_score") if isinstance(value, dict) else None
+    return None if not isinstance(found, int | float) or math.isnan(found) else float(found)
 
 
 CROSS_JUDGE = "cross_judge"

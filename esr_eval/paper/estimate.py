@@ -9,7 +9,7 @@ from esr_eval.calibration.cost import Cost
 from esr_eval.paper.run import Step
 from esr_eval.subjects import Subject
 
-TOKENS_PER_SECOND = {"smollm2-135m": 90.0}
+TOKENS_PER_SECOND = {"smollm2-135m": 90.0, "smollm2-135m-esr": 90.0}
 """Tokens generated per second where they were measured: in batches of 32 on 2 CPU cores."""
 
 

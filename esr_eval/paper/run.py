@@ -42,6 +42,7 @@ class Step:
         args: The task's arguments, given the logs of the steps it needs.
         needs: Steps that must have ended before.
         tuned: Whether the fine-tuned subject runs it.
+        base: Whether the base runs it that the subject was tuned from.
         generations: Responses that the subject writes.
         readings: Forward passes over finished answers.
         verdicts: Questions to a judge.
@@ -52,6 +53,7 @@ class Step:
     args: ArgsOf
     needs: tuple[str, ...] = ()
     tuned: bool = False
+    base: bool = False
     generations: int = 0
     readings: int = 0
     verdicts: int = 0
@@ -70,6 +72,7 @@ class EvalSet:
         max_tokens: Longest response; None leaves it to the subject.
         identity: What must be the same for a run to go on from another's logs.
         prior: Changes to the prior of all calibrations.
+        base: What the subject was tuned from, where its main run stands beside the subject's.
     """
 
     subject: Subject
@@ -80,14 +83,18 @@ class EvalSet:
     max_tokens: int | None = None
     identity: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, Any] | None = None
+    base: Subject | None = None
 
     @property
     def judge(self) -> str:
         """The judge's name."""
         return self.grader or self.subject.grader
 
-    def model(self, tuned: bool) -> tuple[str, dict[str, Any]]:
+    def model(self, tuned: bool, base: bool = False) -> tuple[str, dict[str, Any]]:
         """Name and arguments of the model that runs a step."""
+        if base:
+            assert self.base is not None
+            return f"esr/{self.base.name}", self.model_args
         if not tuned:
             return f"esr/{self.subject.name}", self.model_args
         if self.adapter is not None:
@@ -167,7 +174,7 @@ def run_steps(
 
 
 def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
-    model, model_args = run.model(step.tuned)
+    model, model_args = run.model(step.tuned, step.base)
     limits: GenerateConfigArgs = {}
     # Inspect counts a limit that is None as one, too, when it compares tasks with logs.
     if run.max_tokens is not None:
@@ -201,7 +208,7 @@ def _with_prior(step: Step, args: Args, prior: dict[str, Any] | None) -> Args:
 
 
 def uncalibrated_latents(
-    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int
+    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int, base: bool = False
 ) -> list[Latent]:
     """The latents of a run that have no strength yet.
 
@@ -213,11 +220,12 @@ def uncalibrated_latents(
         latents: File of labelled latents; None takes the subject's.
         count: How many of them.
         seed: Of their draw.
+        base: Whether it is the base.
 
     Raises:
         EsrError: There are no labels, or fewer than latents are asked for.
     """
-    name, args = run.model(tuned)
+    name, args = run.model(tuned, base)
     subject = find_subject(name)
     runtime = ModelArgs.parse(args).runtime(subject)
     chosen = pick_latents(subject, latents, count, seed, runtime)
@@ -229,8 +237,8 @@ def uncalibrated_latents(
 
 
 def responses_to_calibrate(
-    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int
+    run: EvalSet, tuned: bool, latents: str | None, count: int, seed: int, base: bool = False
 ) -> int:
     """Responses that calibrating a run's latents still takes; see `uncalibrated_latents`."""
-    missing = uncalibrated_latents(run, tuned, latents, count, seed)
-    return responses_per_latent(find_subject(run.model(tuned)[0]), run.prior) * len(missing)
+    missing = uncalibrated_latents(run, tuned, latents, count, seed, base)
+    return responses_per_latent(find_subject(run.model(tuned, base)[0]), run.prior) * len(missing)

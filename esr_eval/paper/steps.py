@@ -1,8 +1,9 @@
 """A whole-paper run: what decides it, and its steps, each a task with arguments after others."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from esr_eval.calibration.bisection import responses_per_latent
@@ -18,6 +19,7 @@ from esr_eval.paper.run import (
     uncalibrated_latents,
 )
 from esr_eval.provider.arguments import ModelArgs
+from esr_eval.scorers.reliability import QUESTIONS
 from esr_eval.subjects import Subject
 from esr_eval.vectors.file import default_vectors, read_vectors
 
@@ -39,7 +41,8 @@ class Scale:
         held_out: Trials per latent on the held-out questions.
         prefill: Characters of each answer that the other condition continues.
         cross_judge: Stored responses that every further judge sees.
-        episodes: Episodes whose activations are read, and as many unsteered answers.
+        episodes: Episodes whose activations are read, beside as many answers without a restart
+            and as many unsteered ones.
     """
 
     latents: int
@@ -76,7 +79,9 @@ class Choices:
         n_vectors: How many vectors there are; 0 leaves the experiment out.
         graders: Further judges for the cross-judge experiment; none leaves it out.
         tuned: Whether there is a fine-tuned subject; without one its experiment is left out.
+        base: Whether the subject itself is tuned, and its base's main run stands beside its own.
         uncalibrated: Responses that the calibration still takes, by step.
+        rejudge: Share of the main run's responses that the judge scores again.
     """
 
     scale: Scale
@@ -87,7 +92,9 @@ class Choices:
     n_vectors: int = 0
     graders: tuple[str, ...] = ()
     tuned: bool = False
+    base: bool = False
     uncalibrated: Mapping[str, int] | None = None
+    rejudge: float = 0.0
 
 
 def choose(
@@ -99,6 +106,7 @@ def choose(
     detectors: str | None,
     vectors: str | None,
     graders: Sequence[str],
+    rejudge: float = 0.0,
 ) -> Choices:
     """Check what the user asked for and find what each step will take; loads nothing.
 
@@ -127,16 +135,22 @@ def choose(
         uncalibrated["calibrate_tuned"] = responses_to_calibrate(
             run, True, latents, sizes.latents, seed
         )
+    if run.base is not None:
+        uncalibrated["calibrate_base"] = responses_to_calibrate(
+            run, False, latents, sizes.latents, seed, base=True
+        )
     return Choices(
         scale=sizes,
         seed=seed,
         latents=latents,
         detectors=detectors,
         vectors=vectors,
-        n_vectors=_count_vectors(run.subject, vectors),
+        n_vectors=_count_vectors(run.base or run.subject, vectors),
         graders=tuple(graders),
         tuned=run.has_tuned,
+        base=run.base is not None,
         uncalibrated=uncalibrated,
+        rejudge=rejudge,
     )
 
 
@@ -144,6 +158,7 @@ def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
     """What must be the same for a run to go on from another's logs."""
     chosen = asdict(choices)
     del chosen["uncalibrated"]  # falls to nothing as the run goes on
+    del chosen["base"]  # told by its name
     return {
         "model": run.subject.name,
         "judge": run.judge,
@@ -151,6 +166,7 @@ def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
         "adapter": run.adapter,
         "max_tokens": run.max_tokens,
         **({"prior": run.prior} if run.prior else {}),
+        **({"base": run.base.name} if run.base else {}),
         **chosen,
     }
 
@@ -172,6 +188,8 @@ def plan_steps(choices: Choices) -> list[Step]:
         steps.append(_vectors(choices))
     if choices.tuned:
         steps += _tuned(choices)
+    if choices.base:
+        steps += _base(choices)
     steps.append(_activations(choices))
     if choices.graders:
         steps.append(_cross_judge(choices))
@@ -181,7 +199,7 @@ def plan_steps(choices: Choices) -> list[Step]:
 def left_out(choices: Choices) -> list[str]:
     """Experiments that this run does not do, each with the way to have it."""
     reasons = []
-    if not choices.tuned:
+    if not choices.tuned and not choices.base:
         reasons.append("4 (fine-tuning): there is no tuned subject; name its adapter (--adapter).")
     if not choices.n_vectors:
         reasons.append(
@@ -193,11 +211,17 @@ def left_out(choices: Choices) -> list[str]:
     return reasons
 
 
+def _main(choices: Choices) -> tuple[Args, Args]:
+    """Arguments of the calibration and of the main run."""
+    scale = choices.scale
+    drawn = _given(latents=choices.latents, seed=choices.seed) | {"n_latents": scale.latents}
+    return drawn, {**drawn, "trials_per_latent": scale.trials, "holistic": True}
+
+
 def _originals(choices: Choices) -> list[Step]:
     scale = choices.scale
     shared = _given(latents=choices.latents, seed=choices.seed)
-    drawn = {**shared, "n_latents": scale.latents}
-    main = {**drawn, "trials_per_latent": scale.trials, "holistic": True}
+    drawn, main = _main(choices)
     levels, sweep_latents, sweep_trials = scale.sweep
     few = {**shared, "n_latents": sweep_latents}
     sweep = {**few, "levels": levels, "trials_per_latent": sweep_trials}
@@ -208,7 +232,10 @@ def _originals(choices: Choices) -> list[Step]:
         _calibration("calibrate", drawn, choices),
         # Another draw than the main run's; what both share is calibrated once.
         *([] if few == drawn else [_calibration("calibrate_sweep", few, choices)]),
-        _answered("main", "esr", _always(main), trials, views=2),
+        _judged_again(
+            _answered("main", "esr", _always(main | {"rejudge": choices.rejudge}), trials, views=2),
+            choices.rejudge,
+        ),
         _answered("no_steering", "esr", _always({**main, "steering": False}), trials, views=2),
         _answered(
             "boost_sweep", "boost_sweep", _always(sweep), levels * sweep_latents * sweep_trials
@@ -269,8 +296,21 @@ def _prefills(choices: Choices) -> list[Step]:
         beginning = {"characters": choices.scale.prefill, "mirror": mirror}
         return lambda logs: {"source": logs[source], **beginning}
 
+    def held(random: bool) -> ArgsOf:
+        plain = prefill("main", False)
+        return lambda logs: {
+            **plain(logs),
+            **_detectors(choices, logs),
+            **({"discovery": logs["detectors"]} if random else {}),
+        }
+
+    both = ("main", "detectors")
+    # The answer as a whole is judged, and what the model adds to its beginning.
+    paired = partial(_answered, task="prefill_control", trials=trials, views=2)
     return [
-        _answered("prefill", "prefill_control", prefill("main", False), trials, ("main",)),
+        paired("prefill", args=prefill("main", False), needs=("main",)),
+        paired("prefill_ablation", args=held(False), needs=both),
+        paired("prefill_random", args=held(True), needs=both),
         _answered(
             "prefill_mirror",
             "prefill_control",
@@ -284,7 +324,9 @@ def _prefills(choices: Choices) -> list[Step]:
 def _vectors(choices: Choices) -> Step:
     per_vector = choices.scale.vectors
     args = _given(vectors=choices.vectors, trials_per_vector=per_vector, seed=choices.seed)
-    return _answered("vectors", "vectors", _always(args), choices.n_vectors * per_vector)
+    step = _answered("vectors", "vectors", _always(args), choices.n_vectors * per_vector)
+    # Vectors and their strengths are the base's: training moves the strengths.
+    return replace(step, base=choices.base and choices.vectors is None)
 
 
 def _tuned(choices: Choices) -> list[Step]:
@@ -303,6 +345,19 @@ def _tuned(choices: Choices) -> list[Step]:
     return [replace(step, tuned=True) for step in steps]
 
 
+def _base(choices: Choices) -> list[Step]:
+    """The main run of what the subject was tuned from: what training changed."""
+    trials = choices.scale.latents * choices.scale.trials
+    drawn, main = _main(choices)
+    unsteered = _always({**main, "steering": False})
+    steps = [
+        _calibration("calibrate_base", drawn, choices),
+        _answered("main_base", "esr", _always(main), trials, views=2),
+        _answered("no_steering_base", "esr", unsteered, trials, views=2),
+    ]
+    return [replace(step, base=True) for step in steps]
+
+
 def _activations(choices: Choices) -> Step:
     """Episodes of whichever subject is expected to correct itself."""
     source, baseline = _episodes(choices)
@@ -313,11 +368,13 @@ def _activations(choices: Choices) -> Step:
             "baseline": logs[baseline],
             **_detectors(choices, logs),
             "which": "auto",
+            "controls": True,
             "episodes": choices.scale.episodes,
             "seed": choices.seed,
         }
 
-    passes = 2 * choices.scale.episodes
+    # Answers with a restart, as many without one, and as many unsteered ones.
+    passes = 3 * choices.scale.episodes
     needs = (source, baseline, "detectors")
     step = Step("activations", "activations", args, needs, readings=passes, verdicts=passes)
     return replace(step, tuned=choices.tuned)
@@ -348,6 +405,12 @@ def _answered(
     key: str, task: str, args: ArgsOf, trials: int, needs: tuple[str, ...] = (), views: int = 1
 ) -> Step:
     return Step(key, task, args, needs, generations=trials, verdicts=views * trials)
+
+
+def _judged_again(step: Step, share: float) -> Step:
+    """The step with the questions that judging a share of its responses again takes."""
+    more = math.ceil(share * step.generations) * QUESTIONS
+    return replace(step, verdicts=step.verdicts + more)
 
 
 def _calibration(key: str, args: Args, choices: Choices) -> Step:

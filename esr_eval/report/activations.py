@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from esr_eval.episodes.regions import (
+    NO_RESTART,
+    UNSTEERED,
     LatentEffect,
     RegionContrast,
+    RegionMean,
     RegionStatistics,
     halves,
     latent_effects,
@@ -41,6 +44,7 @@ TITLES = {
     "off_topic": "off-topic",
     "correction": "correction",
     "on_topic": "on-topic, after the drift",
+    "off_topic_no_restart": "off-topic, answers without a restart",
     "unsteered": "unsteered answers",
 }
 """Regions as tables name them."""
@@ -100,7 +104,7 @@ def contrast_table(log: TraceLog, statistics: RegionStatistics) -> Table:
         ("latents", Column("contrast", "left"), *numbers),
         rows,
         "Wilcoxon's signed-rank and the paired t test for regions of the same episodes, "
-        "the rank-sum test and Welch's t against unsteered answers, episodes as units; the "
+        "the rank-sum test and Welch's t against other answers, answers as units; the "
         "interval and the clustered p take boosted latents as units. What differs from unsteered "
         "answers may be the boost's own doing; within an episode it is on throughout.",
     )
@@ -191,6 +195,11 @@ _SIDES = ("first", "second")
 def _caption(log: TraceLog, statistics: RegionStatistics) -> str:
     kind = "multi-attempt" if log.which == "multi_attempt" else "steered"
     said = [f"{statistics.episodes} {kind} and {statistics.baseline} unsteered answers"]
+    if statistics.controls:
+        said.append(
+            f"{statistics.controls} steered answers without a restart beside them, "
+            f"{log.matched} of the same latent"
+        )
     if statistics.unjudged:
         said.append(f"{statistics.unjudged} without a usable verdict on their regions")
     if log.errored:
@@ -209,6 +218,9 @@ def _p_value(value: float | None) -> str | None:
 
 
 MOST_TRACES = 3
+_LEVEL = 0.05
+_LARGE = 0.5
+"""Of the activation itself: an interval that holds such a difference tells nothing."""
 SET_TITLES = {
     "detectors": "detectors",
     "backtracking": "backtracking latents",
@@ -254,13 +266,86 @@ def _answer(log: StoredLog, found: TraceLog, statistics: RegionStatistics) -> st
     said = (
         f"{one_line(log.condition)}, layer {found.layer}, regions marked by "
         f"{one_line(found.judge)}: {count(statistics.episodes, 'steered answer')} and "
-        f"{count(statistics.baseline, 'unsteered answer')} read; {statistics.unjudged:,} without "
+        f"{count(statistics.baseline, 'unsteered answer')} read"
+        f"{_beside(found, statistics)}; {statistics.unjudged:,} without "
         f"regions, {found.errored:,} failed, {found.missing:,} without their activations file."
     )
     for one in statistics.contrasts:
         if one.latents == _main_set(statistics) and one.contrast and one.difference:
             said += f" {_sentence(one)}"
-    return said
+    tracked = what_is_tracked(statistics)
+    return f"{said} {tracked}" if tracked else said
+
+
+def _beside(found: TraceLog, statistics: RegionStatistics) -> str:
+    if not statistics.controls:
+        return ""
+    return (
+        f", and {count(statistics.controls, 'steered answer')} without a restart "
+        f"({found.matched:,} of the same latent as one with)"
+    )
+
+
+def what_is_tracked(statistics: RegionStatistics) -> str | None:
+    """Whether the main set goes with correction, or with off-topic text whoever corrects it.
+
+    Returns:
+        None where no answer without a restart was read.
+    """
+    name = _main_set(statistics)
+    if not statistics.controls or not name:
+        return None
+    means = {one.region: one for one in statistics.means if one.latents == name}
+    [one] = [
+        one
+        for one in statistics.contrasts
+        if (one.latents, one.first, one.second) == (name, NO_RESTART, "off_topic")
+    ]
+    title = SET_TITLES[name].capitalize()
+    if one.difference is None:
+        return (
+            f"{title}: no off-topic text on one of the sides, so whether they track off-topic text "
+            "or its correction stays open."
+        )
+    figures = "; ".join(
+        f"{told} {_mean(means[region])}"
+        for region, told in (
+            ("off_topic", "with a restart"),
+            (NO_RESTART, "without one"),
+            (UNSTEERED, "unsteered answers"),
+        )
+        if means[region].episodes
+    )
+    p = one.difference.p_value
+    told = f"{figures}; difference {with_interval(one.difference, '+.3g')}, {certainty(p)}"
+    if p is None:
+        return f"{title} in off-topic text of steered answers: {told}."
+    high = one.difference.high
+    if p >= _LEVEL and high is not None and high > _LARGE * means["off_topic"].mean:
+        return (
+            f"{title} show no difference between off-topic text of steered answers with and "
+            f"without a restart ({told}), but these are too few to rule out a large one: whether "
+            "they track off-topic text or its correction stays open."
+        )
+    if p >= _LEVEL:
+        return (
+            f"{title} are as active in off-topic text of steered answers without a restart as of "
+            f"those with one, as far as these can tell ({told}): they track off-topic text, not "
+            "its correction."
+        )
+    if one.difference.value < 0:
+        return (
+            f"{title} are even more active in off-topic text of steered answers without a restart "
+            f"({told}): they track off-topic text, not its correction."
+        )
+    return (
+        f"{title} are more active in off-topic text of steered answers that restart than of those "
+        f"that do not ({told}): they may have to do with correction."
+    )
+
+
+def _mean(one: RegionMean) -> str:
+    return f"{with_interval(Estimate(one.mean, one.low, one.high), '.3g')}, n = {one.episodes}"
 
 
 def _main_set(statistics: RegionStatistics) -> str:
@@ -282,7 +367,7 @@ def _sentence(one: RegionContrast) -> str:
 
 def _traces(found: TraceLog) -> list[Picture]:
     """Answers with the most regions first: those that go off, correct themselves and come back."""
-    episodes = [trace for trace in found.traces if trace.steered and len(trace.offsets)]
+    episodes = [trace for trace in found.traces if trace.episode and len(trace.offsets)]
     episodes.sort(key=lambda trace: (-len(set(trace.kinds.tolist())), trace.sample_id))
     with look():
         return [_picture(trace) for trace in episodes[:MOST_TRACES]]

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from esr_eval.calibration.residual import LEAST_EXPLAINED
-from esr_eval.logs.conditions import Condition, told_reasons
-from esr_eval.logs.measures import HOLISTIC, SCORES, SHARES
+from esr_eval.logs.conditions import AGAIN, Condition, alarms_of, told_reasons
+from esr_eval.logs.measures import ASSUMED, HOLISTIC, SCORES, SHARES, Measured
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import NONE, Part, Section, Table, count, mean, percent, trials
 from esr_eval.scorers.scores import scale_doubt
@@ -18,13 +18,15 @@ def conditions_section(evidence: Evidence) -> Section | None:
     """The two tables that everything else refers to."""
     if not evidence.conditions:
         return None
-    parts: list[Part] = [_trials(evidence.conditions), _outcomes(evidence.conditions)]
+    tables = (_trials, _outcomes, _restarts, _without)
+    parts: list[Part] = [table(evidence.conditions) for table in tables]
     return Section(
         id="conditions",
         title="Conditions",
         question="What ran, how many trials count, and what came out of them?",
         answers=[
             _counts(evidence.conditions),
+            *_alarms(evidence.conditions),
             *_boosts(evidence.conditions),
             *_doubts(evidence.conditions),
         ],
@@ -71,6 +73,20 @@ def _counts(conditions: list[Condition]) -> str:
         f"{count(len(conditions), 'condition')} with {count(total['completed'], 'response')} of "
         f"{count(total['planned'], 'planned trial')}; {lost}."
     )
+
+
+def _alarms(conditions: list[Condition]) -> list[str]:
+    """How often each detector finds a restart where there is next to none to find."""
+    said: dict[str, None] = {}
+    for one in conditions:
+        alarms = alarms_of(one, conditions)
+        if alarms is None or alarms.judge is None:
+            continue
+        who = f"{one_line(one.subject)}, judged by {one_line(one.judge)}"
+        text = f"False alarms in {count(alarms.judge.n, 'unsteered answer')} of {who}: "
+        text += f"judge {percent(alarms.judge)}, phrase detector {percent(alarms.detector)}."
+        said[text] = None
+    return list(said)
 
 
 def _boosts(conditions: list[Condition]) -> list[str]:
@@ -155,28 +171,96 @@ def _outcomes(conditions: list[Condition]) -> Table:
                 one_line(one.name),
                 trials(found("multi_attempt")),
                 percent(found("multi_attempt")),
-                percent(found("esr")),
-                percent(found("improved")),
+                *(percent(found(key)) for key in ("esr", "esr_margin", "recovered", "improved")),
                 mean(found("first_score")),
                 mean(found("change")),
-                percent(found("restart_phrase")),
-                percent(found("disagreement")),
-                percent(found("degraded")),
-                percent(found("multi_attempt_clean")),
-                percent(found("esr_clean")),
+                one.bars,
             )
         )
     return Table(
         "What came out",
         (
-            "condition", "n", "multi-attempt", "ESR", "improved", "first score", "change",
-            "restart phrase", "disagreement", "degraded", "multi-attempt, clean", "ESR, clean",
+            "condition", "n", "multi-attempt", "ESR", "ESR by the margin", "recovered",
+            "improved", "first score", "change", "bars",
         ),
         rows,
-        "n: trials with at least one scored attempt, the denominator of multi-attempt and ESR. "
-        "Improved and change are over multi-attempt trials alone. Disagreement: judge and phrase "
-        "detector differ on a restart. Clean: without degraded trials. In parentheses 95 % "
+        "n: trials with at least one scored attempt, the denominator of all rates here but "
+        "improved, which like change is over multi-attempt trials alone. ESR is the paper's: the "
+        "last score above the first, by however little, which a judge's noise makes of about half "
+        "of all restarts. By the margin: by that many points or more. Recovered: the first below, "
+        "the last at or above a score that unsteered answers reach. In parentheses 95 % "
         "intervals, clustered by latent.",
+    )  # fmt: skip
+
+
+def _restarts(conditions: list[Condition]) -> Table:
+    """Three counts of restarts, what follows from them, and how often each count is wrong."""
+    rows = []
+    for one in conditions:
+        found, alarms = one.measures.get, alarms_of(one, conditions)
+        estimate = one.all_restarts
+        rows.append(
+            (
+                one_line(one.name),
+                trials(found("confirmed")),
+                *(percent(found(key)) for key in _COUNTED),
+                percent(estimate) if isinstance(estimate, Measured) else NONE,
+                percent(found("disagreement")),
+                percent(alarms.judge) if alarms else NONE,
+                percent(alarms.detector) if alarms else NONE,
+            )
+        )
+    reasons = dict.fromkeys(
+        one.all_restarts for one in conditions if isinstance(one.all_restarts, str)
+    )
+    missing = f" There is none where {'; where '.join(map(one_line, reasons))}." if reasons else ""
+    return Table(
+        "Restarts by two detectors",
+        (
+            "condition", "n", "judge", "phrase detector", "both, at one place", "all, estimated",
+            "disagreement", "false alarms: judge", "false alarms: phrases",
+        ),
+        rows,
+        "n: trials with at least one scored attempt; the phrase detector's share is of all trials "
+        f"that did not fail. All: {ASSUMED}.{missing} False alarms: share of the subject's "
+        "unsteered answers, judged by the same judge, in which each finds a restart.",
+    )  # fmt: skip
+
+
+_COUNTED = ("multi_attempt", "restart_phrase", "confirmed")
+
+
+def _without(conditions: list[Condition]) -> Table:
+    """The same rates without texts that only repeat themselves, by either rule."""
+    rows = []
+    for one in conditions:
+        found = one.measures.get
+        keys = ("multi_attempt", "esr", "esr_margin", "recovered")
+        rows.append(
+            (
+                one_line(one.name),
+                percent(found("degraded")),
+                *(percent(found(f"{key}_clean")) for key in keys[:2]),
+                mean(found("first_score_clean")),
+                percent(found("degenerate")),
+                *(percent(found(f"{key}_sound")) for key in keys),
+                mean(found("first_score_sound")),
+            )
+        )
+    lacking = [one_line(one.name) for one in conditions if one.lacking]
+    lacking = ["all"] if len(lacking) == len(conditions) else lacking
+    said = f" Score again to have all of it ({AGAIN}): {'; '.join(lacking)}." if lacking else ""
+    return Table(
+        "Without texts that repeat themselves",
+        (
+            "condition", "degraded", "multi-attempt, without", "ESR, without",
+            "first score, without", "loops", "multi-attempt, no loops", "ESR, no loops",
+            "by the margin, no loops", "recovered, no loops", "first score, no loops",
+        ),
+        rows,
+        "Degraded: a word five times running, the paper's rule. Loops: any shape, which is words "
+        "in turn, a phrase, a list item or line, letters or marks over and over as well."
+        f"{said}",
     )  # fmt: skip
 
 
@@ -197,6 +281,8 @@ def _frame(conditions: list[Condition]) -> pd.DataFrame:
         for key in (*SHARES, *SCORES):
             if key in one.measures:
                 rows.append({**about, "metric": key, **one.measures[key]._asdict()})
+        if isinstance(one.all_restarts, Measured):
+            rows.append({**about, "metric": "all_restarts", **one.all_restarts._asdict()})
     return pd.DataFrame(rows)
 
 

@@ -89,7 +89,10 @@ def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:
     """
     found: list[Compared] = []
     for condition in conditions:
-        if _is_main(condition) or condition.trials[["level", "vector"]].notna().any(axis=None):
+        # Ablations of a prefill are held against the plain prefill, in a section of their own.
+        if _is(condition, "esr") or _is(condition, "prefill_ablation"):
+            continue
+        if condition.trials[["level", "vector"]].notna().any(axis=None):
             continue
         main = _main_of(condition, conditions)
         if main is not None:
@@ -97,8 +100,8 @@ def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:
     return _corrected(found)
 
 
-def _is_main(condition: Condition) -> bool:
-    return condition.experiment is not None and condition.experiment.id == "esr"
+def _is(condition: Condition, experiment: str) -> bool:
+    return condition.experiment is not None and condition.experiment.id == experiment
 
 
 def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition | None:
@@ -106,7 +109,7 @@ def _main_of(condition: Condition, conditions: Sequence[Condition]) -> Condition
     replayed = condition.log.metadata.get("replay")
     source = replayed.get("eval_id") if isinstance(replayed, dict) else None
     whose = (condition.subject, condition.judge)
-    mains = [one for one in conditions if _is_main(one) and (one.subject, one.judge) == whose]
+    mains = [one for one in conditions if _is(one, "esr") and (one.subject, one.judge) == whose]
     return most_shared(condition, mains, source)
 
 

@@ -20,6 +20,9 @@ from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.published import published_section
+from esr_eval.report.reach import reach_section
+from esr_eval.report.recovery import prefill_section
+from esr_eval.report.reliability import reliability_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
 from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
 from esr_eval.text import harmless, one_line
@@ -37,8 +40,11 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     sweep_section,
     latents_section,
     detectors_section,
+    prefill_section,
     activations_section,
     agreement_section,
+    reliability_section,
+    reach_section,
 )
 """What the page shows, in this order, between the experiments and the episodes."""
 
@@ -175,6 +181,7 @@ _ARGUMENTS = {
     "no_steering": "-T replay=MAIN",
     "prefill_control": "-T source=MAIN",
     "prefill_mirror": "-T source=UNSTEERED",
+    "prefill_ablation": "-T source=MAIN",
 }
 """What a task needs beyond the model; capital words are logs or files of other experiments."""
 _READING = (
@@ -195,9 +202,10 @@ def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Secti
     present = []
     for experiment in EXPERIMENTS:
         logs = evidence.logs_of(experiment.id)
-        if not logs:
-            continue
         answers = list(own.get(experiment.id, []))
+        # A tuned subject's main run beside its base's answers the fourth without logs of its own.
+        if not logs and not answers:
+            continue
         if not answers:
             answers = [sentence(one, evidence.compared) for one in evidence.of(experiment.id)]
         if not answers:
@@ -224,6 +232,14 @@ def command(experiment: Experiment, evidence: Evidence) -> str:
     return " ".join([*parts, _ARGUMENTS.get(experiment.id, "")]).strip()
 
 
+def _beyond_noise(condition: Condition) -> str:
+    found = condition.measures
+    by_margin, recovered = found.get("esr_margin"), found.get("recovered")
+    if by_margin is None or recovered is None:
+        return ""
+    return f" (by the margin {by_margin.hits:,}, recovered {recovered.hits:,}: {condition.bars})"
+
+
 def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     """What came out of one condition, with numbers and n."""
     found = condition.measures
@@ -242,8 +258,8 @@ def sentence(condition: Condition, compared: Sequence[Compared]) -> str:
     said = (
         f"{name}: of {count(multi.n, 'trial')} with an attempt "
         f"({count(multi.clusters, condition.direction)}), {multi.hits:,} held several, "
-        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}; "
-        f"first attempts scored {mean(first)} of 100."
+        f"{percent(multi)}, and {esr.hits:,} ended better than they began, {percent(esr)}"
+        f"{_beyond_noise(condition)}; first attempts scored {mean(first)} of 100."
     )
     against = [
         one

@@ -165,10 +165,14 @@ def _level_table(one: Condition, levels: Levels) -> Table:
                 f"{strength:.4g}",
                 trials(found.get("multi_attempt")),
                 percent(found.get("multi_attempt")),
+                percent(found.get("confirmed")),
                 percent(found.get("esr")),
+                percent(found.get("esr_margin")),
+                percent(found.get("recovered")),
                 percent(found.get("improved")),
                 mean(found.get("first_score")),
                 percent(found.get("degraded")),
+                percent(found.get("degenerate")),
             )
         )
     columns = (
@@ -176,12 +180,21 @@ def _level_table(one: Condition, levels: Levels) -> Table:
         "strength",
         "n",
         "multi-attempt",
+        "found by both",
         "ESR",
+        "by the margin",
+        "recovered",
         "improved",
         "first score",
         "degraded",
+        "loops",
     )
-    return Table(f"By level: {one_line(one.name)}", columns, rows)
+    return Table(
+        f"By level: {one_line(one.name)}",
+        columns,
+        rows,
+        f"By the margin, recovered: {one.bars}. Found by both: by judge and phrase detector.",
+    )
 
 
 def _peak(one: Condition, levels: Levels) -> str:

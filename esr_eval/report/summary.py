@@ -11,10 +11,18 @@ import numpy as np
 import pandas as pd
 
 from esr_eval.errors import EsrError
-from esr_eval.logs.conditions import Condition, TrialKey, read_values, shared_trials, told_reasons
-from esr_eval.logs.measures import Measured
+from esr_eval.logs.conditions import (
+    AGAIN,
+    Condition,
+    TrialKey,
+    alarms_of,
+    read_values,
+    shared_trials,
+    told_reasons,
+)
+from esr_eval.logs.measures import ASSUMED, Measured
 from esr_eval.logs.reading import Note, read_each
-from esr_eval.report.section import RULE, Cell, Table, mean, percent, with_interval
+from esr_eval.report.section import RULE, Bounded, Cell, Table, mean, percent, with_interval
 from esr_eval.stats.means import clustered_mean
 from esr_eval.stats.power import (
     PUBLISHED_LATENTS,
@@ -38,20 +46,29 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("multi_attempt", "multi-attempt rate", True),
+    Row("restart_phrase", "restart phrase found", True),
+    Row("confirmed", "both, at one place", True),
+    Row("disagreement", "judge and phrases disagree", True),
     Row("esr", "ESR rate", True),
+    Row("esr_margin", "ESR by the margin", True),
+    Row("recovered", "recovered", True),
     Row("improved", "improvement rate", True),
     Row("first_score", "mean first score", False),
     Row("change", "mean score change", False),
     Row("multi_attempt_clean", "multi-attempt, without degraded", True),
     Row("esr_clean", "ESR, without degraded", True),
     Row("first_score_clean", "first score, without degraded", False),
+    Row("multi_attempt_sound", "multi-attempt, no loops", True),
+    Row("esr_margin_sound", "by the margin, no loops", True),
+    Row("recovered_sound", "recovered, no loops", True),
     Row("degraded", "degraded output", True),
+    Row("degenerate", "loops of any shape", True),
     Row("no_attempt", "no attempt", True),
     Row("unscored", "unscored", True),
     Row("errored", "errored", True),
-    Row("restart_phrase", "restart phrase found", True),
-    Row("disagreement", "judge and phrases disagree", True),
 )
+_ENDS = ("disagreement", "change", "recovered_sound")
+"""Rows with a rule below them: restarts, improvement, the same without degraded trials."""
 
 
 def paired_difference(first: Condition, second: Condition) -> Measured | None:
@@ -73,12 +90,44 @@ def metric_table(runs: Sequence[Condition]) -> Table:
     return Table(
         "Endogenous steering resistance, 95 % intervals clustered by latent",
         ("", *short_names(runs)),
-        [
-            *_header(runs),
-            RULE,
-            *((row.title, *(_shown(run, row) for run in runs)) for row in ROWS),
-        ],
+        [*_header(runs), RULE, *_metric_rows(runs)],
+        _reading(runs),
     )
+
+
+def _metric_rows(runs: Sequence[Condition]) -> Iterator[tuple[Cell, ...]]:
+    alarms = [alarms_of(run, runs) for run in runs]
+    for row in ROWS:
+        yield row.title, *(_shown(run, row) for run in runs)
+        if row.key == "confirmed":
+            yield "all restarts, estimated", *(_all_restarts(run) for run in runs)
+        if row.key == "disagreement" and any(alarms):
+            yield "false alarms: judge", *(percent(one.judge) if one else None for one in alarms)
+            yield (
+                "false alarms: phrases",
+                *(percent(one.detector) if one else None for one in alarms),
+            )
+        if row.key in _ENDS:
+            yield RULE
+
+
+def _all_restarts(run: Condition) -> str | None:
+    return percent(run.all_restarts) if isinstance(run.all_restarts, Measured) else None
+
+
+def _reading(runs: Sequence[Condition]) -> str:
+    """What it takes to read the table: bars, what the estimate rests on, what is not there."""
+    estimates = [run.all_restarts for run in runs]
+    said = [
+        f"ESR by the margin, recovered: {' | '.join(dict.fromkeys(run.bars for run in runs))}.",
+    ]
+    if any(isinstance(one, Measured) for one in estimates):
+        said.append(f"All restarts: {ASSUMED}.")
+    if reasons := [one_line(one) for one in dict.fromkeys(estimates) if isinstance(one, str)]:
+        said.append(f"No estimate of all restarts where {'; where '.join(reasons)}.")
+    if any(run.lacking for run in runs):
+        said.append(f"Logs scored by an earlier version lack some rows: {AGAIN} adds them.")
+    return " ".join(said)
 
 
 def pair_table(runs: Sequence[Condition]) -> Table | None:
@@ -117,8 +166,19 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
             "completed": completed,
         }
         for row in ROWS:
-            found = run.recorded.get(row.key)
-            rows.append({**about, "metric": row.key, **(asdict(found) if found else {})})
+            found = _found(run, row)
+            bounds = {"value": found.value, "low": found.low, "high": found.high} if found else {}
+            rows.append({**about, "metric": row.key, **bounds})
+        alarms = alarms_of(run, runs)
+        rows += [
+            {**about, "metric": name, "value": one.value, "low": one.low, "high": one.high}
+            for name, one in (
+                ("all_restarts", run.all_restarts),
+                ("false_alarms_judge", alarms.judge if alarms else None),
+                ("false_alarms_detector", alarms.detector if alarms else None),
+            )
+            if isinstance(one, Measured)
+        ]
         for reason, count in run.unscored.items():
             # As text: among shares, pandas would write a count of 2 as 2.0.
             rows.append({**about, "metric": f"unscored: {reason}", "value": str(count)})
@@ -172,8 +232,13 @@ def _count(run: Condition) -> str:
     return done if run.log.status == "success" else f"{done} ({run.log.status})"
 
 
+def _found(run: Condition, row: Row) -> Bounded | None:
+    """As the log has it; of a log scored by an earlier version, what follows from its trials."""
+    return run.recorded.get(row.key) or run.measures.get(row.key)
+
+
 def _shown(run: Condition, row: Row) -> str | None:
-    found = run.recorded.get(row.key)
+    found = _found(run, row)
     if found is None:
         return None
     return percent(found) if row.is_rate else mean(found)
