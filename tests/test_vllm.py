@@ -66,55 +66,6 @@ def test_the_server_listens_on_loopback_alone_and_checks_itself(vllm_server):
     assert re.search(r"sampler esr-eval \w{16}", told)
 
 
-@pytest.fixture(scope="module")
-def skipping_server(tmp_path_factory):
-    """A server whose operation does nothing where a step begins at position 40."""
-    from esr_eval.servers import vllm
-
-    lay_out, said = vllm._lay_out_plugin, []
-
-    def tampered(folder):
-        file = lay_out(folder) / "esr_eval/backends/vllm/steerer.py"
-        text = file.read_text()
-        does = "hidden[:count].add_(change("
-        assert does in text
-        file.write_text(text.replace(does, f"int(self.positions[0]) == 40 or {does}"))
-        code = "import sys; sys.path.insert(0, sys.argv[1])\n"
-        code += "from esr_eval.backends.vllm import code_digest; print(code_digest())"
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
-        said.append(done.stdout.strip())
-        return folder
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vllm, "_lay_out_plugin", tampered)
-        server = vllm.VLLMServer(tmp_path_factory.mktemp("skipping"))
-        server.start("smollm2-135m")
-    yield server, said[-1]
-    server.stop()
-
-
-def test_an_operation_that_skips_is_not_counted_and_fails_the_sample(skipping_server, monkeypatch):
-    import anyio
-
-    server, digest = skipping_server
-    with pytest.raises(EsrError, match="another version of esr-eval"):
-        connect(server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm.preflight.code_digest", lambda: digest)
-    engine = connect(server, "smollm2-135m")
-    assert "arrived at 160 of 160" in engine.info.self_check
-    row = boosted(engine, n=24)
-    assert len(row.prompt) < 40 < len(row.prompt) + 20
-    got = engine.generate([row])[0]
-    assert got.edited_positions == got.expected_positions - 1
-    model = get_model(
-        "esr/smollm2-135m", backend="vllm", base_url=server.url, wait=60, memoize=False
-    )
-    edits = (Boost(latent=8, strength=50.0, layer=LAYER),)
-    config = steering_config(model, edits=edits, seed=0, max_tokens=24)
-    with pytest.raises(Exception, match="not steered as asked"):
-        anyio.run(lambda: model.generate("How do you water a garden?", config=config))
-
-
 def test_a_request_that_cannot_be_steered_is_refused_beside_one_that_can(vllm_backend):
     good = boosted(vllm_backend)
     alone = vllm_backend.generate([good])[0]
@@ -295,23 +246,72 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
 
 @pytest.fixture(scope="module")
 def tuned_server(tmp_path_factory):
-    """A server with an adapter."""
-    from esr_eval.servers.vllm import VLLMServer
+    """A server with an adapter, whose operation does nothing where a step begins at 150."""
+    from esr_eval.servers import vllm
 
-    server = VLLMServer(tmp_path_factory.mktemp("tuned"))
-    server.start("smollm2-135m-esr")
-    yield server
+    lay_out, said = vllm._lay_out_plugin, []
+
+    def tampered(folder):
+        file = lay_out(folder) / "esr_eval/backends/vllm/steerer.py"
+        text = file.read_text()
+        does = "hidden[:count].add_(change("
+        assert does in text
+        file.write_text(text.replace(does, f"int(self.positions[0]) == 150 or {does}"))
+        code = "import sys; sys.path.insert(0, sys.argv[1])\n"
+        code += "from esr_eval.backends.vllm import code_digest; print(code_digest())"
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+        said.append(done.stdout.strip())
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm, "_lay_out_plugin", tampered)
+        server = vllm.VLLMServer(tmp_path_factory.mktemp("tuned"))
+        server.start("smollm2-135m-esr")
+    yield server, said[-1]
     server.stop()
 
 
+@pytest.fixture
+def its_digest(tuned_server, monkeypatch):
+    monkeypatch.setattr("esr_eval.backends.vllm.preflight.code_digest", lambda: tuned_server[1])
+
+
+def test_a_server_with_another_plugin_is_refused(tuned_server):
+    with pytest.raises(EsrError, match="another version of esr-eval"):
+        connect(tuned_server[0], "smollm2-135m-esr")
+
+
+@pytest.mark.usefixtures("its_digest")
+def test_an_operation_that_skips_is_not_counted_and_fails_the_sample(tuned_server):
+    import anyio
+
+    server = tuned_server[0]
+    engine = connect(server, "smollm2-135m-esr")
+    assert "arrived at 160 of 160" in engine.info.self_check
+    text = "How do you water a garden? " * 15
+    row = boosted(engine, text=text, n=24)
+    assert len(row.prompt) < 150 < len(row.prompt) + 20
+    got = engine.generate([row])[0]
+    assert got.edited_positions == got.expected_positions - 1
+    model = get_model(
+        "esr/smollm2-135m-esr", backend="vllm", base_url=server.url, wait=60, memoize=False
+    )
+    edits = (Boost(latent=8, strength=50.0, layer=LAYER),)
+    config = steering_config(model, edits=edits, seed=0, max_tokens=24)
+    with pytest.raises(Exception, match="not steered as asked"):
+        anyio.run(lambda: model.generate(text, config=config))
+
+
+@pytest.mark.usefixtures("its_digest")
 def test_an_adapter_is_steered_and_vllms_own_sampler_is_there_to_be_asked_for(tuned_server):
     from esr_eval.backends.local import LocalBackend
     from esr_eval.subjects import find_subject
 
+    server = tuned_server[0]
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
-        connect(tuned_server, "smollm2-135m")
-    engine = connect(tuned_server, "smollm2-135m-esr", sampler="vllm")
+        connect(server, "smollm2-135m")
+    engine = connect(server, "smollm2-135m-esr", sampler="vllm")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"
     # Greedy tokens are the local ones all the same, adapter and repetition penalty included.
@@ -323,5 +323,5 @@ def test_an_adapter_is_steered_and_vllms_own_sampler_is_there_to_be_asked_for(tu
     assert [one.edited_positions for one in got] == [one.expected_positions for one in got]
     sampled = boosted(engine, temperature=1.0)
     assert engine.generate([sampled]) == engine.generate([sampled])
-    ours = connect(tuned_server, "smollm2-135m-esr")
+    ours = connect(server, "smollm2-135m-esr")
     assert ours.generate([sampled])[0].tokens == local.generate([sampled])[0].tokens

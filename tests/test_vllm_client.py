@@ -27,7 +27,7 @@ from esr_eval.steering.edits import Change, LayerEdits, Term
 from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.plan import plan_batch
 from esr_eval.steering.requests import Row
-from esr_eval.steering.sampling import RowSampler, Sampling
+from esr_eval.steering.sampling import RowSampler, Sampling, scores
 from esr_eval.subjects import find_subject
 
 LAYER, N_LAYERS, D_MODEL = 14, 30, 576
@@ -303,6 +303,28 @@ def test_requests_that_find_no_slot_wait_and_those_given_up_are_forgotten(monkey
     assert not +engine.desk.used
 
 
+def test_a_request_given_up_leaves_vllm_before_its_slot_is_free(monkeypatch, sae):
+    engine, free = Engine(slots=1), []
+    monkeypatch.setattr(routes, "_DESK", [engine.desk])
+    args, rows = steering_args(plan_of(row(EDITS[2]), sae))
+
+    async def original(*_):
+        try:
+            yield SimpleNamespace(finished=False)
+        finally:
+            free.append(engine.desk.slots.qsize())
+
+    async def ask():
+        assert await engine.desk.put(rows_body(rows)) == (200, "")
+        params = SimpleNamespace(extra_args=dict(args), n=1)
+        outs = routes.steered(original)(None, {"type": "t"}, params, "a")
+        await anext(outs)
+        await outs.aclose()
+        return engine.desk.slots.qsize()
+
+    assert asyncio.run(ask()) == 1 and free == [0]
+
+
 def test_rows_are_refused_when_damaged_and_make_room_when_idle():
     engine = Engine(facts={"layers": [LAYER], "width": 4})
 
@@ -417,6 +439,33 @@ def test_rows_on_the_server_are_sampled_like_local_ones():
     sampler.admit("new", sampling_args(settings[1])[SAMPLING_ARG], prompts[1])
     sampler.step(["new"], [True])
     assert int(sampler.chosen(logits[1, :1].clone()).argmax()) == want[1][0]
+
+
+def broken(*args):
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "used"), [(scores, True), (lambda *args: -scores(*args), False), (broken, False)]
+)
+def test_a_compiler_that_chooses_other_tokens_is_not_used(monkeypatch, caplog, compiled, used):
+    asked = []
+
+    def counted(*args):
+        asked.append(len(args[0]))
+        return compiled(*args)
+
+    monkeypatch.setattr("torch.compile", lambda function, dynamic: counted)
+    sampler = BatchSampler(torch.device("cpu"))
+    sampler.compile(100, torch.bfloat16)
+    assert ("chooses tokens uncompiled" in caplog.text) != used
+    for name in "abc":
+        told = sampling_args(Sampling(1, 0.8, None, None, 1.2, 9))[SAMPLING_ARG]
+        sampler.admit(name, told, [1, 2])
+    sampler.step("abc", [True] * 3)
+    out = sampler.chosen(torch.zeros(3, 100))
+    assert asked == ([7, 3] if used else [7])
+    assert len(set(out.argmax(-1).tolist())) == 1  # of the same seed
 
 
 def wide_sae(folder, bfloat16):

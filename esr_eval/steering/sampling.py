@@ -9,7 +9,7 @@ errors of all tokens before the chosen one.)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +96,10 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
-def drawn(
+def scores(
     logits: Tensor, seen: Tensor, penalty: Tensor, keys: Tensor, steps: Tensor, temperature: Tensor
 ) -> Tensor:
-    """The token that every row chooses from all of them, (batch,).
+    """Logits and noise, of which every row chooses the largest, (batch, vocabulary).
 
     Args:
         logits: As for `RowSampler.choose`.
@@ -113,7 +113,7 @@ def drawn(
     noise = gumbel_noise(keys, steps, logits.shape[-1])
     noise *= temperature.unsqueeze(1)
     noise += punished(logits, seen, penalty)
-    return noise.argmax(-1)
+    return noise
 
 
 def punished(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
@@ -146,13 +146,20 @@ class RowSampler:
                 setattr(self, name, value.to(device))
         return self
 
-    def choose(self, logits: Tensor, seen: Tensor, steps: Tensor) -> Tensor:
+    def choose(
+        self,
+        logits: Tensor,
+        seen: Tensor,
+        steps: Tensor,
+        compiled: "Callable[..., Tensor] | None" = None,
+    ) -> Tensor:
         """Choose one token per row.
 
         Args:
             logits: Next-token logits, (batch, vocabulary).
             seen: For every row which tokens occurred so far, boolean (batch, vocabulary).
             steps: Number of tokens that each row generated before this one, int64 (batch,).
+            compiled: `scores`, compiled.
 
         Returns:
             Token ids, (batch,).
@@ -163,7 +170,8 @@ class RowSampler:
         if self._most_kept or self._any_top_p:
             logits = self._truncated(punished(logits, seen, penalty))
             penalty = torch.ones_like(penalty)
-        return drawn(logits, seen, penalty, self._keys, steps, self._temperature)
+        score = compiled or scores
+        return score(logits, seen, penalty, self._keys, steps, self._temperature).argmax(-1)
 
     def _truncated(self, logits: Tensor) -> Tensor:
         if self._most_kept:

@@ -35,6 +35,8 @@ ENTRY_POINTS = f"""\
 """
 SERVER_FILES = (
     "__init__.py",
+    "sae/__init__.py",
+    "sae/encoder.py",
     "steering/__init__.py",
     "steering/sampling.py",
     "backends/__init__.py",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from esr_eval.backends.vllm import ANSWER, NO_STOP, SAMPLING_ARG, STEERING_ARG
 from esr_eval.backends.vllm.routes import row_digest
-from esr_eval.backends.vllm.steerer import KINDS
+from esr_eval.backends.vllm.steerer import HALVES, KINDS
 from esr_eval.sae.encoder import LatentEncoder, norm_scale, packed
 from esr_eval.steering.edits import LayerEdits
 from esr_eval.steering.kernel import Intervention
@@ -24,8 +24,6 @@ from esr_eval.steering.sampling import Sampling
 
 Rows = dict[str, dict[str, Tensor]]
 """Rows by digest, each in parts."""
-_HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-"""What numpy takes for types that it lacks."""
 
 
 def sampling_args(sampling: Sampling) -> dict[str, str]:
@@ -79,7 +77,8 @@ def _terms(edits: LayerEdits, rows: Rows) -> list[list[Any]]:
         amount, start, stop = (
             values[0, k].item() for values in (edits.amount, edits.start, edits.stop)
         )
-        told.append([_named(row, rows), amount, start, min(stop, NO_STOP), int(clamps)])
+        rows[digest := row_digest(row)] = row
+        told.append([digest, amount, start, min(stop, NO_STOP), int(clamps)])
     return told
 
 
@@ -91,12 +90,6 @@ def _encoder(encode: LatentEncoder, at: int) -> dict[str, Tensor]:
     kind = KINDS.index(encode.normalisation) if encode.normalisation in KINDS else 0
     numbers = torch.tensor([float(bias), float(encode.threshold[at]), float(kind)])
     return {"encoder": weight, "numbers": numbers}
-
-
-def _named(row: dict[str, Tensor], rows: Rows) -> str:
-    digest = row_digest(row)
-    rows[digest] = row
-    return digest
 
 
 class Found:
@@ -143,5 +136,5 @@ class Found:
                 f"The vLLM server read {len(positions)} positions where {len(wanted)} were due."
             )
         dtype: torch.dtype = getattr(torch, name)
-        raw = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=_HALVES.get(dtype, dtype))
+        raw = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=HALVES.get(dtype, dtype))
         return raw.view(dtype).float().reshape(len(positions), -1)[: len(wanted)]

@@ -115,6 +115,7 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     steerer.positions = buffers.positions
     _STEERER[:] = [steerer]
     runner.esr_sampler = BatchSampler(runner.device)
+    runner.esr_sampler.compile(config.model_config.get_vocab_size(), like.dtype)
     for number in here:
         behind = stack[number + 1] if number + 1 < len(stack) else None
         confirmed = behind is not None and not _is_elsewhere(behind)

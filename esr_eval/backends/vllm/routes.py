@@ -9,7 +9,8 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ def joined(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"counts": counts, "finite": finite, "reads": [*reads.values()]}
 
 
-def steered(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+def steered(original: Callable[..., AsyncGenerator[Any]]) -> Callable[..., Any]:
     """VLLM's `AsyncLLM.generate` with steering checked before and receipts fetched after it."""
 
     async def generate(self: Any, prompt: Any, params: Any, request_id: str, **kwargs: Any) -> Any:
@@ -213,12 +214,14 @@ def steered(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
         try:
             slot = await desk.slots.get()
             extra[PLAN_ARG] = json.dumps({**plan, "id": ours, "slot": slot})
-            async for out in original(self, prompt, params, request_id, **kwargs):
-                if out.finished:
-                    fed = len(out.prompt_token_ids) + len(out.outputs[0].token_ids) - 1
-                    fetched = True
-                    out.kv_transfer_params = {ANSWER: {**await desk.fetch(ours, fed), "fed": fed}}
-                yield out
+            # Closed, so that a request given up half-way leaves vLLM before its slot is free.
+            async with aclosing(original(self, prompt, params, request_id, **kwargs)) as outs:
+                async for out in outs:
+                    if out.finished:
+                        fed = len(out.prompt_token_ids) + len(out.outputs[0].token_ids) - 1
+                        fetched, found = True, await desk.fetch(ours, fed)
+                        out.kv_transfer_params = {ANSWER: {**found, "fed": fed}}
+                    yield out
         finally:
             desk.used.subtract(rows)
             if slot is not None:

@@ -1,7 +1,7 @@
 """Steering of a running batch on a vLLM worker: one operation per layer for all its tokens.
 
 This file lies on the server's path by itself, so it needs nothing but torch and numpy there. The
-arithmetic is that of `steering/edits.py` and `sae/encoder.py`. Rows of SAEs lie in a bank that all
+arithmetic is that of `steering/edits.py`. Rows of SAEs lie in a bank that all
 requests share; how much of each is due is a matrix of tokens and rows, made when the batch changes
 or a span begins or ends. On a GPU all sizes are fixed and every kind of edit is computed, as CUDA
 graphs want it; on a CPU what the batch at hand needs.
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esr_eval.backends.vllm import NO_STOP
+from esr_eval.sae.encoder import LAYER_NORM_EPS, norm_scale, spread
 
 ROWS = 512
 """Rows of SAEs, and vectors, that a server holds."""
 KINDS = ("none", "constant_norm_rescale", "layer_norm")
 """Input normalisations, by number (`sae.encoder.normalise`)."""
-LAYER_NORM_EPS = 1e-5
 EDITED, HELD = 1, 2
-_HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+HALVES = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+"""What numpy takes for types that it lacks."""
 
 
 class Rows(NamedTuple):
@@ -324,7 +325,7 @@ def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
     """
     tokens, clamped = len(x), len(rows.encoders)
     if not clamped and layer.constant is not None:
-        return layer.constant
+        return layer.constant[:tokens]
     wide, amounts = x.float(), layer.due[:tokens]
     scales = {1: norm_scale, 2: spread}
     scaled = {kind: scales[kind](wide) for kind in rows.kinds - {0}}
@@ -351,23 +352,12 @@ def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
             still = ~(felt.any(-1) | spared.all(-1) | layer.boosted[:tokens])
             layer.negligible[:tokens] = still
         if layer.constant is not None:
-            return torch.addmm(layer.constant, held, rows.directions[:clamped], alpha=-1)
+            return torch.addmm(layer.constant[:tokens], held, rows.directions[:clamped], alpha=-1)
         amounts = amounts.clone()
         amounts[:, :clamped].sub_(held)
     for number, scale in scaled.items():
         amounts = torch.where(rows.numbers[:, 2] == number, amounts * scale, amounts)
     return amounts @ rows.directions
-
-
-def norm_scale(x: Tensor) -> Tensor:
-    """Scale of constant_norm_rescale: the residual's norm over sqrt(d_model), (..., 1)."""
-    scale: Tensor = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-    return scale
-
-
-def spread(x: Tensor) -> Tensor:
-    """Scale of layer_norm: the residual's standard deviation, (..., 1)."""
-    return x.std(dim=-1, keepdim=True)
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
@@ -390,6 +380,6 @@ def _packed(read: Sequence[int], fed: int, found: Sequence[tuple[Tensor, Tensor]
     last = {position: i for i, position in enumerate(at.tolist())}
     kept = [position for position in sorted(last) if start <= position < min(stop, fed)]
     values = values[[last[position] for position in kept]]
-    raw = values.view(_HALVES.get(values.dtype, values.dtype)).numpy().tobytes()
+    raw = values.view(HALVES.get(values.dtype, values.dtype)).numpy().tobytes()
     name = str(values.dtype).removeprefix("torch.")
     return [index, kept, name, base64.b64encode(raw).decode("ascii")]
