@@ -93,8 +93,15 @@ def _salted(original: Callable[..., str], config: Any, *args: Any, **kwargs: Any
 
 
 def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    config = runner.vllm_config
+    sharded = getattr(config.parallel_config, "enable_batch_sharded_sampling", False)
+    if sharded or config.speculative_config is not None:
+        raise ValueError(
+            "esr-eval chooses a token for each request and step from all of its logits: start "
+            "vLLM without speculative decoding and batch-sharded sampling."
+        )
     done = original(*args, **kwargs)
-    model, config = runner.get_model(), runner.vllm_config
+    model = runner.get_model()
     text = config.model_config.hf_text_config
     layers = [int(layer) for layer in os.environ.get(LAYERS_ENV, "").split(",") if layer]
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
