@@ -383,6 +383,16 @@ def test_the_plugin_needs_nothing_of_this_package_but_its_own_files(tmp_path):
     assert "vllm.general_plugins" in done.stdout and "vllm.endpoint_plugins" in done.stdout
 
 
+@pytest.mark.parametrize(("sharded", "speculative"), [(True, None), (False, object())])
+def test_what_would_pass_our_sampler_by_is_refused_before_weights_load(sharded, speculative):
+    from esr_eval.backends.vllm import plugin
+
+    parallel = SimpleNamespace(enable_batch_sharded_sampling=sharded)
+    config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    with pytest.raises(ValueError, match="without speculative decoding"):
+        plugin._loads(lambda: pytest.fail("loaded"), SimpleNamespace(vllm_config=config))
+
+
 def test_bytes_of_a_request_at_the_width_of_the_70b(tmp_path):
     edits = [
         Boost(latent=0, strength=7.0, layer=33),
