@@ -30,6 +30,7 @@ TEMPLATE_DAY = datetime.date(2024, 7, 26)
 Positions = Literal["all", "prompt", "generated"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["local", "ndif", "vllm"]
+Sampler = Literal["esr", "vllm"]
 
 
 DIGEST = {"for": "digest"}
@@ -190,7 +191,7 @@ class SAERef(_Data):
 class Runtime(_Data, Digested):
     """What runs the sample: the part of the spec that the provider's arguments decide."""
 
-    came_later = ("template_args", "date")
+    came_later = ("template_args", "date", "sampler")
 
     subject: str = Field(description="Name in the subject registry, or the model's own id.")
     model: str = Field(description="Hugging Face id, local path, or `package:` of the weights.")
@@ -210,6 +211,9 @@ class Runtime(_Data, Digested):
     )
     date: datetime.date = Field(
         default=TEMPLATE_DAY, description="What day it is in a chat template that writes one."
+    )
+    sampler: Sampler = Field(
+        default="esr", description="Who chooses tokens: this project, or a vLLM server by itself."
     )
 
 

@@ -97,7 +97,7 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory):
     from esr_eval.servers.vllm import VLLMServer
 
     server = VLLMServer(tmp_path_factory.mktemp("vllm"))
-    server.start("smollm2-135m")
+    server.start("smollm2-135m", layers=[20])
     yield server
     server.stop()
 
@@ -108,3 +108,16 @@ def vllm_backend(vllm_server):
     from vllm_serving import connect
 
     return connect(vllm_server, "smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def vllm_compiled_backend(tmp_path_factory: pytest.TempPathFactory):
+    """The same, compiled."""
+    from vllm_serving import connect
+
+    from esr_eval.servers.vllm import VLLMServer
+
+    server = VLLMServer(tmp_path_factory.mktemp("vllm-compiled"))
+    server.start("smollm2-135m", layers=[20], options=["--no-enforce-eager"])
+    yield connect(server, "smollm2-135m")
+    server.stop()

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_p
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -22,6 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from esr_eval._util.minilm import load_encoder
 from esr_eval.errors import EsrError
 from esr_eval.model.adapters import check_adapter
 from esr_eval.model.loading import attention_in_use, empty_model, load_model, read_ends
@@ -225,6 +230,25 @@ def test_weights_that_are_in_no_file_are_not_made_up(tmp_path, base):
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(EsrError, match=r"1 of the weights of .* at random \(model.layers.1.mlp"):
         load_model(runtime(base), "cpu")
+
+
+def test_transformers_never_loads_two_models_at_once(base, monkeypatch):
+    under_way, most = [], []
+
+    def load(*args, **kwargs):
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.1)
+        under_way.pop()
+        raise OSError("enough")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(AutoModel, "from_pretrained", load)
+    loads = [partial(load_model, runtime(base), "cpu"), partial(load_encoder, base)] * 2
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(one) for one in loads]
+    assert [type(one.exception()) for one in done] == [EsrError, OSError] * 2
+    assert most == [1] * 4
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def reference(backend):
         pytest.param("backend", id="local", marks=pytest.mark.model),
         pytest.param("ndif_backend", id="ndif", marks=pytest.mark.ndif),
         pytest.param("vllm_backend", id="vllm", marks=pytest.mark.vllm),
+        pytest.param("vllm_compiled_backend", id="vllm-compiled", marks=pytest.mark.vllm),
     ],
 )
 def engine(request):

@@ -121,6 +121,8 @@ def test_a_spec_for_another_runtime_is_refused(model):
         ("gemma-2b", {"backend": "cloud"}, "does not exist"),
         ("gemma-2b", {"backend": "tpu"}, "there is: local, ndif, vllm"),
         ("gemma-2b", {"backend": "vllm", "device": "cpu"}, "no meaning with backend=vllm"),
+        ("gemma-2b", {"backend": "ndif", "sampler": "vllm"}, "no meaning with backend=ndif"),
+        ("gemma-2b", {"sampler": "vllm"}, "no meaning with backend=local"),
         ("gemma-2b", {"requests": 3}, "no meaning with backend=local"),
         ("Qwen/Qwen3-4B", {"sae_id": "x"}, "needs -M sae_release="),
         ("Qwen/Qwen3-4B", {"enable_thinking": "perhaps"}, "-M enable_thinking=perhaps"),

@@ -1,9 +1,8 @@
 """The vLLM backend against a real server on loopback: batches, receipts, faults, adapters."""
 
-import base64
-import json
-import pickle
 import re
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -21,7 +20,6 @@ from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
 from esr_eval.solvers import steering_config
 from esr_eval.spec import Boost, Steering
-from esr_eval.steering.plan import plan_batch
 from esr_eval.steering.requests import Row
 from esr_eval.steering.sampling import Sampling, gumbel_noise
 
@@ -68,82 +66,52 @@ def test_the_server_listens_on_loopback_alone_and_checks_itself(vllm_server):
     assert re.search(r"sampler esr-eval \w{16}", told)
 
 
-def failing_hook():
-    """Somebody else's hook, which raises at our layer: vLLM-lens then drops the whole batch."""
-
-    class Failing:
-        def __reduce__(self):
-            return eval, ("lambda ctx, hidden: 1 / 0",)
-
-    code = base64.b64encode(pickle.dumps(Failing())).decode()
-    return json.dumps([{"fn": {"cloudpickle": code}, "layer_indices": [LAYER], "pre": False}])
-
-
-@pytest.mark.parametrize("ours_first", [False, True])
-def test_an_edit_that_the_server_dropped_fails_the_sample(vllm_server, vllm_backend, ours_first):
-    foreign = {
-        "model": "smollm2-135m",
-        "prompt": [1, 2, 3],
-        "max_tokens": 40,
-        "ignore_eos": True,
-        "vllm_xargs": {"apply_hooks": failing_hook()},
-    }
-
-    def disturb():
-        with httpx.Client(trust_env=False, timeout=120) as client:
-            client.post(f"{vllm_server.url}/v1/completions", json=foreign).raise_for_status()
-
-    row = boosted(vllm_backend, n=60 if ours_first else 16)
-    alone = vllm_backend.generate([row])[0]
-    with ThreadPoolExecutor(2) as pool:
-        first, second = (
-            (lambda: vllm_backend.generate([row])[0], disturb)
-            if ours_first
-            else (disturb, lambda: vllm_backend.generate([row])[0])
-        )
-        one = pool.submit(first)
-        time.sleep(0.7)
-        other = pool.submit(second)
-        result = (one if ours_first else other).result()
-        one.result(), other.result()
-    assert result.edited_positions < result.expected_positions
-    again = vllm_backend.generate([row])[0]
-    assert again == alone and again.edited_positions == again.expected_positions
-
-
-def test_inspects_sample_fails_when_the_receipt_is_short(vllm_server, monkeypatch):
-    import anyio
-
-    model = get_model(
-        "esr/smollm2-135m", backend="vllm", base_url=vllm_server.url, wait=60, memoize=False
-    )
-    edits = (Boost(latent=8, strength=50.0, layer=LAYER),)
-    config = steering_config(model, edits=edits, seed=0, max_tokens=4)
-    assert anyio.run(lambda: model.generate("Hi", config=config)).metadata["edited_positions"] > 0
-    # The server's own confirmation of the last position goes missing.
-    monkeypatch.setattr(
-        "esr_eval.backends.vllm.payload.Saved._sure", lambda saved, key: set(range(5))
-    )
-    with pytest.raises(Exception, match="not steered as asked"):
-        anyio.run(lambda: model.generate("Hi", config=config))
-
-
-def test_a_hook_that_fails_on_the_server_fails_its_own_request_only(vllm_backend, monkeypatch):
-    good, bad = boosted(vllm_backend), boosted(vllm_backend, seed=1)
+def test_a_request_that_cannot_be_steered_is_refused_beside_one_that_can(vllm_backend):
+    good = boosted(vllm_backend)
     alone = vllm_backend.generate([good])[0]
-
-    def narrow(rows, *args):
-        plan = plan_batch(rows, *args)
-        if rows[0] is bad:
-            plan.edits[LAYER].directions = plan.edits[LAYER].directions[..., :99]
-        return plan
-
-    monkeypatch.setattr("esr_eval.backends.vllm.backend.plan_batch", narrow)
+    steering = good.steering.model_copy(
+        update={"edits": (Boost(latent=8, strength=50.0, layer=3),)}
+    )
+    bad = Row(good.prompt, good.sampling, steering)
     with ThreadPoolExecutor(2) as pool:
         one, other = (pool.submit(vllm_backend.generate, [row]) for row in (good, bad))
         assert one.result()[0] == alone
-        with pytest.raises(RuntimeError, match="hook failed on the vLLM server"):
+        with pytest.raises(EsrError, match="layer 3 is not prepared"):
             other.result()
+
+
+def test_rows_that_the_server_has_lost_are_sent_again(vllm_backend):
+    row = boosted(vllm_backend)
+    alone = vllm_backend.generate([row])[0]
+    # As after a restart, or when others needed the room: the client believes that they are there.
+    original, vllm_backend._give = vllm_backend._give, lambda rows: vllm_backend._sent.update(rows)
+    other = row.steering.model_copy(update={"edits": (Boost(latent=77, strength=9.0, layer=14),)})
+    new = Row(row.prompt, row.sampling, other)
+    try:
+        thread = threading.Timer(2, lambda: setattr(vllm_backend, "_give", original))
+        thread.start()
+        got = vllm_backend.generate([new])[0]
+    finally:
+        thread.join()
+    assert got.edited_positions == got.expected_positions > 0
+    assert vllm_backend.generate([row])[0] == alone
+
+
+def test_the_prefix_cache_serves_unsteered_requests(vllm_server, vllm_backend):
+    def hits():
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            text = client.get(f"{vllm_server.url}/metrics").text
+        assert 'enable_prefix_caching="True"' in text
+        found = re.findall(r"^vllm:prefix_cache_hits_total{.*} (\S+)$", text, re.MULTILINE)
+        return sum(float(number) for number in found)
+
+    row = boosted(vllm_backend, text="What does the word harbour mean? " * 40)
+    plain = Row(row.prompt, row.sampling)
+    first = vllm_backend.generate([plain])
+    before = hits()
+    steered = [vllm_backend.generate([row])[0] for _ in range(2)]
+    assert hits() == before and steered[0] == steered[1]
+    assert vllm_backend.generate([plain]) == first and hits() > before
 
 
 def test_what_does_not_fit_the_server_is_told_at_the_connection(vllm_server, monkeypatch):
@@ -273,37 +241,77 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
     [file] = (tmp_path / "vllm").glob("*.eval")
     with zipfile.ZipFile(file) as log:
         text = b"".join(log.read(name) for name in log.namelist())
-    assert not re.search(rb"apply_hooks|cloudpickle|vllm_xargs|esr_sampling", text)
+    assert not re.search(rb"vllm_xargs|esr_sampling|esr_steering|kv_transfer", text)
 
 
 @pytest.fixture(scope="module")
-def foreign_server(tmp_path_factory):
-    """As others would start one: prefix cache on, without our sampler, and with an adapter."""
-    from esr_eval.servers.vllm import VLLMServer
+def tuned_server(tmp_path_factory):
+    """A server with an adapter, whose operation does nothing where a step begins at 150."""
+    from esr_eval.servers import vllm
 
-    server = VLLMServer(tmp_path_factory.mktemp("foreign"))
-    server.start("smollm2-135m-esr", options=["--enable-prefix-caching"], our_sampler=False)
-    yield server
+    lay_out, said = vllm._lay_out_plugin, []
+
+    def tampered(folder):
+        file = lay_out(folder) / "esr_eval/backends/vllm/steerer.py"
+        text = file.read_text()
+        does = "hidden[:count].add_(change("
+        assert does in text
+        file.write_text(text.replace(does, f"int(self.positions[0]) == 150 or {does}"))
+        code = "import sys; sys.path.insert(0, sys.argv[1])\n"
+        code += "from esr_eval.backends.vllm import code_digest; print(code_digest())"
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+        said.append(done.stdout.strip())
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm, "_lay_out_plugin", tampered)
+        server = vllm.VLLMServer(tmp_path_factory.mktemp("tuned"))
+        server.start("smollm2-135m-esr")
+    yield server, said[-1]
     server.stop()
 
 
-def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
-    foreign_server, monkeypatch
-):
+@pytest.fixture
+def its_digest(tuned_server, monkeypatch):
+    monkeypatch.setattr("esr_eval.backends.vllm.preflight.code_digest", lambda: tuned_server[1])
+
+
+def test_a_server_with_another_plugin_is_refused(tuned_server):
+    with pytest.raises(EsrError, match="another version of esr-eval"):
+        connect(tuned_server[0], "smollm2-135m-esr")
+
+
+@pytest.mark.usefixtures("its_digest")
+def test_an_operation_that_skips_is_not_counted_and_fails_the_sample(tuned_server):
+    import anyio
+
+    server = tuned_server[0]
+    engine = connect(server, "smollm2-135m-esr")
+    assert "arrived at 160 of 160" in engine.info.self_check
+    text = "How do you water a garden? " * 15
+    row = boosted(engine, text=text, n=24)
+    assert len(row.prompt) < 150 < len(row.prompt) + 20
+    got = engine.generate([row])[0]
+    assert got.edited_positions == got.expected_positions - 1
+    model = get_model(
+        "esr/smollm2-135m-esr", backend="vllm", base_url=server.url, wait=60, memoize=False
+    )
+    edits = (Boost(latent=8, strength=50.0, layer=LAYER),)
+    config = steering_config(model, edits=edits, seed=0, max_tokens=24)
+    with pytest.raises(Exception, match="not steered as asked"):
+        anyio.run(lambda: model.generate(text, config=config))
+
+
+@pytest.mark.usefixtures("its_digest")
+def test_an_adapter_is_steered_and_vllms_own_sampler_is_there_to_be_asked_for(tuned_server):
     from esr_eval.backends.local import LocalBackend
     from esr_eval.subjects import find_subject
 
-    with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
-        connect(foreign_server, "smollm2-135m-esr")
-    # A server that keeps quiet about it is caught at work.
-    monkeypatch.setattr("esr_eval.backends.vllm.preflight._check_prefix_cache", lambda server: None)
-    with pytest.raises(EsrError, match="keeps a prefix cache, through which"):
-        connect(foreign_server, "smollm2-135m-esr")
+    server = tuned_server[0]
     # vLLM on a CPU would apply the adapter to the plain model's requests, too.
     with pytest.raises(EsrError, match="needs a server without adapters"):
-        connect(foreign_server, "smollm2-135m")
-    monkeypatch.setattr("esr_eval.backends.vllm.preflight.SAME_SHARE", float("inf"))
-    engine = connect(foreign_server, "smollm2-135m-esr")
+        connect(server, "smollm2-135m")
+    engine = connect(server, "smollm2-135m-esr", sampler="vllm")
     assert engine.runtime.adapter == "embedded:smollm2-135m-esr"
     assert engine.info.versions["sampler"] == "vllm"
     # Greedy tokens are the local ones all the same, adapter and repetition penalty included.
@@ -315,3 +323,5 @@ def test_a_foreign_server_is_refused_for_its_prefix_cache_and_else_used(
     assert [one.edited_positions for one in got] == [one.expected_positions for one in got]
     sampled = boosted(engine, temperature=1.0)
     assert engine.generate([sampled]) == engine.generate([sampled])
+    ours = connect(server, "smollm2-135m-esr")
+    assert ours.generate([sampled])[0].tokens == local.generate([sampled])[0].tokens

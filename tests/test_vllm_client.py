@@ -1,74 +1,83 @@
-"""The vLLM backend without a server: payload, hooks, receipts, retries, and sentences."""
+"""The vLLM backend without a server: what the plugin does there, payload, retries, and sentences."""
 
-import base64
+import asyncio
 import json
-import pickle
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.remote import is_loopback
+from esr_eval.backends.vllm import ANSWER, PLAN_ARG, SAMPLING_ARG, STEERING_ARG, code_digest, routes
 from esr_eval.backends.vllm.client import Server, ServerFaultError
-from esr_eval.backends.vllm.payload import HOOKS_ARG, Saved, hook_args, hook_source
-from esr_eval.backends.vllm.preflight import check_trust, first_check
+from esr_eval.backends.vllm.payload import Found, rows_body, sampling_args, steering_args
+from esr_eval.backends.vllm.preflight import first_check
+from esr_eval.backends.vllm.sampler import BatchSampler
+from esr_eval.backends.vllm.steerer import ROWS, Steerer
 from esr_eval.errors import EsrError
+from esr_eval.sae.encoder import LatentEncoder, norm_scale, spread
 from esr_eval.sae.sparse import open_sae
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
-from esr_eval.steering.edits import LayerEdits, Term
+from esr_eval.steering.edits import Change, LayerEdits, Term
 from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.plan import plan_batch
 from esr_eval.steering.requests import Row
-from esr_eval.steering.sampling import Sampling
+from esr_eval.steering.sampling import RowSampler, Sampling, scores
 from esr_eval.subjects import find_subject
 
 LAYER, N_LAYERS, D_MODEL = 14, 30, 576
 RUNTIME = find_subject("smollm2-135m").runtime().model_copy(update={"backend": "vllm"})
+EVERY = {"layers": [LAYER], "width": D_MODEL}
 
 
-class Batch:
-    """The forward pass around a hook, as vLLM tells of it: starts and lengths of its requests.
+class Engine:
+    """vLLM around the plugin: its HTTP process's desk, and one worker that it asks."""
 
-    The model's layers pass on what they get, as the residual stream does.
-    """
+    def __init__(self, slots=3, facts=EVERY, fixed=False):
+        like = torch.empty(facts["width"])
+        sizes = {"tokens": 64, "slots": slots, "longest": 64}
+        self.worker = Steerer(facts["layers"], like, **sizes, fixed=fixed)
+        spare = slots - routes.SPARE_SLOTS
+        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=spare))
+        self.desk = routes.Desk(self, facts)
 
-    def __init__(self, monkeypatch):
-        self.context = None
-        layers = [torch.nn.Identity() for _ in range(N_LAYERS)]
-        self.model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(layers)})
-        module = ModuleType("vllm.forward_context")
-        module.get_forward_context = lambda: self.context
-        monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
-        monkeypatch.setitem(sys.modules, "vllm.forward_context", module)
+    async def collective_rpc(self, name, args):
+        if name == "esr_put":
+            return [self.worker.put(args[0], routes.unpacked(args[1]).values())]
+        return [[self.worker.fetch(ours, fed) for ours, fed in args[0]]]
 
-    def part(self, rows, first, before=3):
-        """`rows` as one request's part of a batch in which another request has `before` rows."""
-        count = len(rows)
-        metadata = SimpleNamespace(
-            query_start_loc=torch.tensor([0, before, before + count]),
-            seq_lens=torch.tensor([before, first + count]),
-        )
-        self.context = SimpleNamespace(attn_metadata={"layer": metadata})
-        return torch.cat([torch.zeros(before, rows.shape[1]), rows])[before:]
+    def begin(self, plan, name="a", slot=1):
+        """Have a request begun: its rows registered, its plan checked."""
+        args, rows = steering_args(plan)
+        if rows:
+            assert asyncio.run(self.desk.put(rows_body(rows))) == (200, "")
+        placed, _ = self.desk.plan(args[STEERING_ARG])
+        self.worker.admit(name, json.loads(json.dumps({**placed, "id": name, "slot": slot})))
 
-    def arrive(self, rows, before=3):
-        """The layer behind the hook's gets `rows` as the request's part."""
-        self.model["layers"][LAYER + 1](torch.cat([torch.zeros(before, rows.shape[1]), rows]))
+    def step(self, *parts, lost=False, skips=False):
+        """One forward pass over `(request, first position, residuals)`, residuals in two parts."""
+        names, starts, residuals = zip(*parts, strict=True)
+        counts = np.array([len(one) for one in residuals])
+        at = [torch.arange(first, first + n) for first, n in zip(starts, counts, strict=True)]
+        self.worker.positions[: counts.sum()] = torch.cat(at)
+        self.worker.step(names, np.array(starts), counts)
+        x = torch.cat(residuals)
+        hidden, residual = x / 4, x - x / 4
+        if not skips:
+            self.worker.edit(LAYER, hidden, residual)
+        received = x / 4 if lost else hidden
+        self.worker.confirm(LAYER, received, residual)
+        self.worker.after(hidden)
+        return torch.split(hidden + residual, counts.tolist())
 
-    def saved(self):
-        return SimpleNamespace(layer_idx=LAYER, saved={}, model=self.model)
-
-
-@pytest.fixture
-def batch(monkeypatch):
-    # A process has one model: the module that holds the hook is another in each test.
-    for name in [name for name in sys.modules if name.startswith("esr_eval_hook_")]:
-        monkeypatch.delitem(sys.modules, name)
-    return Batch(monkeypatch)
+    def found(self, name="a", fed=64):
+        told = json.loads(json.dumps(routes.joined([self.worker.fetch(name, fed)])))
+        return Found({"kv_transfer_params": {ANSWER: {**told, "fed": fed}}})
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +85,8 @@ def sae():
     return open_sae(RUNTIME.sae)
 
 
-def sure_positions(saved, fed):
-    """Positions edited and seen to arrive, over all layers."""
-    return sum(sure for sure, _ in saved.counts(fed).values())
-
-
-def args_of(wanted, sae, n_layers=N_LAYERS):
-    return hook_args(plan_batch([wanted], sae, lambda layer: torch.device("cpu")), n_layers)
-
-
-def hook_of(args):
-    """The hook as the server loads it."""
-    [told] = json.loads(args[HOOKS_ARG])
-    return pickle.loads(base64.b64decode(told["fn"]["cloudpickle"])), told
+def plan_of(wanted, sae):
+    return plan_batch([wanted], sae, lambda layer: torch.device("cpu"))
 
 
 def row(*edits, readouts=(), prompt=8):
@@ -99,127 +97,385 @@ def row(*edits, readouts=(), prompt=8):
     )
 
 
-def answer_of(ctx):
-    return {"hook_results": {"0": json.loads(json.dumps(ctx.saved))}}
-
-
 EDITS = (
     Clamp(latent=20, value=30.0, layer=LAYER),
     Clamp(latent=21, layer=LAYER, until_token=2),
     Boost(latent=8, strength=50.0, layer=LAYER, from_token=1),
     AddVector(vector=tuple([0.5] * D_MODEL), strength=2.0, layer=LAYER, positions="prompt"),
 )
+CLOSE = {"rtol": 1e-5, "atol": 1e-3}
 
 
-def test_the_shipped_hook_does_what_the_local_backend_does(sae, batch):
-    wanted = row(*EDITS)
-    edit, told = hook_of(args_of(wanted, sae))
-    edit = pickle.loads(pickle.dumps(edit))  # the server sends it on to its workers
-    assert told["layer_indices"] == [LAYER, N_LAYERS - 1]
-    local = plan_batch([wanted], sae, lambda layer: torch.device("cpu")).edits[LAYER]
+GRAPHS = pytest.mark.parametrize("fixed", [False, True], ids=["free", "as in a graph"])
+
+
+@GRAPHS
+def test_the_plugin_does_what_the_local_backend_does(sae, fixed):
+    wanted, engine = row(*EDITS), Engine(fixed=fixed)
+    plan = plan_of(wanted, sae)
+    engine.begin(plan)
+    engine.begin(plan_of(row(EDITS[2]), sae), "b", 2)
     torch.manual_seed(0)
-    x = torch.randn(13, D_MODEL) * 20
-    here = batch.saved()
-    # The prompt comes in two chunks, then token by token, beside another request.
+    x, other = torch.randn(13, D_MODEL) * 20, torch.randn(13, D_MODEL) * 20
+    # The prompt comes in two chunks, then token by token, beside an unsteered request and another.
     for first, end in [(0, 5), (5, 8), *((i, i + 1) for i in range(8, 13))]:
-        part = batch.part(x[first:end], first)
-        edited = edit(here, part)
         at = torch.arange(first, end).unsqueeze(0)
-        want = x[first:end] + local.delta(x[None, first:end], at)[0]
-        if edited is None:  # position 0 is the sink, which is left alone
-            edited = x[first:end]
-        assert torch.equal(edited, want)
-        batch.arrive(edited)
-    saved = Saved(answer_of(here))
-    assert sure_positions(saved, 13) == 12
-    assert sure_positions(saved, 11) == 10  # a server may feed a token that it does not return
+        want = x[first:end] + plan.edits[LAYER].delta(x[None, first:end], at)[0]
+        free, edited, _ = engine.step(
+            ("free", 3, other[:1]), ("a", first, x[first:end]), ("b", first, other[first:end])
+        )
+        assert torch.equal(free, other[:1])
+        torch.testing.assert_close(edited, want, **CLOSE)
+    assert engine.found("a", 13).counts(13) == {LAYER: (12, 0)}
+    assert engine.found("b", 11).counts(11) == {LAYER: (2, 0)}  # a token more was fed than returned
 
 
-def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae, batch):
-    wanted = row(Boost(latent=8, strength=50.0, layer=LAYER, positions="generated"))
-    edit, _ = hook_of(args_of(wanted, sae))
-    x = torch.randn(12, D_MODEL)
-    here = batch.saved()
-    for first, end in [(0, 8), (8, 9), (9, 10), (0, 10), (10, 11)]:
-        edited = edit(here, batch.part(x[first:end], first))
-        if first == 0 and end == 8:
-            assert edited is None
-            continue
-        assert torch.equal((edited - x[first:end]).any(-1), torch.arange(first, end) >= 8)
-        batch.arrive(edited)
-    assert sure_positions(Saved(answer_of(here)), 11) == 3
-
-
-def test_an_edit_that_the_next_layer_never_saw_is_no_receipt(sae, batch):
-    edit, _ = hook_of(args_of(row(EDITS[2]), sae))
-    x = torch.randn(3, D_MODEL)
-    here = batch.saved()
-    for at in (9, 10, 11):
-        edited = edit(here, batch.part(x[at - 9 : at - 8], at))
-        batch.arrive(x[at - 9 : at - 8] if at == 10 else edited)
-    assert sure_positions(Saved(answer_of(here)), 12) == 2
-
-
-def test_every_rank_must_have_edited():
-    runs = {"edited": [[3, 0, 0, 5], [3, 1, 0, 5]], "width": 4}
-    confirmed = {**runs, "arrived": [[3, 0, 0, 5], [3, 1, 0, 4]]}
-    assert sure_positions(Saved({"hook_results": {"0": confirmed}}), 9) == 4
-    # Behind a pipeline stage nobody confirms; the edit itself is then the receipt.
-    assert sure_positions(Saved({"hook_results": {"0": runs}}), 9) == 5
-
-
-def test_a_hook_that_fails_says_so_and_leaves_its_neighbours_alone(batch):
-    edits = LayerEdits([[Term(torch.ones(3), 1.0, 0, None)]])
-    edit, _ = hook_of(hook_args(Intervention(1, {LAYER: edits}, {}), N_LAYERS))
-    here = batch.saved()
-    assert edit(here, batch.part(torch.ones(2, D_MODEL), 0)) is None
-    with pytest.raises(RuntimeError, match="hook failed on the vLLM server: layer 14: RuntimeErr"):
-        Saved(answer_of(here))
-
-
-def test_pickled_answers_are_refused():
-    told = {"hook_results": {"0": {"reads": {"__type__": "cloudpickle", "data": "gASVAAA="}}}}
-    with pytest.raises(RuntimeError, match="not come from this project"):
-        Saved(told)
-
-
-def test_readouts_come_back_by_position(sae, batch):
-    readout = Readout(latents=(8, 20), layer=LAYER, reduce="tokens")
-    whole = Readout(latents="all", layer=LAYER, positions="generated")
-    norm = Readout(latents="norm", layer=LAYER, reduce="tokens", until_token=0)
-    wanted = row(readouts=(readout, whole, norm))
-    edit, _ = hook_of(args_of(wanted, sae))
-    x, here = torch.randn(10, D_MODEL) * 20, batch.saved()
-    for first, end in [(0, 6), (6, 9), (9, 10)]:
-        assert edit(here, batch.part(x[first:end], first)) is None
-    saved = Saved(answer_of(here))
-    assert torch.equal(saved.read(0, 1, 9), sae.encoder((8, 20))(x[1:9]))
-    assert torch.equal(saved.read(1, 8, 10), x[8:10])
-    assert saved.read(1, 10, 10) is None
-    torch.testing.assert_close(saved.read(2, 1, 8), x[1:8].norm(dim=-1, keepdim=True))
-    with pytest.raises(RuntimeError, match="read 2 positions where 4 were due"):
-        saved.read(1, 8, 12)
-
-
-def test_the_hook_needs_nothing_of_this_package():
-    source = hook_source()
-    assert "esr_eval" not in "".join(
-        line for line in source.splitlines() if line.lstrip().startswith(("import", "from"))
+@pytest.mark.parametrize("how", ["none", "constant_norm_rescale", "layer_norm"])
+@pytest.mark.parametrize("boosted", [True, False])
+@GRAPHS
+def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how, boosted, fixed):
+    torch.manual_seed(1)
+    encoder = LatentEncoder(
+        torch.randn(D_MODEL, 3) / 24,
+        torch.tensor([0.1, -0.2, -999.0]),
+        torch.tensor([0.0, 0.3, 0.0]),
+        torch.randn(D_MODEL),
+        how,
     )
-    compile(source, "hook", "exec")
+    directions = torch.randn(4, D_MODEL) / 24
+    terms = [
+        Term(directions[0], 3.0, 5, None, clamp_slot=0),
+        Term(directions[1], 0.0, 2, 6, clamp_slot=1),
+        Term(directions[2], 0.0, 0, None, clamp_slot=2),  # never active: nothing to change
+        *([Term(directions[3], 5.0, 3, None)] if boosted else []),
+        Term(directions[3], 2.0, 7, 9, sae_scaled=False),
+    ]
+    scale = {"constant_norm_rescale": norm_scale, "layer_norm": spread}.get(how)
+    edits, engine = LayerEdits([terms], encoder, scale), Engine(fixed=fixed)
+    engine.begin(Intervention(1, {LAYER: edits}, {}))
+    x = torch.randn(1, 12, D_MODEL) * 4
+    at = torch.arange(12).unsqueeze(0)
+    after = x + edits.delta(x, at)
+    (got,) = engine.step(("a", 0, x[0]))
+    torch.testing.assert_close(got, after[0], **CLOSE)
+    change = Change(edits, x, after, at)
+    due = int(change.arrived(after).sum()), int(change.held().sum())
+    assert engine.found(fed=12).counts(12) == {LAYER: due}
+    assert due[1] > 0 and (due[0] > 4)
+    # What was due is due no more when the request is gone.
+    engine.worker.leave(["a"])
+    (free,) = engine.step(("other", 0, x[0]))
+    assert torch.equal(free, x[0])
+
+
+def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae):
+    engine = Engine()
+    readout = Readout(latents="norm", layer=LAYER, reduce="tokens", positions="generated")
+    boost = Boost(latent=8, strength=50.0, layer=LAYER, positions="generated")
+    wanted = row(boost, readouts=(readout,))
+    engine.begin(plan_of(wanted, sae))
+    x = torch.randn(12, D_MODEL)
+    for first, end in [(0, 8), (8, 9), (9, 10), (0, 10), (10, 11)]:
+        (edited,) = engine.step(("a", first, x[first:end]))
+        assert torch.equal((edited != x[first:end]).any(-1), torch.arange(first, end) >= 8)
+    found = engine.found(fed=11)
+    assert found.counts(11) == {LAYER: (3, 0)}
+    assert found.read(0, 8, 11).shape == (3, D_MODEL)
+
+
+@pytest.mark.parametrize("fault", ["lost", "skips"])
+def test_an_edit_that_was_not_made_or_never_arrived_is_no_receipt(sae, fault):
+    engine = Engine()
+    engine.begin(plan_of(row(EDITS[2]), sae))
+    x = torch.randn(3, D_MODEL)
+    for at in (9, 10, 11):
+        engine.step(("a", at, x[at - 9 : at - 8]), **{fault: at == 10})
+    assert engine.found(fed=12).counts(12) == {LAYER: (2, 0)}
+
+
+def test_a_model_that_computes_no_numbers_says_so_for_its_own_request(sae):
+    engine = Engine()
+    engine.begin(plan_of(row(EDITS[2]), sae))
+    engine.begin(plan_of(row(EDITS[2]), sae), "b", 2)
+    engine.step(("a", 9, torch.full((1, D_MODEL), float("nan"))), ("b", 9, torch.ones(1, D_MODEL)))
+    assert not engine.found("a").finite and engine.found("b").finite
+
+
+def test_every_worker_that_has_a_layer_must_have_edited():
+    def told(**counts):
+        return {"counts": counts, "finite": True, "reads": []}
+
+    ranks = [told(**{"3": [5, 1]}), told(**{"3": [4, 1], "9": [2, 0]})]
+    assert routes.joined(ranks)["counts"] == {"3": [4, 1], "9": [2, 0]}
+    with pytest.raises(RuntimeError, match="could not steer the request"):
+        routes.joined([])
+
+
+def test_readouts_come_back_by_position(sae):
+    readout = Readout(latents=(8, 20), layer=LAYER, reduce="tokens")
+    norm = Readout(latents="norm", layer=LAYER, reduce="tokens", until_token=0)
+    engine = Engine()
+    engine.begin(plan_of(row(readouts=(readout, norm)), sae))
+    x = torch.randn(10, D_MODEL) * 20
+    for first, end in [(0, 6), (6, 9), (9, 10)]:
+        engine.step(("a", first, x[first:end]))
+    found = engine.found(fed=10)
+    torch.testing.assert_close(found.read(0, 1, 9), x[1:9])
+    assert found.read(0, 10, 10) is None and found.counts(10) == {}
+    torch.testing.assert_close(found.read(1, 1, 8), x[1:8])
+    with pytest.raises(RuntimeError, match="read 9 positions where 11 were due"):
+        found.read(0, 1, 12)
+
+
+GOOD_TERM = ["d", 1.0, 0, 5, 0]
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ("no json", "malformed: JSONDecodeError"),
+        ({"edits": {}}, "malformed: KeyError"),
+        ({"edits": {"14": [GOOD_TERM]}, "reads": []}, "rows that are not here: d"),
+        ({"edits": {"14": [["d", 1.0, 0]]}, "reads": []}, "malformed"),
+        ({"edits": {"14": [["d", float("nan"), 0, 5, 0]]}, "reads": []}, "malformed"),
+        ({"edits": {"14": [["d", 1.0, -3, 5, 0]]}, "reads": []}, "malformed"),
+        ({"edits": {"14": [["d", "1", 0, 5, 0]]}, "reads": []}, "malformed"),
+        ({"edits": {"14": [[["d"], 1.0, 0, 5, 0]]}, "reads": []}, "malformed"),
+        ({"edits": {}, "reads": [[0, 15, 0, 5]]}, r"layer 15 is not prepared \(--layer\), but 14"),
+        ({"edits": {}, "reads": [[0, "x", 0, 5]]}, "malformed"),
+        ([], "malformed"),
+    ],
+)
+def test_what_cannot_be_steered_is_refused_before_it_runs(monkeypatch, told, sentence):
+    engine, ran = Engine(), []
+    monkeypatch.setattr(routes, "_DESK", [engine.desk])
+
+    async def original(*args, **kwargs):
+        ran.append(1)
+        yield None
+
+    async def ask():
+        text = told if isinstance(told, str) else json.dumps(told)
+        params = SimpleNamespace(extra_args={STEERING_ARG: text}, n=1)
+        async for _ in routes.steered(original)(None, {}, params, "a"):
+            pass
+
+    with pytest.raises(ValueError, match=f"cannot serve this request: .*{sentence}"):
+        asyncio.run(ask())
+    assert not ran
+
+
+def test_requests_that_find_no_slot_wait_and_those_given_up_are_forgotten(monkeypatch, sae):
+    engine = Engine(slots=2)
+    monkeypatch.setattr(routes, "_DESK", [engine.desk])
+    args, rows = steering_args(plan_of(row(EDITS[2]), sae))
+    began, salts, go = [], set(), []
+
+    async def original(_, prompt, params, name):
+        began.append(name)
+        salts.add(prompt["cache_salt"])
+        assert params.skip_reading_prefix_cache
+        engine.worker.admit(name, json.loads(params.extra_args[PLAN_ARG]))
+        await go[0].wait()
+        engine.step((name, 9, torch.ones(1, D_MODEL)))
+        made = [SimpleNamespace(token_ids=[1])]
+        yield SimpleNamespace(finished=True, prompt_token_ids=[0] * 10, outputs=made)
+
+    async def ask(name):
+        params = SimpleNamespace(extra_args=dict(args), n=1)
+        return [out async for out in routes.steered(original)(None, {"type": "t"}, params, name)]
+
+    async def all_of_them():
+        go.append(asyncio.Event())
+        assert await engine.desk.put(rows_body(rows)) == (200, "")
+        tasks = [asyncio.create_task(ask(name)) for name in "abc"]
+        await asyncio.sleep(0.05)
+        assert began == ["a", "b"] and len(engine.worker.known) == 2
+        tasks[0].cancel()
+        await asyncio.sleep(0.05)
+        assert began == ["a", "b", "c"] and len(engine.worker.known) == 2
+        go[0].set()
+        return [(await task)[0].kv_transfer_params[ANSWER] for task in tasks[1:]]
+
+    for told in asyncio.run(all_of_them()):
+        assert told["counts"] == {str(LAYER): [1, 0]} and told["fed"] == 10
+    assert len(salts) == 1 and not engine.worker.known and engine.desk.slots.qsize() == 2
+    assert not +engine.desk.used
+
+
+def test_a_request_given_up_leaves_vllm_before_its_slot_is_free(monkeypatch, sae):
+    engine, free = Engine(slots=1), []
+    monkeypatch.setattr(routes, "_DESK", [engine.desk])
+    args, rows = steering_args(plan_of(row(EDITS[2]), sae))
+
+    async def original(*_):
+        try:
+            yield SimpleNamespace(finished=False)
+        finally:
+            free.append(engine.desk.slots.qsize())
+
+    async def ask():
+        assert await engine.desk.put(rows_body(rows)) == (200, "")
+        params = SimpleNamespace(extra_args=dict(args), n=1)
+        outs = routes.steered(original)(None, {"type": "t"}, params, "a")
+        await anext(outs)
+        await outs.aclose()
+        return engine.desk.slots.qsize()
+
+    assert asyncio.run(ask()) == 1 and free == [0]
+
+
+def test_rows_are_refused_when_damaged_and_make_room_when_idle():
+    engine = Engine(facts={"layers": [LAYER], "width": 4})
+
+    def put(*rows):
+        named = {routes.row_digest(one): one for one in rows}
+        return asyncio.run(engine.desk.put(rows_body(named))), list(named)
+
+    def vector(number, width=4, last=0.0):
+        direction = torch.full((width,), float(number))
+        return {"direction": direction, "numbers": torch.tensor([0.0, 0.0, last])}
+
+    for wrong, sentence in (
+        (vector(1, width=5), "not of this model"),
+        (vector(float("inf")), "not finite"),
+        (vector(1, last=7.0), "unknown normalisation"),
+        ({"numbers": torch.zeros(3)}, "not of this model"),
+    ):
+        (status, said), _ = put(wrong)
+        assert status == 400 and sentence in said
+    damaged = rows_body({"0" * 32: vector(1)})
+    for body in (damaged, b"junk", b""):
+        assert asyncio.run(engine.desk.put(body))[0] == 400
+    (status, _), first = put(*(vector(i) for i in range(ROWS)))
+    assert status == 200
+    engine.desk.used.update(first[1:])  # requests are served with all but the first
+    (status, said), _ = put(vector(-1), vector(-2))
+    assert status == 503 and "no room" in said
+    assert put(vector(3), vector(4))[0] == (200, "")  # they are there
+    (status, _), new = put(vector(-1))
+    assert status == 200
+    told = json.dumps({"edits": {LAYER: [[new[0], 1.0, 0, 9, 0]]}, "reads": []})
+    place = engine.desk.plan(told)[0]["edits"][LAYER][0][0]
+    assert torch.equal(engine.worker.bank.directions[place], torch.full((4,), -1.0))
+    with pytest.raises(ValueError, match="rows that are not here"):
+        engine.desk.plan(told.replace(new[0], first[0]))
+
+
+def test_the_plugin_needs_nothing_of_this_package_but_its_own_files(tmp_path):
+    from esr_eval.servers.vllm import _lay_out_plugin
+
+    folder = _lay_out_plugin(tmp_path / "plugin")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import esr_eval.backends.vllm.plugin, esr_eval.backends.vllm.routes as routes\n"
+        "from importlib.metadata import distributions\n"
+        "[one] = distributions(name='esr_eval-vllm', path=[sys.argv[1]])\n"
+        "print(routes.__file__, routes.code_digest(), [e.group for e in one.entry_points])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert done.stdout.split()[:2] == [
+        str(folder / "esr_eval/backends/vllm/routes.py"),
+        code_digest(),
+    ]
+    assert "vllm.general_plugins" in done.stdout and "vllm.endpoint_plugins" in done.stdout
+
+
+@pytest.mark.parametrize(("sharded", "speculative"), [(True, None), (False, object())])
+def test_what_would_pass_our_sampler_by_is_refused_before_weights_load(sharded, speculative):
+    from esr_eval.backends.vllm import plugin
+
+    parallel = SimpleNamespace(enable_batch_sharded_sampling=sharded)
+    config = SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    with pytest.raises(ValueError, match="without speculative decoding"):
+        plugin._loads(lambda: pytest.fail("loaded"), SimpleNamespace(vllm_config=config))
 
 
 def test_bytes_of_a_request_at_the_width_of_the_70b(tmp_path):
-    rows = [
+    edits = [
         Boost(latent=0, strength=7.0, layer=33),
         *(Clamp(latent=i, layer=33) for i in range(1, 27)),
     ]
-    for exact, most in ((True, 1_250_000), (False, 2_450_000)):
+    for exact, most in ((True, 900_000), (False, 1_780_000)):
         sae = wide_sae(tmp_path / str(exact), exact)
-        steering = Steering(runtime=RUNTIME, edits=tuple(rows))
+        steering = Steering(runtime=RUNTIME, edits=tuple(edits))
         wanted = Row((1, 2, 3), Sampling(0, 0.6, None, None, 1.2, 9), steering)
-        size = len(json.dumps(args_of(wanted, sae, 80)))
-        assert most * 0.9 < size < most
+        args, rows = steering_args(plan_of(wanted, sae))
+        assert most * 0.9 < len(rows_body(rows)) < most  # once
+        assert len(json.dumps(args)) < 2_500  # every request
+
+
+def test_rows_on_the_server_are_sampled_like_local_ones():
+    torch.manual_seed(2)
+    settings = [
+        Sampling(5, 0.8, None, None, 1.2, 9),
+        Sampling(6, 0.0, None, None, 1.3, 9),
+        Sampling(7, 1.0, 0.9, 12, 1.1, 9),
+        Sampling(8, 1.0, None, 3, 1.0, 9),
+    ]
+    prompts = [[1, 2, 3], [4, 4], [5], [6, 7]]
+    logits = torch.randn(4, 7, 50) * 2  # (request, step, token)
+    want = []
+    for i, one in enumerate(settings):
+        seen = torch.zeros(1, 50, dtype=torch.bool)
+        seen[0, prompts[i]] = True
+        chosen, rows = [], RowSampler([one])
+        for step in range(7):
+            token = int(rows.choose(logits[i, step][None], seen, torch.tensor([step])))
+            seen[0, token] = True
+            chosen.append(token)
+        want.append(chosen)
+
+    sampler, got = BatchSampler(torch.device("cpu")), [[], [], [], []]
+    orders = [[0], [0, 1], [1, 0], [2, 1, 0], [0, 2, 3], *([[3, 0, 2, 1]] * 20)]
+    for order in orders:
+        for i in order:
+            told = sampling_args(settings[i])[SAMPLING_ARG]
+            sampler.admit(str(i), told, prompts[i])  # the second time it is known
+        wanted = [i for i in order if len(got[i]) < 7]
+        # A foreign row stands first, and a request in the midst of its prompt last.
+        names = ["foreign", *map(str, wanted), "0"]
+        sampler.step(names, np.array([True] * (len(names) - 1) + [False]))
+        batch = torch.stack([logits[i, len(got[i])] for i in wanted] or [torch.zeros(50)])
+        batch = torch.cat([torch.zeros(1, 50), batch, torch.ones(1, 50)])
+        out = sampler.chosen(batch)
+        assert torch.equal(out[0], torch.zeros(50)) and torch.equal(out[-1], torch.ones(50))
+        for at, i in enumerate(wanted, 1):
+            got[i].append(int(out[at].argmax()))
+    assert got == want
+    sampler.leave(["0", "1", "2", "3", "foreign"])
+    sampler.admit("new", sampling_args(settings[1])[SAMPLING_ARG], prompts[1])
+    sampler.step(["new"], [True])
+    assert int(sampler.chosen(logits[1, :1].clone()).argmax()) == want[1][0]
+
+
+def broken(*args):
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "used"), [(scores, True), (lambda *args: -scores(*args), False), (broken, False)]
+)
+def test_a_compiler_that_chooses_other_tokens_is_not_used(monkeypatch, caplog, compiled, used):
+    asked = []
+
+    def counted(*args):
+        asked.append(len(args[0]))
+        return compiled(*args)
+
+    monkeypatch.setattr("torch.compile", lambda function, dynamic: counted)
+    sampler = BatchSampler(torch.device("cpu"))
+    sampler.compile(100, torch.bfloat16)
+    assert ("chooses tokens uncompiled" in caplog.text) != used
+    for name in "abc":
+        told = sampling_args(Sampling(1, 0.8, None, None, 1.2, 9))[SAMPLING_ARG]
+        sampler.admit(name, told, [1, 2])
+    sampler.step("abc", [True] * 3)
+    out = sampler.chosen(torch.zeros(3, 100))
+    assert asked == ([7, 3] if used else [7])
+    assert len(set(out.argmax(-1).tolist())) == 1  # of the same seed
 
 
 def wide_sae(folder, bfloat16):
@@ -239,16 +495,6 @@ def wide_sae(folder, bfloat16):
     cfg = {"architecture": "standard", "d_in": 8192, "d_sae": 32, "sae_lens_version": "6.54"}
     (folder / "cfg.json").write_text(json.dumps(cfg))
     return open_sae(RUNTIME.sae.model_copy(update={"release": str(folder)}))
-
-
-def test_hooks_go_to_this_machine_only_unless_the_server_is_trusted():
-    for url in ("http://127.0.0.1:8000", "http://localhost:8000/v1", "http://[::1]:8000"):
-        assert is_loopback(url)
-        check_trust(url, trusted=False)
-    for url in ("http://10.0.0.7:8000", "https://vllm.example.org", "http://127.0.0.1.example.org"):
-        with pytest.raises(EsrError, match="trust_server=true"):
-            check_trust(url, trusted=False)
-        check_trust(url, trusted=True)
 
 
 class Answers:
@@ -331,7 +577,16 @@ def test_a_server_that_stays_away_is_told_in_one_sentence():
 
 
 MODELS = {"data": [{"id": "smollm2-135m", "root": "/weights", "max_model_len": 8192}]}
-METRICS = 'vllm:cache_config_info{block_size="16",enable_prefix_caching="%s"} 1.0'
+FACTS = {
+    "code": code_digest(),
+    "layers": [LAYER],
+    "n_layers": N_LAYERS,
+    "width": D_MODEL,
+    "dtype": "float32",
+    "device": "cpu",
+    "torch": "2",
+    "runner": "V1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -345,46 +600,16 @@ def chat():
         ([(404, "no")], "is no vLLM server"),
         ([(200, {"version": "1"}), (401, {})], "does not accept the key"),
         ([(200, {"version": "1"}), (200, {"data": [{"id": "gpt2"}]})], "serves gpt2, not package:"),
-        (
-            [(200, {"version": "1"}), (200, MODELS), (200, METRICS % "True")],
-            "keeps a prefix cache",
-        ),
-        (
-            [
-                (200, {"version": "1"}),
-                (200, MODELS),
-                (200, METRICS % "False"),
-                (400, {"error": {"message": "esr-eval sampler 00ff"}}),
-            ],
-            "another version of esr-eval",
-        ),
-        (
-            [(200, {"version": "1"}), (200, MODELS), (200, METRICS % "False"), GOOD, GOOD],
-            "does not run hooks: install vllm-lens",
-        ),
-        (
-            [(200, {"version": "1"}), (200, MODELS), (200, METRICS % "False"), GOOD, (500, "boom")],
-            "has no layer 29",
-        ),
-        (
-            [
-                (200, {"version": "1"}),
-                (200, MODELS),
-                (200, METRICS % "False"),
-                GOOD,
-                (200, {**GOOD[1], "hook_results": {"0": {"width": 99, "dtype": "float32"}}}),
-            ],
-            "has width 99, that of .* 576",
-        ),
-        (
-            [
-                (200, {"version": "1"}),
-                (200, MODELS),
-                (200, METRICS % "False"),
-                GOOD,
-                (200, {**GOOD[1], "hook_results": {"0": {"width": 576, "dtype": "bfloat16"}}}),
-            ],
-            "computes in bfloat16, but float32 is asked for",
+        ([(200, {"version": "1"}), (200, MODELS), (404, "")], "without this project's plugin"),
+        *(
+            ([(200, {"version": "0.30.0"}), (200, MODELS), (200, {**FACTS, **other})], sentence)
+            for other, sentence in (
+                ({"code": "00ff"}, "another version of esr-eval"),
+                ({"n_layers": 12}, "a model of 12 layers and width 576, and .* has 30 and 576"),
+                ({"width": 99}, "a model of 30 layers and width 99"),
+                ({"dtype": "bfloat16"}, "computes in bfloat16, but float32 is asked for"),
+                ({"layers": [3]}, "not started for layer 14, .* with --layer 3 --layer 14"),
+            )
         ),
     ],
 )
@@ -393,6 +618,13 @@ def test_each_check_of_a_server_has_its_sentence(answers, chat, told, sentence):
     with pytest.raises(EsrError, match=sentence):
         first_check(Server(answers.url, None, 5.0, lambda label, value: None), chat)
     assert not answers.told
+
+
+def test_a_version_of_vllm_that_was_not_tried_is_warned_about(answers, chat, caplog):
+    answers.told[:] = [(200, {"version": "9.9"}), (200, MODELS), (404, "")]
+    with pytest.raises(EsrError):
+        first_check(Server(answers.url, None, 5.0, lambda label, value: None), chat)
+    assert "vLLM 9.9" in caplog.text and "0.30.0 was" in caplog.text
 
 
 def test_a_server_that_is_down_is_told_at_once(chat):

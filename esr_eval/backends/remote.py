@@ -26,7 +26,6 @@ class RemoteArgs:
         wait: Seconds for which a server that went away, or a request that got no answer, is tried
             again.
         sae_rows: A file with the rows of the SAE that are needed, in the SAE's place.
-        trust_server: Send hooks, which are code, to a server that is not on this machine.
     """
 
     base_url: str | None = None
@@ -34,7 +33,6 @@ class RemoteArgs:
     requests: int = DEFAULT_REQUESTS
     wait: float = DEFAULT_WAIT
     sae_rows: Path | None = None
-    trust_server: bool = False
 
 
 def server_url(given: str) -> str:

@@ -13,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 ndif = typer.Typer(help="An NDIF server on the CPU, to try.", no_args_is_help=True)
-vllm = typer.Typer(help="A vLLM server with vllm-lens.", no_args_is_help=True)
+vllm = typer.Typer(help="A vLLM server that steers.", no_args_is_help=True)
 app.add_typer(ndif, name="ndif")
 app.add_typer(vllm, name="vllm")
 
@@ -94,6 +94,9 @@ def vllm_start(
     data_parallel: Annotated[int, typer.Option(help="Copies of the model."), AT_LEAST_ONE] = 1,
     quantization: Annotated[str | None, typer.Option(help="vLLM's name, e.g. fp8.")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="LoRA adapter to serve too.")] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Layer to edit or read beside the subject's own.")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of vLLM's own server, passed on as it is.")
     ] = None,
@@ -112,6 +115,7 @@ def vllm_start(
         quantization=quantization,
         adapters=adapter or (),
         options=option or (),
+        layers=layer or (),
         say=tell,
     )
     _say_how("vllm", subject, url)

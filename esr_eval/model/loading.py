@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from esr_eval._util.files import scratch_folder, share
+from esr_eval._util.files import LOADING, scratch_folder, share
 from esr_eval._util.paths import cache_root, given_path
 from esr_eval.errors import EsrError
 from esr_eval.model.adapters import load_adapter
@@ -158,7 +158,7 @@ def load_model(runtime: Runtime, device: str | None) -> Any:
     """
     source, extra = model_source(runtime)
     transformers_logging.disable_progress_bar()
-    with _plain_errors(runtime):
+    with _plain_errors(runtime), LOADING:
         model, told = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, runtime.dtype),
@@ -236,9 +236,10 @@ def _unpacked(reference: str) -> Path:
         return folder
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
+    with LOADING:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
     # transformers refuses to save a model that says it is quantised; its weights no longer are.
     del model.config.quantization_config
     plain = type(model)(model.config)

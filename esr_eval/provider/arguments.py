@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from esr_eval.backends.remote import DEFAULT_REQUESTS, DEFAULT_WAIT, RemoteArgs
 from esr_eval.data.arguments import DEVICE, STRICT, shown, told
 from esr_eval.errors import EsrError
-from esr_eval.spec import Backend, Dtype, Runtime, SAERef
+from esr_eval.spec import Backend, Dtype, Runtime, SAERef, Sampler
 from esr_eval.subjects import Subject
 
 BACKENDS = get_args(Backend)
 LOCAL_ONLY = ("device",)
-REMOTE_ONLY = ("requests", "wait", "trust_server")
+REMOTE_ONLY = ("requests", "wait")
+VLLM_ONLY = ("sampler",)
 
 
 class ModelArgs(BaseModel):
@@ -59,8 +60,8 @@ class ModelArgs(BaseModel):
     wait: float | None = Field(
         default=None, gt=0, description="Seconds for which a lost server is tried again."
     )
-    trust_server: bool | None = Field(
-        default=None, description="Send hooks (code) to a vLLM server on another machine."
+    sampler: Sampler | None = Field(
+        default=None, description="vllm: leave the choice of tokens to a vLLM server."
     )
 
     @classmethod
@@ -93,7 +94,7 @@ class ModelArgs(BaseModel):
                 f"The backend '{self.backend}' does not exist; there is: {', '.join(BACKENDS)}."
             )
         wrong = REMOTE_ONLY if self.backend == "local" else LOCAL_ONLY
-        for name in wrong:
+        for name in (*wrong, *(VLLM_ONLY if self.backend != "vllm" else ())):
             if getattr(self, name) is not None:
                 raise EsrError(f"-M {name}= has no meaning with backend={self.backend}: drop it.")
         changes: dict[str, Any] = {
@@ -108,6 +109,7 @@ class ModelArgs(BaseModel):
                 "repetition_penalty",
                 "skip_first",
                 "date",
+                "sampler",
             )
             if (value := getattr(self, name)) is not None
         }
@@ -141,5 +143,4 @@ class ModelArgs(BaseModel):
             requests=self.requests or DEFAULT_REQUESTS,
             wait=self.wait or DEFAULT_WAIT,
             sae_rows=self.sae_rows,
-            trust_server=bool(self.trust_server),
         )

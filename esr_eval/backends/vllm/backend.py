@@ -14,11 +14,17 @@ from torch import Tensor
 
 from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.remote import RemoteArgs
+from esr_eval.backends.vllm import ROWS_PATH, UNKNOWN_ROWS
 from esr_eval.backends.vllm.client import Server
-from esr_eval.backends.vllm.payload import Saved, hook_args, sampling_args
-from esr_eval.backends.vllm.preflight import KEY_ENV, check_server, check_trust, first_check
+from esr_eval.backends.vllm.payload import (
+    Found,
+    Rows,
+    rows_body,
+    sampling_args,
+    steering_args,
+)
+from esr_eval.backends.vllm.preflight import KEY_ENV, check_server, first_check
 from esr_eval.errors import EsrError
-from esr_eval.sae.encoder import SMALL
 from esr_eval.spec import Clamp, Runtime
 from esr_eval.steering.kernel import Intervention, reduced
 from esr_eval.steering.plan import plan_batch, plan_means
@@ -45,8 +51,8 @@ Result = TypeVar("Result")
 class VLLMBackend(Backend):
     """A model on a vLLM server; the server's continuous batching mixes the requests.
 
-    Only rows of the SAE that a request names travel with it. A readout of the whole SAE, or of
-    one whose latents depend on each other, brings the residual stream of the positions it reads
+    Rows of the SAE that a request names are sent to the server once. A readout of the whole SAE, or
+    of one whose latents depend on each other, brings the residual stream of the positions it reads
     back instead (4/3 of d_model values of the model's dtype per position, in base64), and the
     SAE is loaded here to encode it.
     """
@@ -65,14 +71,16 @@ class VLLMBackend(Backend):
             report: Told how the server is, in few words.
 
         Raises:
-            EsrError: The server does not answer, does not fit, or is not trusted.
+            EsrError: The server does not answer, or does not fit.
         """
         super().__init__(runtime, remote.sae_rows)
         key = remote.api_key or os.environ.get(KEY_ENV)
         assert remote.base_url is not None  # whoever starts servers knows which one
         url = remote.base_url
         self._server = Server(url, key, remote.wait, report)
-        check_trust(url, remote.trust_server)
+        self._sent: set[str] = set()
+        """Digests of rows that the server was given; it may have lost them since."""
+        self._sending = threading.Lock()
         self._facts = first_check(self._server, self)
         self._server.check_again = self._check_again
         self._encoding = threading.Lock()
@@ -122,7 +130,7 @@ class VLLMBackend(Backend):
 
         def one(passage: Passage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             plan, whole = plan_means([passage], layer), (*passage.prompt, *passage.answer)
-            saved = Saved(self._ask(whole, 1, plan))
+            saved = Found(self._ask(whole, 1, plan))
             return means(self._readings(saved, plan, len(whole)))
 
         residuals, norms = zip(*_all_at_once(one, passages), strict=True)
@@ -130,7 +138,7 @@ class VLLMBackend(Backend):
 
     def _generate(self, row: Row) -> Generated:
         plan = plan_batch([row], self.sae, lambda layer: CPU)
-        if self._facts.our_sampler:
+        if self.runtime.sampler == "esr":
             args, own = sampling_args(row.sampling), dict[str, Any]()
         else:
             args, own = {}, _server_sampling(row)
@@ -140,14 +148,14 @@ class VLLMBackend(Backend):
         by_model = bool(tokens) and tokens[-1] in self.ends
         if by_model:
             tokens.pop()
-        fed, saved = fed_tokens(row, len(tokens), by_model), Saved(answer)
+        fed, saved = fed_tokens(row, len(tokens), by_model), Found(answer)
         readouts = generated_readouts(row, 0, self._readings(saved, plan, fed))
         return generated(row, tokens, by_model, saved.counts(fed), readouts, saved.finite)
 
     def _read(self, passage: Passage) -> Reading:
         plan = plan_batch([passage], self.sae, lambda layer: CPU, once=True)
         whole = (*passage.prompt, *passage.answer)
-        saved = Saved(self._ask(whole, 1, plan))
+        saved = Found(self._ask(whole, 1, plan))
         readings = self._readings(saved, plan, len(whole))
         values = [
             read_value(readout, readings[0, index][0], self.sae)
@@ -175,11 +183,31 @@ class VLLMBackend(Backend):
             "return_token_ids": True,
             **sampling,
         }
-        if extra := {**hook_args(plan, self.shape.n_layers), **args}:
+        steering, rows = steering_args(plan)
+        if extra := {**steering, **args}:
             body["vllm_xargs"] = extra
-        return self._server.post_patiently(COMPLETIONS, body)
+        while True:
+            self._give(rows)
+            try:
+                answer = self._server.post_patiently(COMPLETIONS, body)
+            except EsrError as refusal:
+                if UNKNOWN_ROWS not in refusal.message:
+                    raise
+                self._sent.difference_update(rows)  # it was restarted, or made room for others
+                continue
+            if steering and not Found(answer).steered:
+                raise RuntimeError("The vLLM server did not steer a request, and says so.")
+            return answer
 
-    def _readings(self, saved: Saved, plan: Intervention, fed: int) -> Readings:
+    def _give(self, rows: Rows) -> None:
+        """Give the server the rows that it does not have yet."""
+        with self._sending:
+            new = {digest: row for digest, row in rows.items() if digest not in self._sent}
+            if new:
+                self._server.post_patiently(ROWS_PATH, rows_body(new))
+                self._sent.update(new)
+
+    def _readings(self, saved: Found, plan: Intervention, fed: int) -> Readings:
         """What the plan's readouts come to, over the `fed` tokens that went through the model."""
         found: dict[tuple[int, int], tuple[Tensor | None, int]] = {}
         for read in (read for reads in plan.reads.values() for read in reads):
@@ -187,7 +215,7 @@ class VLLMBackend(Backend):
             if series is None:
                 found[read.key] = None, 0
                 continue
-            if not isinstance(read.encode, SMALL):
+            if read.encode is not None:
                 with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
                     series = read.encode(series).float()
             found[read.key] = reduced(series, read.how), len(series)

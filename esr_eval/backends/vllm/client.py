@@ -59,23 +59,25 @@ class Server:
             trust_env=not is_loopback(self.url),
         )
 
-    def get(self, path: str) -> httpx.Response:
-        """Ask once.
+    def get(self, path: str) -> dict[str, Any]:
+        """Ask once and read the JSON answer; raises as `post` does."""
+        return self._read(self._send("GET", path, None))
 
-        Raises:
-            ServerGoneError: There was no answer.
-        """
-        return self._send("GET", path, None)
-
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         """Ask once and read the JSON answer.
+
+        Args:
+            path: Of the interface.
+            body: JSON, or bytes as they are.
 
         Raises:
             ServerGoneError: There was no answer.
             ServerFaultError: The server failed inside.
             EsrError: The server refuses the request.
         """
-        answer = self._send("POST", path, body)
+        return self._read(self._send("POST", path, body))
+
+    def _read(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_success:
             read: dict[str, Any] = answer.json()
             return read
@@ -89,7 +91,7 @@ class Server:
             raise ServerFaultError(f"The vLLM server at {self.url} failed inside: {said}")
         raise EsrError(f"The vLLM server at {self.url} refuses the request: {said}")
 
-    def post_patiently(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post_patiently(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         """Ask until there is an answer, as long as the user will wait for a lost server.
 
         A request is only ever answered whole: one that died is sent again from its beginning, to
@@ -117,7 +119,7 @@ class Server:
                 "log (-M wait= sets how long it is waited for)."
             ) from error
 
-    def _attempt(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _attempt(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         if self._stale:
             with self._returning:
                 if self._stale:
@@ -125,7 +127,7 @@ class Server:
                     self._stale = False
                     self._report("vLLM", "back")
         answer = self.post(path, body)
-        if any(c["finish_reason"] not in ("stop", "length") for c in answer["choices"]):
+        if any(c["finish_reason"] not in ("stop", "length") for c in answer.get("choices", ())):
             raise ServerGoneError("it gave the request up half-way")
         return answer
 
@@ -133,9 +135,10 @@ class Server:
         self._stale = True
         self._report("vLLM", "lost, trying again")
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+    def _send(self, method: str, path: str, body: dict[str, Any] | bytes | None) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, json=body)
+            sent: dict[str, Any] = {"content" if isinstance(body, bytes) else "json": body}
+            answer = self._http.request(method, path, **sent)
         except httpx.TransportError as error:
             raise ServerGoneError(f"{type(error).__name__}: {error}") from error
         if answer.status_code in (429, 502, 503, 504):

@@ -1,19 +1,19 @@
 """Everything that must hold of a vLLM server before the first trial, found out in seconds."""
 
+import logging
 import os
 import random
-import re
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import torch
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.remote import RemoteArgs, is_loopback
-from esr_eval.backends.vllm import PROBE_ARG, SAMPLER_SAYS, sampler_digest
+from esr_eval.backends.remote import RemoteArgs
+from esr_eval.backends.vllm import FACTS_PATH, ROWS_PATH, TRIED, code_digest
 from esr_eval.backends.vllm.client import Server, ServerFaultError, ServerGoneError
-from esr_eval.backends.vllm.payload import Saved, hook_args
+from esr_eval.backends.vllm.payload import Found, rows_body, steering_args
 from esr_eval.errors import EsrError
 from esr_eval.model.loading import model_source
 from esr_eval.spec import Runtime
@@ -21,8 +21,9 @@ from esr_eval.steering.edits import NO_END, LayerEdits, Term
 from esr_eval.steering.kernel import Intervention, Read
 from esr_eval.subjects import embedded_path
 
+logger = logging.getLogger(__name__)
 PROBE_TOKENS = 160
-"""More than a block of any prefix cache holds, or it could not be caught at work."""
+"""More than a block of any prefix cache holds, or a leak through it could not be seen."""
 PROBE_SHARE = 0.5
 """Part of the residual's norm that the probe adds: enough to move any model's logits."""
 SAME_SHARE = 0.1
@@ -39,7 +40,6 @@ class ServerFacts:
     Attributes:
         model: Name by which the server knows the model, or the adapter on it.
         longest: Most tokens of prompt and answer together; None when the server does not say.
-        our_sampler: Whether the server chooses tokens as every other backend does.
         adapters: Adapters that the server has beside the model.
         self_check: The proof that an edit reaches the logits, in words.
         versions: Versions on the server.
@@ -47,25 +47,9 @@ class ServerFacts:
 
     model: str
     longest: int | None
-    our_sampler: bool = False
     adapters: tuple[str, ...] = ()
     self_check: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def check_trust(url: str, trusted: bool) -> None:
-    """Refuse to send hooks to another machine unless told to.
-
-    Raises:
-        EsrError: The server is not on this machine, and the user has not vouched for it.
-    """
-    if not trusted and not is_loopback(url):
-        raise EsrError(
-            f"The vLLM server {url} is not on this machine, and steering sends it hooks, which "
-            "are code that it runs, over a connection anyone in between can change: pass "
-            "-M trust_server=true if it is yours and the way to it is safe (an SSH tunnel to "
-            "127.0.0.1 needs no such word)."
-        )
 
 
 def check_server(server: Server, chat: Chat) -> ServerFacts:
@@ -76,14 +60,23 @@ def check_server(server: Server, chat: Chat) -> ServerFacts:
         EsrError: Something does not fit; each check has its own sentence.
     """
     version = _version(server)
+    if version.split("+")[0] not in TRIED:
+        logger.warning(
+            "vLLM %s at %s was not tried with this version of esr-eval (%s was): the checks at "
+            "the connection decide.",
+            version,
+            server.url,
+            ", ".join(TRIED),
+        )
     facts = _find_model(server, chat.runtime)
-    _check_prefix_cache(server)
-    facts.our_sampler = _has_our_sampler(server, facts.model)
+    told = _check_plugin(server, chat, facts)
     facts.versions = {
         "vllm": version,
-        "sampler": f"esr-eval {sampler_digest()}" if facts.our_sampler else "vllm",
+        "torch": str(told["torch"]),
+        "runner": str(told["runner"]),
+        "sampler": f"esr-eval {code_digest()}" if chat.runtime.sampler == "esr" else "vllm",
     }
-    _check_hooks(server, chat, facts)
+    _check_steering(server, chat, facts)
     return facts
 
 
@@ -103,10 +96,9 @@ def reach(remote: RemoteArgs) -> str:
     """Whether a server is there, and what it serves; nothing is run on it.
 
     Raises:
-        EsrError: It does not answer, is no vLLM server, or is not trusted.
+        EsrError: It does not answer, or is no vLLM server.
     """
     assert remote.base_url is not None
-    check_trust(remote.base_url, remote.trust_server)
     key = remote.api_key or os.environ.get(KEY_ENV)
     server = Server(remote.base_url, key, remote.wait, lambda label, value: None)
     try:
@@ -123,10 +115,9 @@ def _gone(server: Server, error: ServerGoneError) -> EsrError:
 
 
 def _version(server: Server) -> str:
-    answer = server.get("/version")
     try:
-        return str(answer.raise_for_status().json()["version"])
-    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        return str(server.get("/version")["version"])
+    except (EsrError, ServerFaultError, ValueError, KeyError, TypeError):
         raise EsrError(
             f"What answers at {server.url} is no vLLM server (no /version there): check "
             "--model-base-url."
@@ -134,13 +125,7 @@ def _version(server: Server) -> str:
 
 
 def _find_model(server: Server, runtime: Runtime) -> ServerFacts:
-    answer = server.get("/v1/models")
-    if answer.status_code in (401, 403):
-        raise EsrError(
-            f"The vLLM server at {server.url} does not accept the key: set VLLM_API_KEY to the "
-            "one it was started with (--api-key)."
-        )
-    served = answer.raise_for_status().json()["data"]
+    served = server.get("/v1/models")["data"]
     known = {runtime.subject, runtime.model, str(model_source(runtime)[0])}
     bases = [m for m in served if not m.get("parent") and known & {m["id"], m.get("root")}]
     if not bases:
@@ -169,103 +154,102 @@ def _listed(served: list[dict[str, Any]]) -> str:
     return ", ".join(str(model["id"]) for model in served) or "nothing"
 
 
-def _check_prefix_cache(server: Server) -> None:
-    answer = server.get("/metrics")
-    told = re.findall(r'vllm:cache_config_info\{[^}]*enable_prefix_caching="(\w+)"', answer.text)
-    if "True" in told:
-        raise EsrError(_prefix_cache_sentence(server))
-
-
-def _has_our_sampler(server: Server, model: str) -> bool:
-    """Whether the server has our sampler, which alone refuses the probe, and the same version."""
+def _check_plugin(server: Server, chat: Chat, facts: ServerFacts) -> dict[str, Any]:
+    """What the server tells of its model and its plugin, once they fit."""
     try:
-        server.post(
-            "/v1/completions", {**_probe_body(model, [1, 2]), "vllm_xargs": {PROBE_ARG: "?"}}
+        told = server.get(FACTS_PATH)
+    except EsrError:
+        raise EsrError(
+            f"The vLLM server at {server.url} runs without this project's plugin, which steers: "
+            f"{START}, or see docs/remote.md for one of your own."
+        ) from None
+    runtime, shape, where = chat.runtime, chat.shape, f"The vLLM server at {server.url}"
+    if told["code"] != code_digest():
+        raise EsrError(
+            f"{where} was started by another version of esr-eval, and would steer and choose "
+            f"tokens otherwise: stop it and {START}."
         )
-    except EsrError as refusal:
-        told = re.search(rf"{SAMPLER_SAYS} (\w+)", refusal.message)
-        if told is None:
-            raise
-        if told[1] != sampler_digest():
-            raise EsrError(
-                f"The vLLM server at {server.url} was started by another version of esr-eval and "
-                f"would choose other tokens: stop it and {START}."
-            ) from None
-        return True
-    return False
+    if (told["n_layers"], told["width"]) != (shape.n_layers, shape.d_model):
+        raise EsrError(
+            f"{where} runs a model of {told['n_layers']} layers and width {told['width']}, and "
+            f"{runtime.model} has {shape.n_layers} and {shape.d_model}: it runs another model "
+            "under this name."
+        )
+    if told["dtype"] != runtime.dtype:
+        raise EsrError(
+            f"{where} computes in {told['dtype']}, but {runtime.dtype} is asked for: pass "
+            f"-M dtype={told['dtype']}, or start the server with --dtype {runtime.dtype}."
+        )
+    named = [
+        n for n in (chat.probed_layer, runtime.feature_layer) if n not in (None, *told["layers"])
+    ]
+    if named:
+        layers = " ".join(f"--layer {layer}" for layer in sorted({*told["layers"], *named}))
+        raise EsrError(
+            f"{where} was not started for layer {named[0]}, which is edited or read: stop it "
+            f"and {START} with {layers}."
+        )
+    if told["device"] == "cpu" and facts.adapters and runtime.adapter is None:
+        raise EsrError(
+            f"{where} runs on a CPU and has the adapter {facts.adapters[0]}: there vLLM applies "
+            "an adapter to whatever shares a batch with a request for it, so the plain model "
+            "needs a server without adapters: stop it and start it with `esr-eval serve vllm "
+            f"start {runtime.subject}`."
+        )
+    return told
 
 
-def _check_hooks(server: Server, chat: Chat, facts: ServerFacts) -> None:
-    """Prove that hooks run, fit the model, reach the logits, and leave nothing behind."""
+def _check_steering(server: Server, chat: Chat, facts: ServerFacts) -> None:
+    """Prove that an edit reaches the logits, is counted, and leaves nothing behind."""
     layer = chat.probed_layer
     # Fresh tokens: nothing of an earlier probe may be in a cache.
     tokens = random.SystemRandom().choices(range(len(chat.tokenizer)), k=PROBE_TOKENS)
-    norm = _check_residual(server, chat, facts, tokens[:4], layer)
-    size = PROBE_SHARE * norm / chat.shape.d_model**0.5
+    reads = {layer: [Read((0, 0), 0, NO_END, "tokens", None)]}
+    found = Found(_probe(server, facts, tokens[:4], Intervention(1, {}, reads)))
+    residual = found.read(0, 0, 4)
+    assert residual is not None
+    size = PROBE_SHARE * float(residual[-1].norm()) / chat.shape.d_model**0.5
     direction = torch.ones(chat.shape.d_model)
     edits = LayerEdits([[Term(direction, size, 0, None, sae_scaled=False)]])
-    edit = hook_args(Intervention(1, {layer: edits}, {}), chat.shape.n_layers)
-    body = {**_probe_body(facts.model, tokens), "logprobs": 5, "return_tokens_as_token_ids": True}
-    answer = server.post("/v1/completions", {**body, "vllm_xargs": edit})
-    done, _ = Saved(answer).counts(PROBE_TOKENS).get(layer, (0, 0))
-    steered, later = _logprobs(answer), _logprobs(server.post("/v1/completions", body))
-    skip = {"skip_reading_prefix_cache": 1}
-    alone = _logprobs(server.post("/v1/completions", {**body, "vllm_xargs": skip}))
+    answer = _probe(server, facts, tokens, Intervention(1, {layer: edits}, {}))
+    done, _ = Found(answer).counts(PROBE_TOKENS).get(layer, (0, 0))
+    steered, later = _logprobs(answer), _logprobs(_probe(server, facts, tokens))
+    alone = _logprobs(_probe(server, facts, tokens, salt=secrets.token_hex()))
     moved = _distance(steered, alone)
     where = f" on the vLLM server at {server.url}"
     facts.self_check = chat.check_probe(moved, done, PROBE_TOKENS, where)
     if _distance(later, alone) > SAME_SHARE * moved:
-        raise EsrError(_prefix_cache_sentence(server))
+        raise EsrError(
+            f"On the vLLM server at {server.url} a steered request changes later unsteered ones: "
+            "please report it with the server's versions; --option=--no-enable-prefix-caching may "
+            "help until then."
+        )
 
 
-def _check_residual(
-    server: Server, chat: Chat, facts: ServerFacts, tokens: list[int], layer: int
-) -> float:
-    """Norm of the last token's residual; checks layers, width and dtype on the way."""
-    shape, runtime = chat.shape, chat.runtime
-    last = shape.n_layers - 1
-    # The last layer too: a server that runs a smaller model has none of its number.
-    both = enumerate(dict.fromkeys((layer, last)))
-    reads = {at: [Read((0, i), 0, NO_END, "tokens", None)] for i, at in both}
-    hook = hook_args(Intervention(1, {}, reads), shape.n_layers)
-    body = {**_probe_body(facts.model, tokens), "vllm_xargs": hook}
-    try:
-        answer = server.post("/v1/completions", body)
-    except ServerFaultError as error:
-        raise EsrError(
-            f"The vLLM server at {server.url} has no layer {last}, so it runs "
-            f"another model than {runtime.model} under its name, or cannot run hooks ({error})."
-        ) from error
-    if "hook_results" not in answer:
-        raise EsrError(
-            f"The vLLM server at {server.url} does not run hooks: install vllm-lens beside vllm "
-            f"there, or {START}."
-        )
-    saved = Saved(answer)
-    if saved.about.get("width") != shape.d_model:
-        raise EsrError(
-            f"The residual stream on the vLLM server at {server.url} has width "
-            f"{saved.about.get('width')}, that of {runtime.model} {shape.d_model}: it runs "
-            "another model under this name."
-        )
-    if saved.about.get("dtype") != runtime.dtype:
-        raise EsrError(
-            f"The vLLM server at {server.url} computes in {saved.about.get('dtype')}, but "
-            f"{runtime.dtype} is asked for: pass -M dtype={saved.about.get('dtype')}, or start "
-            f"the server with --dtype {runtime.dtype}."
-        )
-    if saved.about["device"] == "cpu" and facts.adapters and runtime.adapter is None:
-        raise EsrError(
-            f"The vLLM server at {server.url} runs on a CPU and has the adapter "
-            f"{facts.adapters[0]}: there vLLM {facts.versions['vllm']} applies an adapter to "
-            "whatever shares a batch with a request for it, so the plain model needs a server "
-            f"without adapters: stop it and start it with `esr-eval serve vllm start "
-            f"{runtime.subject}`."
-        )
-    facts.versions["torch"] = str(saved.about["torch"])
-    residual = saved.read(0, len(tokens) - 1, len(tokens))
-    assert residual is not None
-    return float(residual.norm())
+def _probe(
+    server: Server,
+    facts: ServerFacts,
+    tokens: list[int],
+    plan: Intervention | None = None,
+    salt: str | None = None,
+) -> dict[str, Any]:
+    """Ask for one greedy token, steered or not."""
+    body: dict[str, Any] = {
+        "model": facts.model,
+        "prompt": tokens,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "logprobs": 5,
+        "return_tokens_as_token_ids": True,
+    }
+    if salt is not None:
+        body["cache_salt"] = salt
+    if plan is not None:
+        body["vllm_xargs"], rows = steering_args(plan)
+        if rows:
+            server.post(ROWS_PATH, rows_body(rows))
+    return server.post("/v1/completions", body)
 
 
 def _logprobs(answer: dict[str, Any]) -> dict[str, float]:
@@ -279,23 +263,3 @@ def _distance(one: dict[str, float], other: dict[str, float]) -> float:
     lowest = min(*one.values(), *other.values())
     tokens = {*one, *other}
     return max(abs(one.get(token, lowest) - other.get(token, lowest)) for token in tokens)
-
-
-def _probe_body(model: str, tokens: list[int]) -> dict[str, Any]:
-    """A request for one greedy token."""
-    return {
-        "model": model,
-        "prompt": tokens,
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "ignore_eos": True,
-    }
-
-
-def _prefix_cache_sentence(server: Server) -> str:
-    """What is wrong with a prefix cache, and the way out."""
-    return (
-        f"The vLLM server at {server.url} keeps a prefix cache, through which steered requests "
-        "change later unsteered ones: start it with --no-enable-prefix-caching, as "
-        "`esr-eval serve vllm start` does."
-    )

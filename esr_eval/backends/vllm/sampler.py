@@ -1,111 +1,149 @@
-"""Our sampler inside a vLLM server: a logits processor that leaves only the chosen token possible.
+"""Our sampler inside a vLLM server: logits that leave only the chosen token possible.
 
-This file, the package's `__init__.py` and `sampling.py` are laid on the server's path by themselves
-(`servers/vllm.py`), so they need nothing but torch, numpy and vLLM there. A request that brings a
-`Sampling` is asked for greedily and without a penalty of vLLM's own; its tokens are then those of
-every other backend.
+A request that brings a `Sampling` is asked for greedily and without a penalty of vLLM's own; its
+tokens are then those of every other backend. This file lies on the server's path by itself, so it
+needs nothing but torch and numpy there.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import (
-    BatchUpdate,
-    LogitsProcessor,
-)
-from vllm.v1.sample.logits_processor.builtin import (
-    process_dict_updates,
-)
 
-from esr_eval.backends.vllm import PROBE_ARG, SAMPLER_SAYS, SAMPLING_ARG, sampler_digest
-from esr_eval.steering.sampling import RowSampler, Sampling
+from esr_eval.steering.sampling import RowSampler, Sampling, scores
+
+logger = logging.getLogger(__name__)
+
+
+def read_sampling(told: str) -> Sampling:
+    """A request's sampling.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return Sampling(**json.loads(told))
+    except TypeError as error:
+        raise ValueError(f"it is no sampling: {error}") from error
 
 
 class _Request:
-    """One request of the server's running batch."""
+    """One request: its settings, the tokens of its prompt until they are noted, and its step."""
 
-    def __init__(self, wanted: Sampling, prompt: Sequence[int], output: list[int]) -> None:
-        self.wanted = wanted
-        self.output = output  # the server's own list: it grows as tokens are made
-        self._new = list(prompt)
-        self._noted = 0
-        self._seen: Tensor | None = None
-
-    def seen(self, vocabulary: int, device: torch.device) -> Tensor:
-        """Which tokens occurred so far, boolean (vocabulary,)."""
-        if self._seen is None:
-            self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-        self._new += self.output[self._noted :]
-        self._noted = len(self.output)
-        if self._new:
-            self._seen[torch.tensor(self._new, device=device)] = True
-            self._new = []
-        return self._seen
+    def __init__(self, wanted: Sampling, prompt: Sequence[int], place: int) -> None:
+        self.wanted, self.prompt, self.place, self.made = wanted, prompt, place, 0
 
 
-class SeededRows(LogitsProcessor):  # type: ignore[misc]
-    """Chooses the tokens of every request that brings a `Sampling`."""
+class BatchSampler:
+    """Chooses the tokens of every request that brings a `Sampling`.
 
-    @classmethod
-    def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse what cannot be sampled, and answer the probe.
+    What a row has seen stays on the device, and grows there by the token that is chosen: no step
+    waits for the one before.
+    """
 
-        Raises:
-            ValueError: The server answers the request with status 400 and this text.
-        """
-        extra = sampling_params.extra_args or {}
-        if PROBE_ARG in extra:
-            raise ValueError(f"{SAMPLER_SAYS} {sampler_digest()}")
-        if SAMPLING_ARG in extra:
-            _sampling(extra[SAMPLING_ARG])
-
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        """Start with an empty batch; the arguments are vLLM's."""
+    def __init__(self, device: torch.device) -> None:
+        """Start with no request."""
         self._device = device
-        self._requests: dict[int, _Request] = {}
-        self._sampler: RowSampler | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+        self._requests: dict[str, _Request] = {}
+        self._free: list[int] = []
+        self._seen: Tensor | None = None
+        self._now: list[tuple[int, _Request]] = []
+        self._stacked: list[tuple[int, _Request]] = []
+        self._rows = RowSampler([])
+        self._at = self._places = self._steps = torch.zeros(0, dtype=torch.int64)
 
-    def is_argmax_invariant(self) -> bool:
-        """It decides the token."""
-        return False
+    def compile(self, vocabulary: int, dtype: torch.dtype) -> None:
+        """Have the noise and the scores of a batch computed in one pass over the vocabulary.
 
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the requests as they come, go and change places in the batch."""
-        if process_dict_updates(self._requests, batch_update, _new_request):
-            self._sampler = None
+        Where there is no compiler, or it chooses other tokens, all stays as it is. The largest is
+        not looked for in that pass: torch 2.13 compiles its place wrongly on a CPU.
 
-    def apply(self, logits: Tensor) -> Tensor:
+        Args:
+            vocabulary: Number of logits.
+            dtype: Their type.
+        """
+        settings = [Sampling(seed, 0.7 * (seed % 3), None, None, 1.1, 1) for seed in range(7)]
+        rows, steps = RowSampler(settings, self._device), torch.arange(7).to(self._device)
+        try:
+            compiled = torch.compile(scores, dynamic=True)
+            with torch.inference_mode():
+                drawn = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0))
+                logits = (4 * drawn).to(self._device, dtype)
+                wanted = rows.choose(logits, logits > 0, steps)
+                if not torch.equal(wanted, rows.choose(logits, logits > 0, steps, compiled)):
+                    raise RuntimeError("it chooses other tokens")
+        except Exception as error:  # of whatever compiler there is
+            logger.warning("esr-eval chooses tokens uncompiled: %s", error)
+        else:
+            self._compiled = compiled
+
+    def admit(self, name: str, told: str, prompt: Sequence[int]) -> None:
+        """Take a request that vLLM begins to compute; one that it computes anew is known."""
+        if name not in self._requests:
+            place = self._free.pop() if self._free else len(self._requests)
+            self._requests[name] = _Request(read_sampling(told), prompt, place)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Forget requests that vLLM computes no more."""
+        for name in names:
+            if (gone := self._requests.pop(name, None)) is not None:
+                self._free.append(gone.place)
+
+    def step(self, names: Sequence[str], reached: Iterable[bool]) -> None:
+        """Learn what the next forward pass computes.
+
+        Args:
+            names: Requests in the order of the batch.
+            reached: Whether a token of each is wanted; not in the midst of its prompt.
+        """
+        known = self._requests
+        self._now = [
+            (i, known[name])
+            for i, (name, wanted) in enumerate(zip(names, reached, strict=True))
+            if wanted and name in known
+        ]
+
+    def chosen(self, logits: Tensor | None) -> Tensor | None:
         """Scores that are -inf everywhere but at the chosen token, in the rows that are ours."""
-        if not self._requests:
+        now, self._now = self._now, []
+        if not now or logits is None:
             return logits
-        slots = sorted(self._requests)
-        ours = [self._requests[slot] for slot in slots]
-        if self._sampler is None:
-            self._sampler = RowSampler([one.wanted for one in ours], logits.device)
-        at = torch.tensor(slots, device=logits.device)
-        seen = torch.stack([one.seen(logits.shape[-1], logits.device) for one in ours])
-        steps = torch.tensor([len(one.output) for one in ours], device=logits.device)
-        chosen = self._sampler.choose(logits[at], seen, steps)
-        logits[at] = float("-inf")
-        logits[at, chosen] = 0.0
+        if now != self._stacked:
+            self._stack(now, logits.shape[-1])
+        assert self._seen is not None
+        ours = logits if len(now) == len(logits) else logits[self._at]
+        # A single row would be compiled for by itself.
+        compiled = self._compiled if len(now) > 1 else None
+        chosen = self._rows.choose(ours, self._seen[self._places], self._steps, compiled)
+        self._seen[self._places, chosen] = True
+        self._steps += 1
+        for _, request in now:
+            request.made += 1
+        logits[self._at] = float("-inf")
+        logits[self._at, chosen] = 0.0
         return logits
 
+    def _stack(self, now: list[tuple[int, _Request]], vocabulary: int) -> None:
+        """Prepare for a batch of other requests, or in another order."""
+        self._stacked, ours = now, [request for _, request in now]
+        most = 1 + max(request.place for request in ours)
+        if self._seen is None or len(self._seen) < most:
+            seen = torch.zeros(2 * most, vocabulary, dtype=torch.bool, device=self._device)
+            if self._seen is not None:
+                seen[: len(self._seen)] = self._seen
+            self._seen = seen
+        for request in ours:
+            if not request.made and request.prompt:
+                self._seen[request.place] = False
+                self._seen[request.place, self._sent(request.prompt)] = True
+                request.prompt = ()
+        self._rows = RowSampler([request.wanted for request in ours], self._device)
+        self._at = self._sent([i for i, _ in now])
+        self._places = self._sent([request.place for request in ours])
+        self._steps = self._sent([request.made for request in ours])
 
-def _new_request(
-    params: SamplingParams, prompt: list[int] | None, output: list[int]
-) -> _Request | None:
-    extra = params.extra_args or {}
-    if SAMPLING_ARG not in extra:
-        return None
-    return _Request(_sampling(extra[SAMPLING_ARG]), prompt or [], output)
-
-
-def _sampling(told: str) -> Sampling:
-    try:
-        return Sampling(**json.loads(told))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{SAMPLING_ARG} is not a sampling: {error}") from error
+    def _sent(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers).to(self._device, non_blocking=True)
