@@ -7,7 +7,7 @@ that follows the concept's mention is none). In words of our own.
 """
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from inspect_ai.model import ModelOutput
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
@@ -94,6 +94,10 @@ RATES = {
 """Values of 0 or 1, with what they mean and their denominator."""
 
 
+SIGNAL = ("detected", "false_positive", "affirmed", "affirmed_control")
+"""Of these, what detection is computed from, in the order of `stats.detection.detection`."""
+
+
 class Judgement(NamedTuple):
     """What an answer says."""
 
@@ -148,11 +152,10 @@ def sensitivity() -> Metric:
         # Here, for scipy is slow to load and every `inspect` command imports the scorers.
         from esr_eval.stats.detection import detection
 
-        keys = ("detected", "false_positive", "affirmed", "affirmed_control")
         numbers = [(one.score.metadata or {}).get("numbers") or {} for one in scores]
-        columns = [[float(cast(Any, row.get(key, NAN))) for row in numbers] for key in keys]
+        columns = {key: [float(row.get(key, NAN)) for row in numbers] for key in SIGNAL}
         concepts = [str((one.sample_metadata or {}).get("latent")) for one in scores]
-        found = detection(*columns, concepts)
+        found = detection(*(columns[key] for key in SIGNAL), concepts=concepts)
         told: dict[str, float] = {}
         for name in ("d_prime", "bias", "corrected"):
             value = getattr(found, name)

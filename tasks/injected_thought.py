@@ -46,7 +46,13 @@ from esr_eval.selection.injection import inject
 from esr_eval.solvers import VectorSource
 from esr_eval.spec import fingerprint
 from esr_eval.subjects import check_layer
-from esr_eval.tasks.experiment import MOST_ERRORS, Setup, check_replayed, latents_to_choose
+from esr_eval.tasks.experiment import (
+    MOST_ERRORS,
+    Draw,
+    Setup,
+    check_replayed,
+    latents_to_choose,
+)
 from esr_eval.vectors.file import VectorFile, default_vectors, read_vectors, vector_strengths
 
 ABOUT = {
@@ -159,7 +165,7 @@ def injected_thought(
     )
     chosen_wordings = _wordings(wordings)
     chosen_forms = FORMS if answers == "both" else (answers,)
-    concepts = _concepts(setup, latents, n_latents, strengths, layers, vectors, seed, replay)
+    concepts = _concepts(setup, latents, n_latents, strengths, layers, vectors, seed, replay, prior)
     samples = _samples(
         concepts, trials_per_latent, chosen_wordings, chosen_forms, span, unrelated, seed
     )
@@ -216,6 +222,7 @@ def _concepts(
     vectors: str | None,
     seed: int,
     replay: str | None,
+    prior: dict[str, Any] | None,
 ) -> _Concepts:
     doses = strengths if isinstance(strengths, list) else []
     if vectors is not None:
@@ -230,7 +237,7 @@ def _concepts(
         check_replayed(latents=latents, layers=layers)
         return _replayed(setup, replay, count, doses, at[0], seed)
     _check_doses(doses, at, setup.provider.runtime.steering_layer)
-    ways = [_Dose(dose, layer, None) for layer in at for dose in doses or DOSES]
+    ways = [(dose, layer) for layer in at for dose in doses or DOSES]
     indices = isinstance(latents, int | list)
     wanted = latents_to_choose(
         setup.provider, latents, count or (None if indices else DEFAULT_CONCEPTS)
@@ -239,7 +246,16 @@ def _concepts(
         chosen = [Latent(index=number, label="") for number in range(wanted)]
     else:
         chosen = setup.latents(latents, count or _most(setup, latents), seed)
-    return _Concepts(chosen, {one.index: ways for one in chosen}, wanted)
+    known: dict[str, dict[int, Strength]] = {}
+    if wanted is None:
+        for dose in doses or DOSES:
+            draw = Draw(None, None, 1, dose, None, seed, prior)
+            known[dose] = setup.strengths(draw, chosen)
+    found = {
+        one.index: [_Dose(dose, layer, known.get(dose, {}).get(one.index)) for dose, layer in ways]
+        for one in chosen
+    }
+    return _Concepts(chosen, found, wanted)
 
 
 def _most(setup: Setup, latents: str | int | list[int] | None) -> int | None:

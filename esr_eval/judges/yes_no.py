@@ -82,8 +82,12 @@ def said_in(text: str) -> Said:
 
 def mention(text: str, label: str, task: str) -> int | None:
     """Where the first word of the label stands; words of the question itself are none."""
-    concept = stems(label) - stems(task)
+    concept = {_singular(stem) for stem in stems(label) - stems(task)}
     for word in _WORD.finditer(text):
-        if len(word[0]) > 2 and word[0].lower()[:STEM] in concept:
+        if len(word[0]) > 2 and _singular(word[0].lower()[:STEM]) in concept:
             return word.start()
     return None
+
+
+def _singular(stem: str) -> str:
+    return stem.rstrip("s")

@@ -24,7 +24,7 @@ from esr_eval.report.section import (
     points,
     with_interval,
 )
-from esr_eval.scorers.introspection import RATES
+from esr_eval.scorers.introspection import RATES, SIGNAL
 from esr_eval.stats.detection import Detection, detection
 from esr_eval.stats.means import difference_of_means
 from esr_eval.stats.power import ASSUMED_ICC, Design, least_change
@@ -142,15 +142,16 @@ def cells_of(name: str, rows: pd.DataFrame) -> list[Cell]:
     injected = rows[rows["condition"] == "steered"]
     controls = rows[rows["condition"] == "unsteered"]
     cells = []
-    for (layer, dose), own in injected.groupby(["layer", "dose"], sort=False):
+    for way, own in injected.groupby(["layer", "dose"], sort=False):
+        layer, dose = str(way[0]), str(way[1])
         alike = controls[controls["latent"].isin(own["latent"])]
         both = pd.concat([own, alike])
         share = {key: _rate(both, key) for key in RATES}
         cells.append(
             Cell(
                 run=name,
-                layer=int(layer),
-                dose=str(dose),
+                layer=int(float(layer)),
+                dose=dose,
                 found=detection_of(both),
                 coherent=share["coherent"],
                 named=share["named"],
@@ -165,8 +166,8 @@ def cells_of(name: str, rows: pd.DataFrame) -> list[Cell]:
 
 def detection_of(rows: pd.DataFrame) -> Detection:
     """Detection of some questions."""
-    keys = ("detected", "false_positive", "affirmed", "affirmed_control")
-    return detection(*(rows[key].tolist() for key in keys), rows["latent"].tolist())
+    columns = (rows[key].tolist() for key in SIGNAL)
+    return detection(*columns, concepts=rows["latent"].tolist())
 
 
 def cells_table(cells: Sequence[Cell]) -> Table:
@@ -366,17 +367,17 @@ def link_table(name: str, main: str, link: pd.DataFrame) -> Table:
         ("latent", "label", "strength", "claims", "names it", "of", "starts over", "ESR", "of"),
         [
             (
-                str(one.latent),
-                one_line(str(one.label)),
-                f"{one.strength:.4g}",
-                f"{100 * float(one.claims):.0f} %",
-                f"{100 * float(one.named):.0f} %",
-                int(one.asked),
-                f"{100 * float(one.starts_over):.0f} %",
-                f"{100 * float(one.esr):.0f} %",
-                int(one.trials),
+                str(one["latent"]),
+                one_line(str(one["label"])),
+                f"{one['strength']:.4g}",
+                f"{100 * one['claims']:.0f} %",
+                f"{100 * one['named']:.0f} %",
+                int(one["asked"]),
+                f"{100 * one['starts_over']:.0f} %",
+                f"{100 * one['esr']:.0f} %",
+                int(one["trials"]),
             )
-            for one in link.sort_values("claims", ascending=False).itertuples()
+            for one in link.sort_values("claims", ascending=False).to_dict("records")
         ],
         "Starts over: share of main trials with several attempts. The two are asked in different "
         "conversations: what pairs them is the latent and its strength.",
