@@ -153,9 +153,11 @@ def sensitivity() -> Metric:
         from esr_eval.stats.detection import detection
 
         numbers = [(one.score.metadata or {}).get("numbers") or {} for one in scores]
-        columns = {key: [float(row.get(key, NAN)) for row in numbers] for key in SIGNAL}
+        hits, alarms, affirmed, control = (
+            [float(row.get(key, NAN)) for row in numbers] for key in SIGNAL
+        )
         concepts = [str((one.sample_metadata or {}).get("latent")) for one in scores]
-        found = detection(*(columns[key] for key in SIGNAL), concepts=concepts)
+        found = detection(hits, alarms, affirmed, control, concepts)
         told: dict[str, float] = {}
         for name in ("d_prime", "bias", "corrected"):
             value = getattr(found, name)

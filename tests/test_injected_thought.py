@@ -4,11 +4,12 @@ import json
 import random
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 from inspect_ai import Task, eval
 from inspect_ai.model import get_model
-from inspect_ai.solver import solver
+from inspect_ai.solver import TaskState, solver
 from scoring import grader, output
 
 from esr_eval.data.thoughts import SPANS, Probe, messages, unrelated_questions
@@ -25,8 +26,8 @@ from esr_eval.scorers.introspection import (
     render,
     values,
 )
-from esr_eval.selection.injection import injections_of
-from esr_eval.spec import Boost
+from esr_eval.selection.injection import inject, injections_of
+from esr_eval.spec import Boost, Steering
 from esr_eval.stats.detection import detection, expected
 from esr_eval.tasks import injected_thought
 
@@ -343,3 +344,47 @@ def test_concept_vectors_are_injected_at_their_own_layer():
     injected = [one for s in samples if (one := Probe.model_validate(s.metadata)).dose]
     assert all(one.vector == one.label and one.strength == 0.4 for one in injected)
     assert not any(one.pending for one in injected)
+
+
+@pytest.mark.parametrize("kind", ["thought", "no"])
+def test_a_probe_is_asked_under_its_injection_and_its_control_without(monkeypatch, kind):
+    subject, asked, units = get_model("esr/smollm2-135m", memoize=False), [], []
+
+    async def answer(messages, config):
+        asked.append((messages[-1].text, config))
+        return output(" yes, fires.")
+
+    async def unit(model, latent, prior, layer=None):
+        units.append((latent.index, prior, layer))
+        return 50.0
+
+    monkeypatch.setattr(subject, "generate", answer)
+    monkeypatch.setattr("esr_eval.selection.injection.get_model", lambda: subject)
+    monkeypatch.setattr("esr_eval.calibration.strengths.strength_unit", unit)
+    solve = inject(seed=0, steering_layer=14)
+    pending = {"pending": True, "strength": 0.0, "kind": kind, "span": "question", "layer": 20}
+    control = probe(condition="unsteered", kind=kind, dose=None, layer=None, span=None, strength=0)
+    probes = [probe(**pending), probe(**pending, turn=1), control]
+    states = []
+    for one in probes:
+        state = TaskState(
+            model="esr/smollm2-135m",
+            sample_id="x",
+            epoch=1,
+            input="",
+            messages=messages("half", "prefilled", 1, "Is snow black?" if kind == "no" else None),
+            metadata=one.model_dump(exclude_none=True),
+        )
+        states.append(anyio.run(solve, state, None))
+    # The norm is the layer's own, and measured once for each latent.
+    assert units == [(1, None, 20)]
+    assert states[0].metadata["strength"] == pytest.approx(30.0)
+    assert "pending" not in states[0].metadata
+    edits = [Steering.from_extra_body(config.extra_body).edits for _, config in asked]
+    boost = Boost(latent=1, strength=0.6 * 50.0, layer=20, positions="prompt")
+    assert edits == [(boost,), (boost,), ()]
+    assert {text for text, _ in asked} == {"The answer is"}
+    assert len({config.seed for _, config in asked}) == 1
+    assert {config.max_tokens for _, config in asked} == {None if kind == "thought" else 24}
+    assert all(state.output.completion == "The answer is yes, fires." for state in states)
+    assert [one.role for one in states[0].messages] == ["user", "assistant", "user", "assistant"]

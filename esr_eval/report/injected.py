@@ -166,8 +166,8 @@ def cells_of(name: str, rows: pd.DataFrame) -> list[Cell]:
 
 def detection_of(rows: pd.DataFrame) -> Detection:
     """Detection of some questions."""
-    columns = (rows[key].tolist() for key in SIGNAL)
-    return detection(*columns, concepts=rows["latent"].tolist())
+    hits, alarms, affirmed, control = (rows[key].tolist() for key in SIGNAL)
+    return detection(hits, alarms, affirmed, control, rows["latent"].tolist())
 
 
 def cells_table(cells: Sequence[Cell]) -> Table:
