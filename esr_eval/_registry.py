@@ -12,6 +12,7 @@ from esr_eval.scorers.attempts import attempts
 from esr_eval.scorers.continuation import continuation
 from esr_eval.scorers.degradation import degradation
 from esr_eval.scorers.improvement import improvement
+from esr_eval.scorers.introspection import introspection
 from esr_eval.scorers.passages import on_passage
 from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.regions import regions
@@ -27,6 +28,7 @@ from esr_eval.tasks import (
     esr,
     finetuned,
     held_out,
+    injected_thought,
     meta_prompt,
     passages,
     prefill_control,
@@ -54,6 +56,8 @@ __all__ = [
     "finetuned",
     "held_out",
     "improvement",
+    "injected_thought",
+    "introspection",
     "meta_prompt",
     "on_passage",
     "passages",

@@ -142,6 +142,25 @@ def boost_of(
     )
 
 
+async def answered(state: TaskState, model: Model, config: GenerateConfig) -> TaskState:
+    """Have the model answer; where the answer was given its beginning, both are the response.
+
+    Args:
+        state: The sample.
+        model: Who answers.
+        config: Settings of the request.
+    """
+    state.output = await model.generate(state.messages, config=config)
+    if state.messages[-1].role == "assistant":
+        whole = state.messages.pop().text + state.output.completion
+        said = state.output.message.content
+        thoughts = [] if isinstance(said, str) else [p for p in said if p.type == "reasoning"]
+        state.output.message.content = [*thoughts, ContentText(text=whole)] if thoughts else whole
+        state.output.completion = whole
+    state.messages.append(state.output.message)
+    return state
+
+
 @solver
 def steered_generate(
     ablated: Sequence[int] = (),
@@ -173,16 +192,6 @@ def steered_generate(
             edits=(*clamps, *boost_of(trial, runtime_of(model), source, until_token)),
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
-        state.output = await model.generate(state.messages, config=config)
-        if state.messages[-1].role == "assistant":
-            whole = state.messages.pop().text + state.output.completion
-            said = state.output.message.content
-            thoughts = [] if isinstance(said, str) else [p for p in said if p.type == "reasoning"]
-            state.output.message.content = (
-                [*thoughts, ContentText(text=whole)] if thoughts else whole
-            )
-            state.output.completion = whole
-        state.messages.append(state.output.message)
-        return state
+        return await answered(state, model, config)
 
     return solve

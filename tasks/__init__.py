@@ -10,6 +10,7 @@ from esr_eval.tasks.detectors import detectors
 from esr_eval.tasks.esr import esr
 from esr_eval.tasks.finetuned import finetuned
 from esr_eval.tasks.held_out import held_out
+from esr_eval.tasks.injected_thought import injected_thought
 from esr_eval.tasks.meta_prompt import meta_prompt
 from esr_eval.tasks.passages import passages
 from esr_eval.tasks.prefill_control import prefill_control
@@ -28,6 +29,7 @@ __all__ = [
     "esr",
     "finetuned",
     "held_out",
+    "injected_thought",
     "meta_prompt",
     "passages",
     "prefill_control",

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from esr_eval import _registry
 from esr_eval.cli import app
-from esr_eval.data.experiments import EXPERIMENTS
+from esr_eval.data.experiments import BEYOND, EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import steps as paper_steps
@@ -56,6 +56,19 @@ def test_the_steps_cover_every_experiment_of_the_catalogue():
     tasks = {step.task for step in plan_steps(FULL)}
     assert tasks == {one.task.split()[0] for one in EXPERIMENTS} | {"calibrate"}
     assert tasks <= set(_registry.__all__)
+
+
+def test_beyond_the_paper_are_further_steps_that_change_no_other(tmp_path):
+    beyond = replace(FULL, beyond=True)
+    more = [
+        step for step in plan_steps(beyond) if step.task not in {s.task for s in plan_steps(FULL)}
+    ]
+    assert [step.task for step in more] == [one.task for one in BEYOND]
+    assert more[0].args({"main": "main.eval"})["replay"] == "main.eval"
+    assert more[0].generations == 2 * 4 * 500 * 4
+    # A run that is there already goes on with them.
+    run = EvalSet(find_subject("smollm2-135m"), {}, None, None, tmp_path)
+    assert identity(run, beyond) == identity(run, FULL)
 
 
 def test_full_scale_is_the_papers():

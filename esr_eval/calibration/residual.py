@@ -72,24 +72,30 @@ class Residual(BaseModel):
 _measuring = anyio.Lock()
 
 
-async def measured_residual(model: Model) -> Residual:
+async def measured_residual(model: Model, layer: int | None = None) -> Residual:
     """The residual of the model under test, from the cache where it was measured before.
+
+    Args:
+        model: The model under test.
+        layer: Where it is measured; None is the steering layer.
 
     Raises:
         EsrError: The model has no steering layer, answers nothing, or its residual is no number.
     """
     provider = provider_of(model)
-    path = cache_root() / "residuals" / f"{runtime_key(provider.runtime)}.json"
+    runtime = provider.runtime
+    if layer is not None:
+        runtime = runtime.model_copy(update={"steering_layer": layer})
+    path = cache_root() / "residuals" / f"{runtime_key(runtime)}.json"
     async with _measuring:
         found = kept(path, Residual.model_validate_json)
         if found is None:
-            found = await _measure(model, provider)
+            found = await _measure(model, provider, runtime.steering_layer)
             keep(path, found.model_dump(mode="json"))
         return found
 
 
-async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
-    layer = provider.runtime.steering_layer
+async def _measure(model: Model, provider: ESRModelAPI, layer: int | None) -> Residual:
     if layer is None:
         raise EsrError("The model has no steering layer: name one with -M steering_layer=.")
     every = prompts()
@@ -134,16 +140,15 @@ async def _measure(model: Model, provider: ESRModelAPI) -> Residual:
         norm=float(np.median(norms)),
         tokens=tokens,
         tokens_per_second=tokens / seconds,
-        fits=await _fits(provider, chats),
+        fits=await _fits(provider, chats, layer),
     )
 
 
 async def _fits(
-    provider: ESRModelAPI, chats: Sequence[Sequence[ChatMessage]]
+    provider: ESRModelAPI, chats: Sequence[Sequence[ChatMessage]], steered: int
 ) -> tuple[LayerFit, ...]:
-    """The SAE's fit at the steering and at its own layer, where its weights are at hand."""
-    runtime = provider.runtime
-    layers = dict.fromkeys((runtime.steering_layer, runtime.feature_layer))
+    """The SAE's fit at the steered and at its own layer, where its weights are at hand."""
+    layers = dict.fromkeys((steered, provider.runtime.feature_layer))
     found = [await provider.sae_fit(chats, layer) for layer in layers if layer is not None]
     return tuple(
         LayerFit(layer=fit.layer, explained_variance=fit.explained_variance, l0=fit.l0)
@@ -152,16 +157,19 @@ async def _fits(
     )
 
 
-async def strength_unit(model: Model, latent: Latent, prior: CalibrationPrior | None) -> float:
+async def strength_unit(
+    model: Model, latent: Latent, prior: CalibrationPrior | None, layer: int | None = None
+) -> float:
     """Strength that is one unit of a prior: 1, or what adds the residual's median norm.
 
     Args:
         model: The model under test.
         latent: Whose decoder row.
         prior: Names the unit; None is the residual's norm.
+        layer: Where the norm is measured; None is the steering layer.
     """
     if prior is not None and prior.unit == "latent":
         return 1.0
-    residual = await measured_residual(model)
+    residual = await measured_residual(model, layer)
     row = await anyio.to_thread.run_sync(provider_of(model).decoder_row, latent.index)
     return residual.norm / row.added(residual.norm)

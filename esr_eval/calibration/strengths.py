@@ -102,15 +102,22 @@ def _calibrated(
 class Strengths:
     """The strengths of a run's latents, each found once, by whichever trial needs it first."""
 
-    def __init__(self, rule: StrengthRule, prior: Mapping[str, Any] | None, seed: int) -> None:
+    def __init__(
+        self,
+        rule: StrengthRule,
+        prior: Mapping[str, Any] | None,
+        seed: int,
+        layer: int | None = None,
+    ) -> None:
         """Take the arguments; nothing is asked yet.
 
         Args:
             rule: What the user asked for.
             prior: Changes to the subject's prior.
             seed: Of the searches' tasks and samplers.
+            layer: Where a share of the residual's norm is meant; None is the steering layer.
         """
-        self._rule, self._changes, self._seed = rule, prior, seed
+        self._rule, self._changes, self._seed, self._layer = rule, prior, seed, layer
         self._found: dict[int, Strength | EsrError] = {}
         self._locks: dict[int, anyio.Lock] = {}
         self._rounds: dict[int, int] = {}
@@ -146,7 +153,8 @@ class Strengths:
     async def _find(self, model: Model, latent: Latent) -> Strength:
         subject, rule = subject_of(model), self._rule
         prior = calibration_prior(subject, self._changes)
-        scale = await strength_unit(model, latent, prior if rule.kind != "rms" else None)
+        unit = None if rule.kind == "rms" else prior
+        scale = await strength_unit(model, latent, unit, self._layer)
         if rule.kind == "rms":
             return Strength(rule.value * scale, f"{rule.value:g} {OF_NORM}")
         if rule.kind == "prior":

@@ -194,6 +194,9 @@ def paper(
         typer.Option(help="Share of the main run that the judge scores again, blind."),
         SHARE,
     ] = 0.2,
+    beyond: Annotated[
+        bool, typer.Option(help="Also what the paper does not ask: injected thoughts.")
+    ] = False,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
@@ -238,6 +241,7 @@ def paper(
         vectors=vectors,
         graders=further,
         rejudge=rejudge,
+        beyond=beyond,
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()

@@ -21,6 +21,7 @@ ExperimentId = Literal[
     "prefill_ablation",
     "held_out",
     "vectors",
+    "injected_thought",
 ]
 
 
@@ -152,6 +153,18 @@ EXPERIMENTS = (
         "vectors",
     ),
 )
+
+BEYOND = (
+    Experiment(
+        "14",
+        "injected_thought",
+        "Injected thoughts",
+        "Asked whether a thought was injected, does the model notice one, and say which, beyond "
+        "what the injection does to its answers to any yes/no question?",
+        "injected_thought",
+    ),
+)
+"""What the field asks next, in none of the authors' papers: run by `esr-eval paper --beyond`."""
 
 _RENAMED = {"main": "esr", "meta_prompts": "meta_prompt", "prefill": "prefill_control"}
 """What the first logs of version 0.1 call experiments."""

@@ -14,12 +14,13 @@ from inspect_ai.log import (
 )
 from pydantic import ValidationError
 
-from esr_eval.data.experiments import EXPERIMENTS, Experiment, current_id
+from esr_eval.data.experiments import BEYOND, EXPERIMENTS, Experiment, current_id
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import planned_of, read_each, read_trial, reading, subject_of
 from esr_eval.scorers.grader import GRADER_ROLE
 from esr_eval.spec import Runtime
 
+_ALL = (*EXPERIMENTS, *BEYOND)
 WITHOUT_TRIALS = ("detectors",)
 """Experiments whose samples are no trials."""
 
@@ -200,9 +201,9 @@ def _experiment(header: EvalLog, samples: list[EvalSampleSummary]) -> Experiment
         wanted = "no_steering"
     if wanted == "prefill_control" and (header.eval.task_args or {}).get("mirror"):
         wanted = "prefill_mirror"
-    return next((one for one in EXPERIMENTS if one.id == wanted), None)
+    return next((one for one in _ALL if one.id == wanted), None)
 
 
 def _order(log: StoredLog) -> tuple[int, str, str]:
-    place = EXPERIMENTS.index(log.experiment) if log.experiment else len(EXPERIMENTS)
+    place = _ALL.index(log.experiment) if log.experiment else len(_ALL)
     return place, log.header.eval.created, log.file

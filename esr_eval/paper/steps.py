@@ -43,6 +43,7 @@ class Scale:
         cross_judge: Stored responses that every further judge sees.
         episodes: Episodes whose activations are read, beside as many answers without a restart
             and as many unsteered ones.
+        thoughts: Trials for each latent in which a thought is injected.
     """
 
     latents: int
@@ -55,6 +56,7 @@ class Scale:
     prefill: int
     cross_judge: int
     episodes: int
+    thoughts: int = 4
 
 
 SCALES = {
@@ -82,6 +84,7 @@ class Choices:
         base: Whether the subject itself is tuned, and its base's main run stands beside its own.
         uncalibrated: Responses that the calibration still takes, by step.
         rejudge: Share of the main run's responses that the judge scores again.
+        beyond: Whether what the paper does not ask is run as well (`data.experiments.BEYOND`).
     """
 
     scale: Scale
@@ -95,6 +98,7 @@ class Choices:
     base: bool = False
     uncalibrated: Mapping[str, int] | None = None
     rejudge: float = 0.0
+    beyond: bool = False
 
 
 def choose(
@@ -107,6 +111,7 @@ def choose(
     vectors: str | None,
     graders: Sequence[str],
     rejudge: float = 0.0,
+    beyond: bool = False,
 ) -> Choices:
     """Check what the user asked for and find what each step will take; loads nothing.
 
@@ -151,6 +156,7 @@ def choose(
         base=run.base is not None,
         uncalibrated=uncalibrated,
         rejudge=rejudge,
+        beyond=beyond,
     )
 
 
@@ -159,6 +165,8 @@ def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
     chosen = asdict(choices)
     del chosen["uncalibrated"]  # falls to nothing as the run goes on
     del chosen["base"]  # told by its name
+    del chosen["beyond"]  # adds steps, and changes none
+    del chosen["scale"]["thoughts"]  # of these steps
     return {
         "model": run.subject.name,
         "judge": run.judge,
@@ -191,6 +199,8 @@ def plan_steps(choices: Choices) -> list[Step]:
     if choices.base:
         steps += _base(choices)
     steps.append(_activations(choices))
+    if choices.beyond:
+        steps.append(_injected(choices))
     if choices.graders:
         steps.append(_cross_judge(choices))
     return steps
@@ -378,6 +388,22 @@ def _activations(choices: Choices) -> Step:
     needs = (source, baseline, "detectors")
     step = Step("activations", "activations", args, needs, readings=passes, verdicts=passes)
     return replace(step, tuned=choices.tuned)
+
+
+def _injected(choices: Choices) -> Step:
+    """Thoughts injected as in the main run: per latent, is it reported, and does it start over?"""
+    scale = choices.scale
+
+    def args(logs: Logs) -> Args:
+        return {
+            "replay": logs["main"],
+            "trials_per_latent": scale.thoughts,
+            "seed": choices.seed,
+        }
+
+    # Each with and without injection: the thought, two unrelated questions and one that is true.
+    questions = 2 * 4 * scale.latents * scale.thoughts
+    return _answered("injected_thought", "injected_thought", args, questions, ("main",))
 
 
 def _cross_judge(choices: Choices) -> Step:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from esr_eval._util.output import write_frame
-from esr_eval.data.experiments import EXPERIMENTS, Experiment
+from esr_eval.data.experiments import BEYOND, EXPERIMENTS, Experiment
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, conditions_of, told_reasons
 from esr_eval.logs.stored import read_logs
@@ -19,6 +19,7 @@ from esr_eval.report.detectors import detectors_section
 from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
+from esr_eval.report.injected import injected_section
 from esr_eval.report.published import published_section
 from esr_eval.report.reach import reach_section
 from esr_eval.report.recovery import prefill_section
@@ -42,6 +43,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     detectors_section,
     prefill_section,
     activations_section,
+    injected_section,
     agreement_section,
     reliability_section,
     reach_section,
@@ -200,7 +202,7 @@ def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Secti
     """
     own = {one.experiment: one.answers for one in special if one.experiment}
     present = []
-    for experiment in EXPERIMENTS:
+    for experiment in (*EXPERIMENTS, *BEYOND):
         logs = evidence.logs_of(experiment.id)
         answers = list(own.get(experiment.id, []))
         # A tuned subject's main run beside its base's answers the fourth without logs of its own.
@@ -214,7 +216,7 @@ def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Secti
     shown = {found["experiment"] for found in present}
     absent = [
         {"experiment": one, "command": command(one, evidence)}
-        for one in EXPERIMENTS
+        for one in (*EXPERIMENTS, *BEYOND)
         if one not in shown
     ]
     return Section(
