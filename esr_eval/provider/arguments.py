@@ -27,9 +27,13 @@ class ModelArgs(BaseModel):
     device: Annotated[str | None, DEVICE] = Field(
         default=None, description="transformers device map, e.g. cuda:1."
     )
-    batch_size: int | None = Field(default=None, ge=1, description="Most samples at a time (32); halved when memory runs out.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Most samples at a time (32); halved when memory runs out."
+    )
     revision: str | None = Field(default=None, description="Revision of the model on the hub.")
-    adapter: str | None = Field(default=None, description="PEFT adapter (LoRA, DoRA, LoHa, LoKr, IA3): path or hub id.")
+    adapter: str | None = Field(
+        default=None, description="PEFT adapter (LoRA, DoRA, LoHa, LoKr, IA3): path or hub id."
+    )
     sae_release: str | None = Field(default=None, description="sae-lens release or local folder.")
     sae_id: str | None = Field(default=None, description="SAE within the release.")
     sae_rows: Path | None = Field(
