@@ -74,7 +74,7 @@ docs: $(VENV)/.docs  ## build the documentation's site in build/site; needs no n
 	@echo "The site: build/site/index.html"
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[docs]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r pyproject.toml --extra docs
 	@touch $@
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
