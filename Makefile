@@ -37,7 +37,7 @@ PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline test test-lowest test-newest test-ndif test-vllm test-hub lint format types clean
+.PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-hub lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt
 .venv-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
-demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 5 minutes)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 6 minutes)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T steering=false $(DEMO)
 	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
@@ -68,6 +68,14 @@ baseline: $(READY)  ## measure that baseline anew, after a change that is meant 
 	rm -f logs/baseline/*.eval
 	$(FIXED) --log-dir logs/baseline
 	$(FIXED) -T steering=false --log-dir logs/baseline
+
+docs: $(VENV)/.docs  ## build the documentation's site in build/site; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site: build/site/index.html"
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r pyproject.toml --extra docs
+	@touch $@
 
 test: $(READY) lint types  ## lint, type-check, and run all tests
 	$(PARALLEL) $(BIN)/python -m pytest -n logical --dist loadfile

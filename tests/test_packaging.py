@@ -65,6 +65,13 @@ def test_the_lowest_versions_tried_are_the_bounds():
     assert not differs
 
 
+def test_an_installed_torch_is_not_moved():
+    """An upper bound, or an exact one, would replace the CUDA build that a vLLM came with."""
+    [torch] = [one for one in bounds() if one.name == "torch"]
+    assert [one.operator for one in torch.specifier] == [">="]
+    assert not {one.name for one in bounds()} & {"torchvision", "torchaudio", "triton", "vllm"}
+
+
 def imported(path):
     """Names of the packages that a module imports, also inside of functions."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):

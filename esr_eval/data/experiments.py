@@ -29,7 +29,7 @@ class Experiment(NamedTuple):
     """One experiment, or one half of one.
 
     Attributes:
-        number: Of the paper's protocol, as in the README; 9 is the statistics of 6.
+        number: Of the paper's protocol, as in docs/how-to/paper.md; 9 is the statistics of 6.
         id: What its logs carry as `experiment_id`: the task, or one half of what it runs.
         title: In a few words.
         question: What it asks.

@@ -28,9 +28,13 @@ class ModelArgs(BaseModel):
     device: Annotated[str | None, DEVICE] = Field(
         default=None, description="transformers device map, e.g. cuda:1."
     )
-    batch_size: int | None = Field(default=None, ge=1, description="Most samples at a time.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Most samples at a time (32); halved when memory runs out."
+    )
     revision: str | None = Field(default=None, description="Revision of the model on the hub.")
-    adapter: str | None = Field(default=None, description="PEFT adapter: path or hub id.")
+    adapter: str | None = Field(
+        default=None, description="PEFT adapter (LoRA, DoRA, LoHa, LoKr, IA3): path or hub id."
+    )
     sae_release: str | None = Field(default=None, description="sae-lens release or local folder.")
     sae_id: str | None = Field(default=None, description="SAE within the release.")
     sae_rows: Path | None = Field(
@@ -43,7 +47,9 @@ class ModelArgs(BaseModel):
     )
     steering_layer: int | None = Field(default=None, ge=0, description="Layer that is edited.")
     feature_layer: int | None = Field(default=None, ge=0, description="Layer the SAE reads.")
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, description="In place of the subject's."
+    )
     skip_first: int | None = Field(default=None, ge=0, description="Leading positions left alone.")
     enable_thinking: bool | None = Field(
         default=None, description="Whether the model thinks first, where its template asks."
