@@ -28,6 +28,7 @@ from esr_eval.data.arguments import (
 )
 from esr_eval.errors import EsrError
 from esr_eval.provider.conversion import AS_IT_IS, CARRIED_OUT, INSPECTS, check_settings
+from esr_eval.tasks.injected_thought import Doses, Layers
 
 NAN, INF = float("nan"), float("inf")
 TASKS = [getattr(tasks, name) for name in tasks.__all__]
@@ -47,6 +48,8 @@ WRONG: dict[Any, list[Any]] = {
     Topics: NAMES,
     Names: NAMES,
     Sources: [3, "", [], [1], ["a", ""], True],
+    Doses: [one for one in STRENGTHS if one != [60]] + ["0.3rms,0.3rms", [True]],
+    Layers: [2.5, -1, True, "x", "", "3,3", [], [1.5]],
     LogFile: [3, "", "no/such.eval", ["a", "b"], "FOLDER"],
 }
 

@@ -95,6 +95,7 @@ class ESRModelAPI(ModelAPI):
         self._loading = anyio.Lock()
         self.remote = self.args.remote(base_url, api_key)
         self.needs = Needs(self.subject, self.runtime, self.args, self.remote)
+        self._asked = config
         self._chosen = self.args.batch_size or config.max_connections
         size, parallel = self._chosen or DEFAULT_BATCH, 1
         if self.runtime.backend == "ndif":
@@ -291,7 +292,7 @@ class ESRModelAPI(ModelAPI):
         from esr_eval.backends.local import LocalBackend
 
         if self._chosen is None and isinstance(backend, LocalBackend):
-            tokens = PROMPT + (self.config.max_tokens or self.subject.max_tokens or 512)
+            tokens = PROMPT + (self._asked.max_tokens or self.subject.max_tokens or 512)
             if (rows := backend.rows_that_fit(tokens)) is not None:
                 self._batcher.max_batch = self._reader.max_batch = min(rows, MOST_ROWS)
                 logger.info("Batches of up to %d rows fit.", self._batcher.max_batch)
