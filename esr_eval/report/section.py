@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from esr_eval.logs.measures import Measured
+    from esr_eval.report.dots import Dots
 
 
 class Bounded(Protocol):
@@ -204,7 +205,7 @@ class Block(NamedTuple):
     data: Any
 
 
-Part: TypeAlias = Table | Pictures | Paragraph | Block
+Part: TypeAlias = "Table | Pictures | Paragraph | Block | Dots"
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,8 @@ class Section:
         parts: Tables, figures and further text.
         tables: Numbers for CSV files, by the files' names.
         experiment: Id of the experiment that it alone reports on.
+        verdict: What came out, in one line; the first answer where it is not given.
+        figures: Shown at once, where parts are folded.
     """
 
     id: str
@@ -228,3 +231,5 @@ class Section:
     parts: list[Part] = field(default_factory=list)
     tables: dict[str, "pd.DataFrame"] = field(default_factory=dict)
     experiment: str | None = None
+    verdict: str = ""
+    figures: list[Part] = field(default_factory=list)
