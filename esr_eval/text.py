@@ -67,7 +67,8 @@ def told_apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list
 
     Args:
         names: The names.
-        facts: Of each, what may tell it from others, in words, the most telling first.
+        facts: Of each, what may tell it from others, in words, the most telling first; the last
+            one tells any from any, but says nothing (a time).
     """
     told = list(names)
     groups: dict[str, list[int]] = {}
@@ -77,7 +78,8 @@ def told_apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list
         keys = [key for key in facts[group[0]] if len({facts[at].get(key) for at in group}) > 1]
         if len(group) < 2 or not keys:
             continue
-        alone = [key for key in keys if len({facts[at].get(key) for at in group}) == len(group)]
+        telling = keys[:-1] or keys
+        alone = [key for key in telling if len({facts[at].get(key) for at in group}) == len(group)]
         key = (alone or keys)[0]
         for at in group:
             told[at] = ", ".join(filter(None, (names[at], facts[at].get(key))))

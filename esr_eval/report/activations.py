@@ -239,10 +239,17 @@ def activations_section(evidence: Evidence) -> Section | None:
     answers = [*problems]
     parts: list[Part] = []
     figures: list[Part] = []
+    verdicts: list[str] = []
     frames: list[pd.DataFrame] = []
     for log, found in read:
         statistics = region_statistics(found.traces)
         answers.append(_answer(log, found, statistics))
+        main = _main_set(statistics)
+        verdicts += [
+            _sentence(one)
+            for one in statistics.contrasts
+            if one.latents == main and one.contrast and one.difference
+        ][:1]
         parts += [region_table(found, statistics), contrast_table(found, statistics)]
         figures += [Block("strips", [one]) for one in strips_of(found, _episodes(found)[:1])]
         parts.append(Pictures(_traces(found)))
@@ -258,6 +265,7 @@ def activations_section(evidence: Evidence) -> Section | None:
         title="Activations over episodes",
         question="Are detectors more active while the text is off-topic than after it?",
         answers=answers,
+        verdict=" ".join(verdicts),
         figures=figures,
         parts=parts,
         tables={"activations": pd.concat(frames)} if frames else {},

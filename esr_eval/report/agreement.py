@@ -18,8 +18,8 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.reading import Note, read_each, reading
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence, usable
 from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row
+from esr_eval.report.evidence import Evidence, usable
 from esr_eval.report.section import Part, Section, Table, count, percent, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 from esr_eval.stats.comparisons import clustered_kappa

@@ -80,9 +80,16 @@ def detectors_section(evidence: Evidence) -> Section | None:
     answers: list[str] = []
     parts: list[Part] = []
     figures: list[Part] = []
+    verdicts: list[str] = []
     rows: list[dict[str, object]] = []
     for log, report in usable(logs, find_detectors, answers):
         figures += [figure] if (figure := _figure(report)) is not None else []
+        silent = report.sets["silent"]
+        verdicts.append(
+            f"{count(len(silent.detectors), 'latent')} of {report.n_latents:,} fall silent on "
+            f"answers to their task and not on others; chance alone makes "
+            f"{silent.expected_by_chance:,.1f}"
+        )
         for rule in RULES:
             answers.append(_answer(log, report, rule))
             parts.append(detector_table(report, rule, MOST_ROWS))
@@ -95,6 +102,7 @@ def detectors_section(evidence: Evidence) -> Section | None:
         title="Off-topic detectors",
         question="Which latents are silent while an answer fits its task and active otherwise?",
         answers=answers,
+        verdict="; ".join(verdicts),
         figures=figures,
         parts=parts,
         tables={"detectors": pd.DataFrame(rows)} if rows else {},

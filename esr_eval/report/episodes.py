@@ -107,10 +107,12 @@ def episodes_section(evidence: Evidence) -> Section | None:
     """Episodes to leaf through: several attempts first, then gradual improvement, then drifts."""
     strips = _strips(evidence)
     places = {one.name: at for at, one in enumerate(evidence.conditions)}
-    opened = ((pick, _opened(pick, places[pick.condition.name])) for pick in choose(evidence.conditions))
+    opened = (
+        (pick, _opened(pick, places[pick.condition.name])) for pick in choose(evidence.conditions)
+    )
     episodes = [
         episode._replace(strips=strips.get((episode.latent, response)))
-        for _, found in opened
+        for found in opened
         if found is not None
         for episode, response in [found]
     ]
@@ -164,7 +166,9 @@ def choose(conditions: Sequence[Condition]) -> list[Pick]:
     taken: list[Pick] = []
     _take(taken, multi, EPISODES - LEAST_DRIFTS)
     _take(taken, gradual, min(EPISODES - LEAST_DRIFTS, len(taken) + MOST_GRADUAL))
-    _take(taken, _typical(steered, "a typical drift"), max(len(taken) + LEAST_DRIFTS, EPISODES // 2))
+    _take(
+        taken, _typical(steered, "a typical drift"), max(len(taken) + LEAST_DRIFTS, EPISODES // 2)
+    )
     _take(taken, _typical(unsteered, "an unsteered answer"), len(taken) + MOST_UNSTEERED)
     return taken
 
@@ -184,7 +188,9 @@ def _ranked(conditions: Sequence[Condition], key: str, wanted: Any, why: str) ->
             Pick(one, identifier, int(epoch), why)
             for identifier, epoch in table[["id", "epoch"]].itertuples(index=False)
         ]
-        ends = [found[at // 2] if at % 2 == 0 else found[-(at + 1) // 2] for at in range(len(found))]
+        ends = [
+            found[at // 2] if at % 2 == 0 else found[-(at + 1) // 2] for at in range(len(found))
+        ]
         queues.append(ends[:EPISODES])
     return _in_turn(queues)
 
@@ -272,7 +278,9 @@ def _columns(pieces: Sequence[Piece]) -> list[Attempt]:
     """An attempt each, with what follows it; what comes before the first stands with it."""
     columns: list[Attempt] = []
     for piece in pieces:
-        begins = piece.number is not None and any(one.number for col in columns for one in col.pieces)
+        begins = piece.number is not None and any(
+            one.number for col in columns for one in col.pieces
+        )
         if not columns or begins:
             columns.append(Attempt([]))
         columns[-1].pieces.append(piece)

@@ -342,7 +342,9 @@ def _figure(found: Sequence[Recovery]) -> Dots:
         Key("full", "difference of recovered scores, in points (line: 95 % interval)"),
         Key("elsewhere", "an independent group's, on another model with another judge"),
     ]
-    return Dots("Recovered scores: with latents held at 0, less without", "", [Group("", rows)], keys)
+    return Dots(
+        "Recovered scores: with latents held at 0, less without", "", [Group("", rows)], keys
+    )
 
 
 def sentence(one: Recovery) -> str:
