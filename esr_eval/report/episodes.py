@@ -107,9 +107,8 @@ def episodes_section(evidence: Evidence) -> Section | None:
     """Episodes to leaf through: several attempts first, then gradual improvement, then drifts."""
     strips = _strips(evidence)
     places = {one.name: at for at, one in enumerate(evidence.conditions)}
-    opened = (
-        (pick, _opened(pick, places[pick.condition.name])) for pick in choose(evidence.conditions)
-    )
+    picks = choose(evidence.conditions)
+    opened = [_opened(pick, places[pick.condition.name]) for pick in picks]
     episodes = [
         episode._replace(strips=strips.get((episode.latent, response)))
         for found in opened
