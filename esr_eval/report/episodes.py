@@ -92,6 +92,20 @@ class Browser(NamedTuple):
     episodes: list[Episode]
     conditions: list[tuple[str, str]]
     latents: list[tuple[str, str]]
+    restarts: tuple[tuple[str, str], ...] = (
+        ("restart-yes", "starts over"),
+        ("restart-no", "does not"),
+    )
+    improvements: tuple[tuple[str, str], ...] = (
+        ("better-yes", "ends better"),
+        ("better-no", "does not"),
+    )
+
+    @property
+    def classes(self) -> list[str]:
+        """All that can be chosen."""
+        choices = (*self.conditions, *self.latents, *self.restarts, *self.improvements)
+        return [value for value, _ in choices]
 
 
 class Pick(NamedTuple):
