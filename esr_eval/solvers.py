@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from inspect_ai.model import ContentText, GenerateConfig, Model, get_model
+from inspect_ai.log import transcript
+from inspect_ai.model import ContentText, GenerateConfig, Model, ModelOutput, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from esr_eval.data.trial import Trial
@@ -11,6 +12,7 @@ from esr_eval.errors import EsrError
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.spec import AddVector, Boost, Clamp, Edit, Readout, Runtime, Steering
 from esr_eval.subjects import Subject
+from esr_eval.text import one_line
 
 SEEDS_PER_EPOCH = 1_000_003
 """Epochs of one trial differ in their seed by this much: a prime above the paper's seed range."""
@@ -161,6 +163,29 @@ async def answered(state: TaskState, model: Model, config: GenerateConfig) -> Ta
     return state
 
 
+def receipt_of(trial: Trial, output: ModelOutput) -> dict[str, Any]:
+    """What was done to a sample's model, in words: the first thing that the viewer shows of it.
+
+    Args:
+        trial: Which latent, or vector, and how strongly.
+        output: What the model answered, with the receipt of its edits.
+    """
+    found = output.metadata or {}
+    tokens = output.usage.output_tokens if output.usage else 0
+    told = {
+        "vector" if trial.vector is not None else "latent": one_line(
+            trial.vector if trial.vector is not None else str(trial.latent)
+        ),
+        "label": one_line(trial.label),
+        "strength": f"{trial.strength:.4g}" if trial.condition == "steered" else "not boosted",
+    }
+    edited, held = found.get("edited_positions"), found.get("held_positions")
+    if isinstance(edited, int):
+        also = f", {held:,} held as they were" if isinstance(held, int) and held else ""
+        told["receipt"] = f"{edited:,} positions changed{also}, {tokens:,} tokens generated"
+    return told
+
+
 @solver
 def steered_generate(
     ablated: Sequence[int] = (),
@@ -192,6 +217,8 @@ def steered_generate(
             edits=(*clamps, *boost_of(trial, runtime_of(model), source, until_token)),
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
-        return await answered(state, model, config)
+        state = await answered(state, model, config)
+        transcript().info(dict(receipt_of(trial, state.output)), source="steering")
+        return state
 
     return solve

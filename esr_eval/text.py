@@ -6,7 +6,7 @@ report's page (which escapes HTML besides). The Inspect viewer's markdown has
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 _MOST_MARKS = 3
@@ -60,6 +60,33 @@ def numbered(names: Sequence[str], alike: Sequence[object] | None = None) -> lis
         f"{name} ({keys[: at + 1].count(key)})" if keys.count(key) > 1 else name
         for at, (name, key) in enumerate(zip(names, keys, strict=True))
     ]
+
+
+def told_apart(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names that stand more than once, each with what it differs in; a number is the last resort.
+
+    Args:
+        names: The names.
+        facts: Of each, what may tell it from others, in words, the most telling first; the last
+            one tells any from any, but says nothing (a time).
+    """
+    told = list(names)
+    groups: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        groups.setdefault(name, []).append(at)
+    for group in groups.values():
+        keys = [key for key in facts[group[0]] if len({facts[at].get(key) for at in group}) > 1]
+        if len(group) < 2 or not keys:
+            continue
+        telling = keys[:-1] or keys
+        alone = [key for key in telling if len({facts[at].get(key) for at in group}) == len(group)]
+        key = (alone or keys)[0]
+        for at in group:
+            told[at] = ", ".join(filter(None, (names[at], facts[at].get(key))))
+        rest = [{name: text for name, text in facts[at].items() if name != key} for at in group]
+        for at, name in zip(group, told_apart([told[at] for at in group], rest), strict=True):
+            told[at] = name
+    return numbered(told)
 
 
 def _pieces(text: str) -> Iterator[Characters]:

@@ -435,7 +435,12 @@ def attempts(margin: float = MARGIN, recovery: float | None = None) -> Scorer:
             RUBRIC_VERSION,
             numbers,
             answer(verdict),
-            _explain(trial, response, verdict, Evidence(restarts, outcome, loop, bars)),
+            _explain(
+                trial,
+                response,
+                verdict,
+                Evidence(restarts, outcome, loop, bars, _receipt(state.output)),
+            ),
             **details(verdict),
             restarts=[restart._asdict() for restart in restarts],
             **bars._asdict(),
@@ -463,6 +468,8 @@ class Evidence(NamedTuple):
     outcome: Outcome
     loop: Degeneration | None
     bars: Bars
+    receipt: str = ""
+    """What the edits changed, as the output has it."""
 
 
 def is_confirmed(starts: Sequence[int], restarts: Iterable[Restart]) -> bool:
@@ -567,7 +574,7 @@ def details(verdict: Answered[Verdict]) -> dict[str, Any]:
 
 def _explain(trial: Trial, response: str, verdict: Answered[Verdict], evidence: Evidence) -> str:
     """The verdict with its evidence, a few lines whatever the response's length."""
-    restarts, outcome, loop, bars = evidence
+    restarts, outcome, loop, bars = evidence[:4]
     lines = [f"{plain(answer(verdict))}{_meaning(outcome, bars)}", ""]
     if verdict.value is None:
         lines.append(f"- {unscored_because(verdict)}")
@@ -579,13 +586,18 @@ def _explain(trial: Trial, response: str, verdict: Answered[Verdict], evidence: 
         lines.append("")
     lines += [
         f"- Boost: latent {trial.latent} “{plain(trial.label)}”, strength {trial.strength:g} "
-        f"({trial.condition})",
+        f"({trial.condition}){evidence.receipt}",
         f"- Restart phrases: {_phrases(restarts)}",
         f"- Degraded (a word five times running): {'yes' if outcome.degraded else 'no'}; "
         f"degenerate: {told(loop)}",
         f"- Margin {bars.margin:g}; recovered from below {bars.recovery:g} to it or above",
     ]
     return "\n".join(lines)
+
+
+def _receipt(output: ModelOutput) -> str:
+    edited = (output.metadata or {}).get("edited_positions")
+    return f"; receipt: {edited:,} positions changed" if isinstance(edited, int) else ""
 
 
 def _meaning(outcome: Outcome, bars: Bars) -> str:

@@ -18,6 +18,7 @@ from esr_eval.data.arguments import (
     Seed,
     checked,
 )
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.detectors.choice import load_detectors
 from esr_eval.episodes.reading import BOOSTED, MEANS, Episode, Which, read_answer, read_episodes
 from esr_eval.scorers.regions import regions
@@ -101,6 +102,8 @@ def activations(
         fail_on_error=MOST_ERRORS,
         viewer=ViewerConfig(trust_content=False),
         version=PROTOCOL.version,
+        display_name=display_name("activations", subject.name, condition),
+        tags=tags("activations", subject.name, str(setup.judge)),
         metadata={
             **PROTOCOL.about,
             "experiment_id": "activations",

@@ -33,6 +33,7 @@ from esr_eval.data.arguments import (
     Seed,
     checked,
 )
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import Latent, file_of, labels_note, pick_latents
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.selection.prepare import choose_latent
@@ -134,6 +135,8 @@ def calibration_task(
         scorer=scorer,
         config=GenerateConfig(max_connections=provider.max_connections()),
         version=version,
+        display_name=display_name("calibration", provider.subject.name),
+        tags=tags("calibration", provider.subject.name, str(grader)),
         metadata={**metadata, "subject": provider.subject.name, "judge": str(grader)},
     )
 

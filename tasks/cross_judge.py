@@ -8,6 +8,7 @@ from inspect_ai.viewer import ViewerConfig
 
 from esr_eval._util.output import note
 from esr_eval.data.arguments import Names, Number, Seed, Sources, Whole, checked
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.errors import EsrError
 from esr_eval.logs.replay import CROSS_JUDGE, Judged, choose_judged, read_judged
 from esr_eval.scorers.agreement import (
@@ -58,6 +59,7 @@ def cross_judge(
     for line in stored.notes:
         note(line)
     chosen = choose_judged(stored.responses, n, min_per_model, seed)
+    subjects = ", ".join(sorted({one.subject for one in chosen}))
     return Task(
         dataset=MemoryDataset([_sample(one) for one in chosen], name="esr-cross-judge"),
         solver=stored_response(),
@@ -65,11 +67,13 @@ def cross_judge(
         # Judged text is whatever latents made of it: nothing of it is rendered richly.
         viewer=ViewerConfig(trust_content=False),
         version=PROTOCOL.version,
+        display_name=display_name(CROSS_JUDGE, subjects),
+        tags=tags(CROSS_JUDGE, subjects, "", *map(str, judges)),
         metadata={
             **PROTOCOL.about,
             "experiment_id": CROSS_JUDGE,
             "condition": "cross-judge",
-            "subject": ", ".join(sorted({one.subject for one in chosen})),
+            "subject": subjects,
             "judge": ", ".join(sorted({one.record.judge for one in chosen})),
             "graders": [str(judge) for judge in judges],
             "sources": stored.logs,

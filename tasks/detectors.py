@@ -9,6 +9,7 @@ from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
 from esr_eval.data.arguments import Count, Seed, Topics, checked
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import PromptSet, choose_prompts
 from esr_eval.detectors.pairs import COUNTS, MISMATCHED_ANSWER, Pairing, paired_dataset, read_pairs
 from esr_eval.scorers.cleaning import plain
@@ -62,6 +63,8 @@ def detectors(
         fail_on_error=MOST_ERRORS,
         viewer=ViewerConfig(trust_content=False),
         version=PROTOCOL.version,
+        display_name=display_name("detectors", subject.name),
+        tags=tags("detectors", subject.name),
         metadata={
             **PROTOCOL.about,
             "experiment_id": "detectors",

@@ -19,7 +19,7 @@ from inspect_ai.viewer import (
 from esr_eval.calibration.strengths import known_strengths, parse_strength
 from esr_eval.checks import Wanted, open_judge
 from esr_eval.data.arguments import check_choice
-from esr_eval.data.experiments import ExperimentId
+from esr_eval.data.experiments import ExperimentId, display_name, tags
 from esr_eval.data.trial import OF_NORM, Condition, Strength
 from esr_eval.dataset import (
     Latent,
@@ -423,6 +423,13 @@ def experiment(
         fail_on_error=MOST_ERRORS,
         viewer=_trials_view(),
         version=protocol.version,
+        display_name=display_name(experiment_id, subject.name, condition + ending),
+        tags=tags(
+            experiment_id,
+            subject.name,
+            str(setup.judge),
+            *sorted({one.trial.condition for one in plan.planned}),
+        ),
         metadata=metadata,
     )
 

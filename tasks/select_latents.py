@@ -12,6 +12,7 @@ from pydantic import Field
 
 from esr_eval.checks import Wanted
 from esr_eval.data.arguments import PERCENT, Number, Seed, Topics, checked
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.scorers.concreteness import CONCRETENESS_RUBRIC_VERSION
@@ -89,6 +90,8 @@ def select_latents(
         scorer=selection(chosen_rule, min_concreteness),
         config=GenerateConfig(max_connections=setup.provider.max_connections()),
         version=VERSION,
+        display_name=display_name("choice of latents", subject.name),
+        tags=tags("select_latents", subject.name, str(setup.judge)),
         metadata={
             **PAPER,
             "subject": subject.name,

@@ -20,7 +20,7 @@ VARYING = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d[\w-]+_(?P<task>[a-z-]+)_\w
 
 
 def paper(logs, *more):
-    arguments = ["paper", "--scale", "tiny", "--logs", str(logs), "--max-tokens", "12", *more]
+    arguments = ["paper", "--scale", "tiny", "--log-dir", str(logs), "--max-tokens", "12", *more]
     return CliRunner().invoke(app, arguments, catch_exceptions=True)
 
 

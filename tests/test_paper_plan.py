@@ -112,14 +112,14 @@ def test_a_tuned_subject_runs_every_experiment_with_its_bases_main_run_beside_it
 def test_a_named_adapter_leaves_the_subject_as_it_is(tmp_path):
     done = CliRunner().invoke(
         app,
-        ["paper", "--adapter", str(tmp_path), "--dry-run", "--logs", str(tmp_path / "logs")],
+        ["paper", "--adapter", str(tmp_path), "--dry-run", "--log-dir", str(tmp_path / "logs")],
         env={"COLUMNS": "120"},
     )
     assert done.exit_code == 0, done.output
     assert "The paper on smollm2-135m, judged" in done.output
     assert "calibrate_tuned" in done.output and "main_base" not in done.output
     done = CliRunner().invoke(
-        app, ["paper", "--dry-run", "--logs", str(tmp_path / "logs")], env={"COLUMNS": "120"}
+        app, ["paper", "--dry-run", "--log-dir", str(tmp_path / "logs")], env={"COLUMNS": "120"}
     )
     assert "The paper on smollm2-135m-esr, judged" in done.output
     assert "Its base, smollm2-135m, runs vectors, calibrate_base, main_base" in done.output

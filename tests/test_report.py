@@ -142,7 +142,7 @@ def test_page_stands_alone_and_every_figure_is_told_in_words(report):
     for address in page.addresses:
         if address.startswith("tables/"):
             assert (report / address).is_file()
-    assert len(page.alts) >= 5 and all(alt and any(c.isdigit() for c in alt) for alt in page.alts)
+    assert len(page.alts) >= 3 and all(alt and any(c.isdigit() for c in alt) for alt in page.alts)
     svg = [base64.b64decode(a.partition(",")[2]) for a in page.addresses if a.startswith("data:")]
     assert all(b"<svg" in picture and b"<script" not in picture for picture in svg)
 
@@ -431,11 +431,12 @@ def test_published_figures_name_what_exists():
 
 def test_episodes_with_several_attempts_come_first_and_are_marked_where_they_are(evidence, report):
     picks = episodes.choose(evidence[1])
-    assert len(picks) == episodes.EPISODES
     whys = [pick.why for pick in picks]
-    drifts = whys.count("a typical drift")
-    assert drifts == episodes.LEAST_DRIFTS
-    assert whys == ["several attempts"] * (len(whys) - drifts) + ["a typical drift"] * drifts
+    kinds = list(dict.fromkeys(whys))
+    assert kinds == ["several attempts", "a typical drift", "an unsteered answer"]
+    assert whys == sorted(whys, key=kinds.index)
+    assert whys.count("several attempts") > 10
+    assert whys.count("a typical drift") >= episodes.LEAST_DRIFTS
     assert len({(pick.condition.name, pick.id) for pick in picks}) == len(picks)
     marked = page_of(report).marked
     assert marked[0].startswith("attempt 1, score") and "latent" in marked[0]

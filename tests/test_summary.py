@@ -138,7 +138,10 @@ def test_runs_without_shared_trials_do_not_pair(tmp_path: Path, runs: list[Condi
     (other,) = read_scored(evaluate(tmp_path, seed=1))
     assert paired_difference(runs[0], other) is None
     assert pair_table([runs[0], other]) is None
-    assert short_names([runs[0], other]) == ["llama-8b steered (1)", "llama-8b steered (2)"]
+    assert short_names([runs[0], other]) == [
+        "llama-8b steered, seed 0",
+        "llama-8b steered, seed 1",
+    ]
 
 
 def test_log_scored_by_a_second_judge_is_two_runs(logs: list[Path], tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def aside(wanted: bool = True) -> Iterator[None]:
         yield
 
 
+def tell_frame(frame: "pd.DataFrame") -> None:
+    """Print a data frame as JSON, for machines: a list of objects, undefined numbers as null."""
+    # ASCII alone: whatever names hold, a terminal shows it and does not obey.
+    click.echo(frame.to_json(orient="records", indent=2, force_ascii=True))
+
+
 class Terminal(Console):
     """A rich console for which text is text: no markup, no emoji codes, no control characters.
 

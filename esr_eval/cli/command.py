@@ -40,6 +40,9 @@ LogDir = Annotated[str | None, typer.Option(help="Where Inspect keeps the log.")
 Csv = Annotated[
     Path | None, typer.Option(help="Also write the numbers to this file."), FILE_TO_WRITE
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the numbers as JSON instead, for machines.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest response."), AT_LEAST_ONE]
 TokensPerSecond = Annotated[
     float | None, typer.Option(help="The subject's speed, for the estimate."), POSITIVE

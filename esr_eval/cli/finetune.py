@@ -11,6 +11,7 @@ from esr_eval.cli.command import (
     Csv,
     DryRun,
     Grader,
+    Json,
     JudgePrice,
     MaxTokens,
     ModelArgs,
@@ -296,14 +297,15 @@ def table(
         list[Path], typer.Argument(help="Logs of a base and its tuned subjects, or folders.")
     ],
     csv: Csv = None,
+    json: Json = False,
 ) -> None:
     """Print restarts under the boost, and what training costs where nobody steers."""
-    _print_tables(logs, csv, note)
+    _print_tables(logs, csv, note, json=json)
 
 
-def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
+def _print_tables(logs: list[Path], csv: Path | None, note: "Note", *, json: bool = False) -> None:
     """Tell what tuned subjects do under the boost, and what their training costs."""
-    from esr_eval._util.output import Terminal, write_frame
+    from esr_eval._util.output import Terminal, tell_frame, write_frame
     from esr_eval.logs.conditions import conditions_of
     from esr_eval.logs.stored import read_logs
     from esr_eval.report.finetuning import (
@@ -319,11 +321,14 @@ def _print_tables(logs: list[Path], csv: Path | None, note: "Note") -> None:
             "None of these logs is of a fine-tuned subject: run esr_eval/finetuned with "
             "-M adapter=PATH, or `esr-eval finetune sweep`."
         )
+    if csv is not None:
+        write_frame(csv, finetuning_frame(found))
+    if json:
+        tell_frame(finetuning_frame(found))
+        return
     console = Terminal()
     console.print(boosted_table(found))
     console.print(cost_table(found))
-    if csv is not None:
-        write_frame(csv, finetuning_frame(found))
 
 
 def _preset(name: str | None, subject: "Found") -> "Preset":

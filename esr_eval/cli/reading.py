@@ -9,6 +9,7 @@ import typer
 from esr_eval._util.output import note, tell
 from esr_eval.cli.command import (
     Csv,
+    Json,
     command,
 )
 from esr_eval.data.arguments import (
@@ -32,35 +33,53 @@ MAIN = "multi_attempt"
 @command
 def summary(
     logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
+    every: Annotated[
+        bool, typer.Option("--all", help="All numbers, and what differs between all runs.")
+    ] = False,
     csv: Csv = None,
+    json: Json = False,
 ) -> None:
-    """Print the metrics of logs side by side, and paired differences where they share trials."""
-    from esr_eval._util.output import Terminal, write_frame
+    """Print the rates of logs side by side, and paired differences where they share trials."""
+    from esr_eval._util.output import Terminal, tell_frame, write_frame
     from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.recovery import recoveries, recovery_table
     from esr_eval.report.reliability import reliability_of, reliability_table, with_reliability
-    from esr_eval.report.summary import metric_table, pair_table, short_names, summary_frame
+    from esr_eval.report.summary import (
+        MOST_PAIRS,
+        headline_table,
+        metric_table,
+        pair_table,
+        short_names,
+        summary_frame,
+    )
     from esr_eval.scorers.scores import scale_doubt
 
     runs = read_all_scored(logs, note)
-    console = Terminal()
-    console.print(metric_table(runs))
-    pairs = pair_table(runs)
-    if pairs is not None:
-        console.print(pairs)
-    names = zip(short_names(runs), runs, strict=True)
-    by_path = {run.log.path: (name, run.log) for name, run in names}
+    names = short_names(runs)
+    by_path = {run.log.path: (name, run.log) for name, run in zip(names, runs, strict=True)}
     again = [one for path, named in by_path.items() for one in reliability_of(*named, path)]
-    if again:
+    if csv is not None or json:
+        frame = with_reliability(summary_frame(runs), again)
+        if csv is not None:
+            write_frame(csv, frame)
+        if json:
+            tell_frame(frame)
+            return
+    console = Terminal()
+    console.print(metric_table(runs) if every else headline_table(runs))
+    pairs = pair_table(runs)
+    if pairs is not None and not every and len(pairs.rows) > MOST_PAIRS:
+        console.print(f"{len(pairs.rows)} pairs of runs share trials: --all tells how they differ.")
+    elif pairs is not None:
+        console.print(pairs)
+    if again and every:
         console.print(reliability_table(again))
     recovered = recovery_table(recoveries(runs))
     if recovered is not None:
         console.print(recovered)
-    for name, run in zip(short_names(runs), runs, strict=True):
+    for name, run in zip(names, runs, strict=True):
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")
-    if csv is not None:
-        write_frame(csv, with_reliability(summary_frame(runs), again))
 
 
 @app.command()
@@ -118,9 +137,10 @@ def detectors(
 def activations(
     log: Annotated[Path, typer.Argument(help="Log of the task activations, or its folder.")],
     csv: Csv = None,
+    json: Json = False,
 ) -> None:
     """Print activations by region of the answers: means, contrasts, latents by effect."""
-    from esr_eval._util.output import Terminal, write_frame
+    from esr_eval._util.output import Terminal, tell_frame, write_frame
     from esr_eval.episodes.regions import latent_effects, region_statistics
     from esr_eval.episodes.traces import read_traces
     from esr_eval.logs.reading import read_only
@@ -138,6 +158,11 @@ def activations(
     effects = {
         name: latent_effects(found.traces, one.latents, name) for name, one in found.sets.items()
     }
+    if csv is not None:
+        write_frame(csv, region_frame(statistics, effects))
+    if json:
+        tell_frame(region_frame(statistics, effects))
+        return
     console = Terminal()
     console.print(region_table(found, statistics))
     console.print(contrast_table(found, statistics))
@@ -146,8 +171,6 @@ def activations(
     for name, ranked in effects.items():
         if any(one.d is not None for one in ranked):
             console.print(latent_table(ranked, set_title(found, name)))
-    if csv is not None:
-        write_frame(csv, region_frame(statistics, effects))
 
 
 @app.command()
@@ -157,18 +180,22 @@ def agreement(
         list[Path], typer.Argument(help="Logs of cross_judge, or scored several times; folders.")
     ],
     csv: Csv = None,
+    json: Json = False,
 ) -> None:
     """Print how far judges of the same responses agree, pair by pair."""
-    from esr_eval._util.output import Terminal, write_frame
+    from esr_eval._util.output import Terminal, tell_frame, write_frame
     from esr_eval.report.agreement import agreement_frame, agreements_of, judge_table, pair_table
 
     reports = agreements_of(logs, note)
+    if csv is not None:
+        write_frame(csv, agreement_frame(reports))
+    if json:
+        tell_frame(agreement_frame(reports))
+        return
     console = Terminal()
     for report in reports:
         console.print(judge_table(report))
         console.print(pair_table(report))
-    if csv is not None:
-        write_frame(csv, agreement_frame(reports))
 
 
 @app.command()

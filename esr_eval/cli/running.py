@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esr_eval._util.output import Terminal, aside, tell
+from esr_eval._util.output import Terminal, aside, note, tell
 from esr_eval.cli.command import (
     DryRun,
     Grader,
@@ -162,12 +162,15 @@ def calibrate(
 def paper(
     model: Annotated[str, typer.Option(help="Subject, esr/NAME.")] = "esr/smollm2-135m",
     scale: Annotated[str, typer.Option(help="tiny, small, or full (the paper's).")] = "tiny",
-    logs: Annotated[
+    log_dir: Annotated[
         Path, typer.Option(help="Where logs lie; the run is resumed from there."), FOLDER_TO_WRITE
     ] = (Path("logs/paper")),
+    logs: Annotated[
+        Path | None, typer.Option("--logs", hidden=True, help="Now --log-dir."), FOLDER_TO_WRITE
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The report. Default: LOGS/report."),
+        typer.Option("-o", "--output", help="The report. Default: LOG_DIR/report."),
         FOLDER_TO_WRITE,
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all draws."), A_SEED] = 0,
@@ -217,6 +220,9 @@ def paper(
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.subjects import find_subject, with_tuned_twin
 
+    if logs is not None:
+        note("--logs is called --log-dir now, as Inspect calls it; the old name still works.")
+        log_dir = logs
     # An adapter that is named is the fine-tuned subject beside the one that is asked for.
     subject, base = with_tuned_twin(model) if adapter is None else (find_subject(model), None)
     run = EvalSet(
@@ -224,7 +230,7 @@ def paper(
         pairs(model_args, "-M"),
         adapter,
         grader,
-        logs,
+        log_dir,
         max_tokens,
         prior=pairs(prior, "--prior") or None,
         base=base,
@@ -262,7 +268,7 @@ def paper(
     ):
         return
     titles = {step.key: f"{n} of {len(steps)}: {step.key}" for n, step in enumerate(steps, 1)}
-    made = finished(logs, run.identity, console.print, aside=True)
+    made = finished(log_dir, run.identity, console.print, aside=True)
     run_steps(run, steps, made, lambda key: console.rule(titles[key]))
 
     from esr_eval.logs.conditions import conditions_of
@@ -272,11 +278,11 @@ def paper(
 
     # A calibration holds no trials, so a report that it is named for would refuse it.
     named = [Path(made[step.key]) for step in steps if step.task != "calibrate"]
-    page = write_report(named, output or logs / "report")
+    page = write_report(named, output or log_dir / "report")
     for line in what_can_be_seen(conditions_of(read_logs(named, lambda text: None))):
         console.print(line, highlight=False)
     console.print(f"The report: {page}")
-    console.print(f"Every trial: inspect view --log-dir {logs}")
+    console.print(f"Every trial: inspect view --log-dir {log_dir}")
 
 
 def agreed(
@@ -310,7 +316,6 @@ def agreed(
     Raises:
         EsrError: The folder holds another run.
     """
-    from esr_eval._util.output import note
     from esr_eval.paper.estimate import estimate, estimate_table
     from esr_eval.paper.run import finished
 

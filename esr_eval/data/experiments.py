@@ -5,6 +5,8 @@ Source: arXiv 2602.06941; experiments 11 to 13 are the authors' later work (2026
 
 from typing import Literal, NamedTuple
 
+from esr_eval.text import one_line
+
 ExperimentId = Literal[
     "esr",
     "boost_sweep",
@@ -165,6 +167,35 @@ BEYOND = (
     ),
 )
 """What the field asks next, in none of the authors' papers: run by `esr-eval paper --beyond`."""
+
+
+def display_name(experiment: str, subject: str, condition: str = "") -> str:
+    """What Inspect's list of logs calls a run: experiment, what its condition adds, and subject.
+
+    Args:
+        experiment: Id of the experiment, or name of another task.
+        subject: Whose run it is.
+        condition: What tells it from the experiment's other logs, in a few words.
+    """
+    title = next((one.title for one in (*EXPERIMENTS, *BEYOND) if one.id == experiment), None)
+    shown = title or experiment.replace("_", " ").capitalize()
+    parts = [part.strip() for part in condition.split(",")]
+    known = (shown.lower(), "main", "boost sweep", "cross-judge", "held-out tasks", "fine-tuned")
+    parts = [part for part in parts if part and part.lower() not in known]
+    return one_line(", ".join([shown, *parts, subject]))
+
+
+def tags(experiment: str, subject: str, judge: str = "", *more: str) -> list[str]:
+    """What Inspect's list of logs can be searched for: experiment, subject, judge, and more.
+
+    Args:
+        experiment: Id of the experiment, or name of another task.
+        subject: Whose run it is.
+        judge: Who judges it.
+        more: Such as whether the boost is on.
+    """
+    return list(dict.fromkeys(one_line(tag) for tag in (experiment, *more, subject, judge) if tag))
+
 
 _RENAMED = {"main": "esr", "meta_prompts": "meta_prompt", "prefill": "prefill_control"}
 """What the first logs of version 0.1 call experiments."""

@@ -32,7 +32,7 @@ from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, 
 from esr_eval.logs.stored import StoredLog, read_stored
 from esr_eval.scorers.attempts import MEANS, RATES, Bars, bars_of, stored_numbers
 from esr_eval.stats.rates import Estimate, Floats
-from esr_eval.text import numbered, one_line
+from esr_eval.text import one_line, told_apart
 
 _NUMBERS = ("strength", "level", "share_of_norm")
 _ABOUT = ("latent", "label", "topic", "seed", *_NUMBERS, "strength_found", "vector")
@@ -415,7 +415,35 @@ def _named(found: list[Condition]) -> list[Condition]:
         parts += [one.subject] if several_subjects else []
         parts += [one.judge] if several_judges else []
         names.append(", ".join(parts))
-    return [replace(one, name=name) for one, name in zip(found, numbered(names), strict=True)]
+    told = told_apart(names, [differences(one) for one in found])
+    return [replace(one, name=name) for one, name in zip(found, told, strict=True)]
+
+
+def differences(one: Condition) -> dict[str, str]:
+    """What may tell a condition from another of its name, in words, the most telling first."""
+    spec, plan = one.log.header.eval, one.log.header.plan.config
+    latents, trials = int(one.trials["latent"].nunique()), len(one.trials)
+    each = trials / latents if latents else 0
+    size = f"{latents:,} {one.direction}{'' if latents == 1 else 's'} × {each:.4g}"
+    runtime = {str(name): one_line(str(value), 40) for name, value in one.runtime.items()}
+    given = {str(name): one_line(str(value), 30) for name, value in spec.task_args.items()}
+    seed, strength = given.get("seed"), given.get("strength")
+    facts = {
+        "condition": one_line(one.log.condition, 60),
+        "strength": f"strength {strength}" if strength else "",
+        "size": size,
+        "seed": f"seed {seed}" if seed else "",
+        "judge": one_line(one.judge, 40),
+        "temperature": f"temperature {plan.temperature:g}" if plan.temperature is not None else "",
+        "length": f"{plan.max_tokens} tokens" if plan.max_tokens is not None else "",
+    }
+    facts |= {name: f"{name.replace('_', ' ')} {value}" for name, value in runtime.items()}
+    facts |= {
+        f"-T {name}": f"{name.replace('_', ' ')} {value}"
+        for name, value in given.items()
+        if name not in ("seed", "strength", "latents", "n_latents", "trials_per_latent")
+    }
+    return facts | {"time": one_line(spec.created[:16].replace("T", " "), 20)}
 
 
 def _trials(samples: list[EvalSampleSummary], scorer: str, second: str | None) -> pd.DataFrame:

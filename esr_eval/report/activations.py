@@ -18,12 +18,13 @@ from esr_eval.episodes.regions import (
     latent_effects,
     region_statistics,
 )
-from esr_eval.episodes.traces import Trace, TraceLog, read_traces
+from esr_eval.episodes.traces import Trace, TraceLog
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence, usable
+from esr_eval.report.evidence import Evidence
 from esr_eval.report.plots import embed, look, trace_figure
 from esr_eval.report.section import (
     RULE,
+    Block,
     Cell,
     Column,
     Part,
@@ -36,6 +37,7 @@ from esr_eval.report.section import (
     p_value,
     with_interval,
 )
+from esr_eval.report.strips import strips_of
 from esr_eval.stats.rates import Estimate
 from esr_eval.text import one_line
 
@@ -233,17 +235,24 @@ def activations_section(evidence: Evidence) -> Section | None:
     logs = evidence.logs_of("activations")
     if not logs:
         return None
-    answers: list[str] = []
+    read, problems = evidence.traces
+    answers = [*problems]
     parts: list[Part] = []
+    figures: list[Part] = []
+    verdicts: list[str] = []
     frames: list[pd.DataFrame] = []
-    for log, found in usable(logs, read_traces, answers):
+    for log, found in read:
         statistics = region_statistics(found.traces)
         answers.append(_answer(log, found, statistics))
-        parts += [
-            region_table(found, statistics),
-            contrast_table(found, statistics),
-            Pictures(_traces(found)),
-        ]
+        main = _main_set(statistics)
+        verdicts += [
+            _sentence(one)
+            for one in statistics.contrasts
+            if one.latents == main and one.contrast and one.difference
+        ][:1]
+        parts += [region_table(found, statistics), contrast_table(found, statistics)]
+        figures += [Block("strips", [one]) for one in strips_of(found, _episodes(found)[:1])]
+        parts.append(Pictures(_traces(found)))
         effects = {
             name: latent_effects(found.traces, latents.latents, name)
             for name, latents in found.sets.items()
@@ -256,6 +265,8 @@ def activations_section(evidence: Evidence) -> Section | None:
         title="Activations over episodes",
         question="Are detectors more active while the text is off-topic than after it?",
         answers=answers,
+        verdict=" ".join(verdicts),
+        figures=figures,
         parts=parts,
         tables={"activations": pd.concat(frames)} if frames else {},
         experiment="activations",
@@ -367,10 +378,13 @@ def _sentence(one: RegionContrast) -> str:
 
 def _traces(found: TraceLog) -> list[Picture]:
     """Answers with the most regions first: those that go off, correct themselves and come back."""
-    episodes = [trace for trace in found.traces if trace.episode and len(trace.offsets)]
-    episodes.sort(key=lambda trace: (-len(set(trace.kinds.tolist())), trace.sample_id))
     with look():
-        return [_picture(trace) for trace in episodes[:MOST_TRACES]]
+        return [_picture(trace) for trace in _episodes(found)[:MOST_TRACES]]
+
+
+def _episodes(found: TraceLog) -> list[Trace]:
+    episodes = [trace for trace in found.traces if trace.episode and len(trace.offsets)]
+    return sorted(episodes, key=lambda trace: (-len(set(trace.kinds.tolist())), trace.sample_id))
 
 
 def _picture(trace: Trace) -> Picture:

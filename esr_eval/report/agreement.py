@@ -18,8 +18,9 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.measures import Measured
 from esr_eval.logs.reading import Note, read_each, reading
 from esr_eval.logs.stored import StoredLog
+from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row
 from esr_eval.report.evidence import Evidence, usable
-from esr_eval.report.section import Part, Section, Table, count, with_interval
+from esr_eval.report.section import Part, Section, Table, count, percent, with_interval
 from esr_eval.scorers.agreement import CLUSTER, RECORD_SCORER
 from esr_eval.stats.comparisons import clustered_kappa
 from esr_eval.stats.rates import Estimate, Rate, rate
@@ -294,9 +295,11 @@ def agreement_section(evidence: Evidence) -> Section | None:
         return None
     answers: list[str] = []
     parts: list[Part] = []
+    figures: list[Part] = []
     rows: list[dict[str, object]] = []
     for log, report in usable(logs, agreement_of, answers):
         answers.append(_answer(log, report))
+        figures += [figure] if (figure := _figure(report)) is not None else []
         parts += [judge_table(report), pair_table(report)]
         rows += _numbers(log, report)
     return Section(
@@ -304,10 +307,32 @@ def agreement_section(evidence: Evidence) -> Section | None:
         title="Agreement of judges",
         question="Do other judges find the same attempts, and the same direction of change?",
         answers=answers,
+        figures=figures,
         parts=parts,
         tables={"agreement": pd.DataFrame(rows)} if rows else {},
         experiment="cross_judge",
     )
+
+
+_AGREED = (("full", "several attempts"), ("diamond", "direction of change"))
+
+
+def _figure(report: AgreementReport) -> Dots | None:
+    """How often each pair of judges agrees."""
+    rows = []
+    for pair in report.pairs:
+        lanes = []
+        rates = (pair.multi_attempt, pair.direction)
+        for (shape, name), found in zip(_AGREED, map(_measured, rates), strict=True):
+            if found is not None and found.low is not None and found.high is not None:
+                said = f"agree on {name}: {percent(found)}"
+                mark = Mark(shape, 100 * found.value, 100 * found.low, 100 * found.high, said)  # type: ignore[arg-type]
+                lanes.append(Lane(name, [mark], percent(found)))
+        if lanes:
+            rows.append(Row(f"{one_line(pair.first)} / {one_line(pair.second)}", "", lanes))
+    keys = [Key(shape, f"agree on {name}") for shape, name in _AGREED]  # type: ignore[arg-type]
+    title = "Responses on which two judges agree"
+    return Dots(title, "%", [Group("", rows)], keys, (0.0, 100.0)) if rows else None
 
 
 def _scored_again(evidence: Evidence) -> list[StoredLog]:

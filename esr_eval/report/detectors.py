@@ -5,6 +5,7 @@ import pandas as pd
 from esr_eval.data.arguments import RuleName as Rule
 from esr_eval.detectors.discovery import RULES, DetectorReport, find_detectors
 from esr_eval.logs.stored import StoredLog
+from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row
 from esr_eval.report.evidence import Evidence, usable
 from esr_eval.report.section import Column, Part, Section, Table, count
 from esr_eval.text import one_line
@@ -78,8 +79,17 @@ def detectors_section(evidence: Evidence) -> Section | None:
         return None
     answers: list[str] = []
     parts: list[Part] = []
+    figures: list[Part] = []
+    verdicts: list[str] = []
     rows: list[dict[str, object]] = []
     for log, report in usable(logs, find_detectors, answers):
+        figures += [figure] if (figure := _figure(report)) is not None else []
+        silent = report.sets["silent"]
+        verdicts.append(
+            f"{count(len(silent.detectors), 'latent')} of {report.n_latents:,} fall silent on "
+            f"answers to their task and not on others; chance alone makes "
+            f"{silent.expected_by_chance:,.1f}"
+        )
         for rule in RULES:
             answers.append(_answer(log, report, rule))
             parts.append(detector_table(report, rule, MOST_ROWS))
@@ -92,10 +102,35 @@ def detectors_section(evidence: Evidence) -> Section | None:
         title="Off-topic detectors",
         question="Which latents are silent while an answer fits its task and active otherwise?",
         answers=answers,
+        verdict="; ".join(verdicts),
+        figures=figures,
         parts=parts,
         tables={"detectors": pd.DataFrame(rows)} if rows else {},
         experiment="detectors",
     )
+
+
+MOST_DRAWN = 10
+_SIDES = (
+    Key("ring", "of answers to their own task"),
+    Key("full", "of answers to another task"),
+)
+
+
+def _figure(report: DetectorReport) -> Dots | None:
+    """On how many matched and mismatched pairs the first detectors are active."""
+    rows = []
+    for one in report.sets["silent"].detectors[:MOST_DRAWN]:
+        values = (100 * one.matched_active, 100 * one.mismatched_active)
+        marks = [
+            Mark(key.shape, value, None, None, f"{value:.0f} % {key.meaning}")
+            for key, value in zip(_SIDES, values, strict=True)
+        ]
+        name = f"latent {one.latent}" + (f", {one_line(one.label, 60)}" if one.label else "")
+        said = " against ".join(f"{value:.0f} %" for value in reversed(values))
+        rows.append(Row(name, "", [Lane("active on", marks, said)]))
+    title = "Latents silent on matched pairs and active on mismatched ones"
+    return Dots(title, "%", [Group("", rows)], list(_SIDES), (0.0, 100.0)) if rows else None
 
 
 def _answer(log: StoredLog, report: DetectorReport, rule: Rule) -> str:

@@ -11,12 +11,15 @@ from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import HOLISTIC
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import Block, Section, count
+from esr_eval.report.strips import Strips, strips_of
 from esr_eval.text import Characters, one_line, shown
 
-EPISODES = 12
-LEAST_DRIFTS = 3
+EPISODES = 36
+LEAST_DRIFTS = 10
 """Places kept for typical drifts, however many episodes have several attempts."""
-MOST_GRADUAL = 3
+MOST_GRADUAL = 8
+MOST_UNSTEERED = 4
+"""Unsteered answers beside them, to compare with."""
 LENGTH = 3000
 """Characters of a response that are shown."""
 MOST_PIECES = 12
@@ -41,18 +44,68 @@ class Piece(NamedTuple):
     score: float | None
 
 
+class Attempt(NamedTuple):
+    """A column of an episode: an attempt, and what stands between it and the next."""
+
+    pieces: list[Piece]
+
+
 class Episode(NamedTuple):
-    """One response with its attempts marked."""
+    """One response with its attempts marked.
+
+    Attributes:
+        condition: What it ran under.
+        place: Of that condition, for filters.
+        latent: What was boosted, for filters.
+        restarts: Whether it holds several attempts.
+        better: Whether the last scores above the first; None where there are not several.
+        why: Why it is shown.
+        label: Of the latent.
+        facts: About the trial.
+        task: What was asked.
+        scores: Of the attempts.
+        attempts: The response, cut at its attempts.
+        more: Characters left out at its end.
+        length: Of the response.
+        strips: Activations over its text, where a log has them.
+    """
 
     condition: str
+    place: int
+    latent: int
+    restarts: bool
+    better: bool | None
     why: str
     label: str
     facts: str
     task: str
     scores: str
-    pieces: list[Piece]
+    attempts: list[Attempt]
     more: int
     length: int
+    strips: Strips | None
+
+
+class Browser(NamedTuple):
+    """Episodes, and what they can be filtered by: a class of the page, and what it says."""
+
+    episodes: list[Episode]
+    conditions: list[tuple[str, str]]
+    latents: list[tuple[str, str]]
+    restarts: tuple[tuple[str, str], ...] = (
+        ("restart-yes", "starts over"),
+        ("restart-no", "does not"),
+    )
+    improvements: tuple[tuple[str, str], ...] = (
+        ("better-yes", "ends better"),
+        ("better-no", "does not"),
+    )
+
+    @property
+    def classes(self) -> list[str]:
+        """All that can be chosen."""
+        choices = (*self.conditions, *self.latents, *self.restarts, *self.improvements)
+        return [value for value, _ in choices]
 
 
 class Pick(NamedTuple):
@@ -65,29 +118,58 @@ class Pick(NamedTuple):
 
 
 def episodes_section(evidence: Evidence) -> Section | None:
-    """Up to 12 episodes: several attempts first, then gradual improvement, then typical drifts."""
+    """Episodes to leaf through: several attempts first, then gradual improvement, then drifts."""
+    strips = _strips(evidence)
+    places = {one.name: at for at, one in enumerate(evidence.conditions)}
     picks = choose(evidence.conditions)
-    episodes = [found for pick in picks if (found := _opened(pick)) is not None]
+    opened = [_opened(pick, places[pick.condition.name]) for pick in picks]
+    episodes = [
+        episode._replace(strips=strips.get((episode.latent, response)))
+        for found in opened
+        if found is not None
+        for episode, response in [found]
+    ]
     if not episodes:
         return None
     multi = sum(int((one.trials["multi_attempt"] == 1).sum()) for one in evidence.conditions)
+    conditions = {f"c{one.place}": one.condition for one in episodes}
+    latents = {f"l{one.latent}": f"{one.latent} {one.label}".strip() for one in episodes}
     return Section(
         id="episodes",
         title="Episodes",
         question="What do the responses look like?",
         answers=[
             f"{count(len(episodes), 'response')} of {count(_total(evidence), 'scored trial')}, "
-            f"{multi:,} of which hold several attempts. Attempts are highlighted as the judge "
+            f"{multi:,} of which hold several attempts. Attempts stand side by side as the judge "
             "found them; characters that would not show are spelled out."
         ],
-        parts=[Block("episodes", episodes)],
+        parts=[
+            Block(
+                "episodes",
+                Browser(
+                    episodes,
+                    sorted(conditions.items(), key=lambda item: int(item[0][1:])),
+                    sorted(latents.items(), key=lambda item: int(item[0][1:])),
+                ),
+            )
+        ],
     )
+
+
+def _strips(evidence: Evidence) -> dict[tuple[int, str], Strips]:
+    """Activations by latent and response, for the episodes that a log has them of."""
+    return {
+        (trace.trial.latent, trace.response): strips
+        for _, found in evidence.traces[0]
+        for trace, strips in zip(found.traces, strips_of(found, found.traces), strict=False)
+    }
 
 
 def choose(conditions: Sequence[Condition]) -> list[Pick]:
     """Samples to show, each trial of a log once, whatever the number of judges."""
     steered = [one for one in conditions if (one.trials["strength"] != 0).any()]
-    multi = _ranked(steered, "change", lambda t: t["multi_attempt"] == 1, "several attempts")
+    unsteered = [one for one in conditions if one.steering == "unsteered"]
+    multi = _ranked(conditions, "change", lambda t: t["multi_attempt"] == 1, "several attempts")
     gradual = _ranked(
         steered,
         f"{HOLISTIC}improvement",
@@ -97,7 +179,10 @@ def choose(conditions: Sequence[Condition]) -> list[Pick]:
     taken: list[Pick] = []
     _take(taken, multi, EPISODES - LEAST_DRIFTS)
     _take(taken, gradual, min(EPISODES - LEAST_DRIFTS, len(taken) + MOST_GRADUAL))
-    _take(taken, _typical(steered), EPISODES)
+    _take(
+        taken, _typical(steered, "a typical drift"), max(len(taken) + LEAST_DRIFTS, EPISODES // 2)
+    )
+    _take(taken, _typical(unsteered, "an unsteered answer"), len(taken) + MOST_UNSTEERED)
     return taken
 
 
@@ -106,32 +191,43 @@ def _total(evidence: Evidence) -> int:
 
 
 def _ranked(conditions: Sequence[Condition], key: str, wanted: Any, why: str) -> list[Pick]:
-    """Trials with the greatest values first; ties in the order of the logs."""
-    rows: list[tuple[float, int, Pick]] = []
+    """Of each condition in turn: the greatest value, the least, the next greatest, and so on."""
+    queues = []
     for one in conditions:
         if key not in one.trials:
             continue
-        table = one.trials[wanted(one.trials)]
-        for identifier, epoch, value in table[["id", "epoch", key]].itertuples(index=False):
-            rows.append((-value, len(rows), Pick(one, identifier, int(epoch), why)))
-    return [pick for _, _, pick in sorted(rows, key=lambda row: row[:2])]
+        table = one.trials[wanted(one.trials)].sort_values(key, ascending=False, kind="stable")
+        found = [
+            Pick(one, identifier, int(epoch), why)
+            for identifier, epoch in table[["id", "epoch"]].itertuples(index=False)
+        ]
+        ends = [
+            found[at // 2] if at % 2 == 0 else found[-(at + 1) // 2] for at in range(len(found))
+        ]
+        queues.append(ends[:EPISODES])
+    return _in_turn(queues)
 
 
-def _typical(conditions: Sequence[Condition]) -> list[Pick]:
+def _typical(conditions: Sequence[Condition], why: str) -> list[Pick]:
     """Of each condition in turn, single attempts nearest to its median first score."""
     queues = []
     for one in conditions:
-        table = one.trials[(one.trials["multi_attempt"] == 0) & (one.trials["strength"] != 0)]
+        boosted = (one.trials["strength"] != 0) | (one.steering == "unsteered")
+        table = one.trials[(one.trials["multi_attempt"] == 0) & boosted]
         distance = (table["first_score"] - table["first_score"].median()).abs()
         nearest: pd.DataFrame = table.loc[distance.sort_values(kind="stable").index]
         queues.append(
             [
-                Pick(one, identifier, int(epoch), "a typical drift")
+                Pick(one, identifier, int(epoch), why)
                 for identifier, epoch in nearest[["id", "epoch"]]
                 .head(EPISODES)
                 .itertuples(index=False)
             ]
         )
+    return _in_turn(queues)
+
+
+def _in_turn(queues: Sequence[Sequence[Pick]]) -> list[Pick]:
     return [queue[at] for at in range(EPISODES) for queue in queues if at < len(queue)]
 
 
@@ -146,14 +242,15 @@ def _take(taken: list[Pick], offered: Sequence[Pick], until: int) -> None:
             taken.append(pick)
 
 
-def _opened(pick: Pick) -> Episode | None:
+def _opened(pick: Pick, place: int) -> tuple[Episode, str] | None:
     """Read the sample itself; only here is a response looked at."""
     log = pick.condition.log
     summary = next(s for s in log.samples if (str(s.id), s.epoch) == (pick.id, pick.epoch))
     sample = read_eval_log_sample(
         log.path, id=summary.id, epoch=pick.epoch, exclude_fields={"events", "attachments", "store"}
     )
-    return episode(sample, pick.condition.scorer, pick.condition.name, pick.why)
+    found = episode(sample, pick.condition.scorer, pick.condition.name, pick.why)
+    return None if found is None else (found._replace(place=place), sample.output.completion)
 
 
 def episode(sample: EvalSample, scorer: str, condition: str, why: str) -> Episode | None:
@@ -171,17 +268,36 @@ def episode(sample: EvalSample, scorer: str, condition: str, why: str) -> Episod
     spans = _spans(sample, scorer, len(response))
     pieces, more = _pieces(response, spans)
     trial = sample.metadata
+    several = len(spans) > 1
     return Episode(
         condition=one_line(condition),
+        place=0,
+        latent=int(trial["latent"]),
+        restarts=several,
+        better=spans[-1][2] > spans[0][2] if several else None,
         why=why,
         label=one_line(str(trial.get("label", ""))),
         facts=_facts(trial),
         task=one_line(_task(sample), 300),
         scores=" → ".join(f"{score:.0f}" for _, _, score in spans[:MOST_PIECES]),
-        pieces=pieces,
+        attempts=_columns(pieces),
         more=more,
         length=len(response),
+        strips=None,
     )
+
+
+def _columns(pieces: Sequence[Piece]) -> list[Attempt]:
+    """An attempt each, with what follows it; what comes before the first stands with it."""
+    columns: list[Attempt] = []
+    for piece in pieces:
+        begins = piece.number is not None and any(
+            one.number for col in columns for one in col.pieces
+        )
+        if not columns or begins:
+            columns.append(Attempt([]))
+        columns[-1].pieces.append(piece)
+    return columns
 
 
 def _facts(trial: dict[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import pandas as pd
 
+from esr_eval.episodes.traces import TraceLog, read_traces
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC, TITLES
@@ -69,6 +71,12 @@ class Evidence:
     logs: list[StoredLog]
     conditions: list[Condition]
     compared: list[Compared]
+
+    @cached_property
+    def traces(self) -> tuple[list[tuple[StoredLog, TraceLog]], list[str]]:
+        """Activations by log, read once; and of the others, why they cannot be used."""
+        problems: list[str] = []
+        return list(usable(self.logs_of("activations"), read_traces, problems)), problems
 
     def of(self, *experiments: str) -> list[Condition]:
         """The conditions of some experiments."""

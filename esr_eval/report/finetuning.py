@@ -9,6 +9,7 @@ import pandas as pd
 from esr_eval.logs.conditions import Condition, shared_trials
 from esr_eval.logs.measures import HOLISTIC, Measured
 from esr_eval.report.evidence import Evidence, most_shared
+from esr_eval.report.overview import rates_figure
 from esr_eval.report.plots import curves
 from esr_eval.report.section import (
     NONE,
@@ -316,16 +317,36 @@ def finetuning_section(evidence: Evidence) -> Section | None:
         parts.append(Pictures(pictures))
     answers = [_under_boost(one) for one in found.boosted if one.tuned]
     answers += [_cost(one) for one in found.unboosted if one.tuned]
+    figure = rates_figure([one.condition for one in found.rows], "Base and tuned subject")
     return Section(
         id="finetuning",
         title="Fine-tuning",
         question="Does training on self-correction make the subject restart under a boost, and "
         "what does it cost where nobody steers?",
         answers=answers,
+        verdict=_verdict(found),
+        figures=[] if figure is None else [figure],
         parts=parts,
         tables={"finetuning": finetuning_frame(found)},
         experiment="finetuned",
     )
+
+
+def _verdict(found: Finetuning) -> str:
+    """Restarts of tuned subjects under the boost, beside their base's and without a boost."""
+
+    def rates(rows: Sequence[Row], tuned: bool) -> str:
+        known = (one.condition.measures.get(RESTARTS) for one in rows if one.tuned == tuned)
+        values = [100 * one.value for one in known if one is not None]
+        low, high = (f"{end(values):.1f}" if values else NONE for end in (min, max))
+        return f"{low} %" if low == high else f"{low} to {high} %"
+
+    said = f"Under the boost {rates(found.boosted, True)} of answers start over"
+    if any(not one.tuned for one in found.boosted):
+        said += f", of the base's {rates(found.boosted, False)}"
+    if any(one.tuned for one in found.unboosted):
+        said += f"; without a boost {rates(found.unboosted, True)}"
+    return f"{said}."
 
 
 def _under_boost(one: Row) -> str:

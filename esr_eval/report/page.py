@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from esr_eval._util.output import write_frame
@@ -20,12 +21,13 @@ from esr_eval.report.episodes import episodes_section
 from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_words, paired_section
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.injected import injected_section
+from esr_eval.report.overview import experiment_figures, overview_section, present, verdict
 from esr_eval.report.published import published_section
 from esr_eval.report.reach import reach_section
 from esr_eval.report.recovery import prefill_section
 from esr_eval.report.reliability import reliability_section
 from esr_eval.report.scores import distributions_section, latents_section, sweep_section
-from esr_eval.report.section import Block, Paragraph, Section, count, mean, percent
+from esr_eval.report.section import Block, Pictures, Section, count, mean, percent
 from esr_eval.text import harmless, one_line
 
 GENERATOR = "esr-eval report"
@@ -48,7 +50,11 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     reliability_section,
     reach_section,
 )
-"""What the page shows, in this order, between the experiments and the episodes."""
+"""What the page shows, in this order, behind the episodes; those of one experiment with it."""
+
+
+UNFOLDED = ("overview", "experiments", "episodes")
+"""Sections that show all they have at once."""
 
 
 def write_report(
@@ -86,9 +92,16 @@ def write_report(
                 f"{told}; its numbers are shown all the same." if used else f"Left out: {told}."
             )
     found = [one for make in SECTIONS if (one := make(evidence)) is not None]
-    sections = [experiments_section(evidence, found), *found]
-    episodes = episodes_section(evidence)
-    sections += [episodes] if episodes else []
+    special = [one for one in found if one.experiment]
+    # Sections of one experiment stand folded beneath it.
+    shown = {one.id for one in present(evidence, special)}
+    opening = (
+        overview_section(evidence, special),
+        experiments_section(evidence, special),
+        episodes_section(evidence),
+    )
+    sections = [one for one in opening if one is not None]
+    sections += [one for one in found if one.experiment not in shown]
     return write(folder, sections, _lead(evidence, sections), notes)
 
 
@@ -150,9 +163,25 @@ def render(sections: Sequence[Section], lead: str, notes: Sequence[str]) -> str:
         lstrip_blocks=True,
     )
     html = environment.get_template("page.html.j2").render(
-        sections=sections, lead=lead, notes=notes, generator=GENERATOR, tables=TABLES
+        sections=sections,
+        lead=lead,
+        notes=notes,
+        generator=GENERATOR,
+        tables=TABLES,
+        open=UNFOLDED,
+        folded=_folded,
     )
     return html.encode("utf-8", "replace").decode("utf-8").lstrip()
+
+
+def _folded(section: Section) -> str:
+    """What stands folded in a section, in words."""
+    kinds = {"table": 0, "figure": 0}
+    for part in section.parts:
+        kinds["table"] += part.kind == "table"
+        kinds["figure"] += len(part.pictures) if isinstance(part, Pictures) else 0
+    said = [count(number, noun) for noun, number in kinds.items() if number]
+    return " and ".join(said) or "More"
 
 
 def _make_room(folder: Path) -> None:
@@ -186,34 +215,34 @@ _ARGUMENTS = {
     "prefill_ablation": "-T source=MAIN",
 }
 """What a task needs beyond the model; capital words are logs or files of other experiments."""
-_READING = (
-    "In parentheses: 95 % intervals that respect the clustering of trials by latent. All sentences "
-    "and numbers are computed from the logs. Intervals of mean scores rest on the spread between "
-    "latents: with few of them they are wide, and may reach beyond the scale of 0 to 100."
-)
 
 
 def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Section:
-    """Questions and answers of the experiments present, and the commands of those absent.
+    """Each experiment with its figure, all else folded, and the commands of those absent.
 
     Args:
         evidence: The logs.
         special: Sections that report on an experiment of their own, such as the detectors.
     """
-    own = {one.experiment: one.answers for one in special if one.experiment}
-    present = []
-    for experiment in (*EXPERIMENTS, *BEYOND):
-        logs = evidence.logs_of(experiment.id)
-        answers = list(own.get(experiment.id, []))
-        # A tuned subject's main run beside its base's answers the fourth without logs of its own.
-        if not logs and not answers:
-            continue
+    own = {one.experiment: one for one in special}
+    found = []
+    tables: dict[str, pd.DataFrame] = {}
+    for experiment in present(evidence, special):
+        section = own.get(experiment.id)
+        answers = list(section.answers) if section else []
         if not answers:
             answers = [sentence(one, evidence.compared) for one in evidence.of(experiment.id)]
-        if not answers:
-            answers = [f"{count(len(logs), 'log')} without a score yet."]
-        present.append({"experiment": experiment, "answers": answers})
-    shown = {found["experiment"] for found in present}
+        tables |= section.tables if section else {}
+        found.append(
+            {
+                "experiment": experiment,
+                "verdict": verdict(experiment, evidence, special),
+                "figures": experiment_figures(experiment, evidence, section),
+                "answers": answers,
+                "parts": section.parts if section else [],
+            }
+        )
+    shown = {one["experiment"] for one in found}
     absent = [
         {"experiment": one, "command": command(one, evidence)}
         for one in (*EXPERIMENTS, *BEYOND)
@@ -221,8 +250,9 @@ def experiments_section(evidence: Evidence, special: Sequence[Section]) -> Secti
     ]
     return Section(
         id="experiments",
-        title="What was asked, and what came out",
-        parts=[Paragraph(_READING), Block("experiments", {"present": present, "absent": absent})],
+        title="Experiment by experiment",
+        parts=[Block("experiments", {"present": found, "absent": absent})],
+        tables=tables,
     )
 
 

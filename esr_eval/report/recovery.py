@@ -18,6 +18,7 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, TrialKey, read_condition, shared_trials
 from esr_eval.logs.reading import CONTINUATION, Note, read_each
 from esr_eval.logs.replay import OFF_TOPIC
+from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row
 from esr_eval.report.evidence import Evidence
 from esr_eval.report.section import (
     RULE,
@@ -316,9 +317,33 @@ def prefill_section(evidence: Evidence) -> Section | None:
         title="Recovery from off-topic text, pair by pair",
         question="Does holding detectors at 0 lower what the unsteered model recovers?",
         answers=answers,
+        figures=[_figure(found)] if found else [],
         parts=parts,
         tables={"recovered": pd.DataFrame([_numbers(one) for one in found])} if found else {},
         experiment=EXPERIMENT,
+    )
+
+
+def _figure(found: Sequence[Recovery]) -> Dots:
+    """The differences of recovered scores, beside the independent group's."""
+    rows = []
+    for one in found:
+        own = one.difference
+        said = f"ours: {with_interval(own, '+.1f')}"
+        marks = [Mark("full", own.value, own.low, own.high, said)]
+        if _is_effect(one):
+            said = f"independent group: {with_interval(INDEPENDENT, '+.1f')}"
+            marks.append(
+                Mark("elsewhere", INDEPENDENT.value, INDEPENDENT.low, INDEPENDENT.high, said)
+            )
+        lane = Lane("difference", marks, with_interval(own, "+.1f"))
+        rows.append(Row(one.name, f"{one_line(one.subject)}, {count(one.pairs, 'pair')}", [lane]))
+    keys = [
+        Key("full", "difference of recovered scores, in points (line: 95 % interval)"),
+        Key("elsewhere", "an independent group's, on another model with another judge"),
+    ]
+    return Dots(
+        "Recovered scores: with latents held at 0, less without", "", [Group("", rows)], keys
     )
 
 

@@ -115,15 +115,14 @@ def sweep_section(evidence: Evidence) -> Section | None:
     found = [(one, _levels(one)) for one in swept]
     if not found:
         return None
-    parts: list[Part] = []
-    for one, levels in found:
-        parts += [Pictures(_pictures(one, levels)), _level_table(one, levels)]
+    figures: list[Part] = [Pictures(_pictures(one, levels)) for one, levels in found]
     return Section(
         id="sweep",
         title="Over the strength of the boost",
         question="How do first scores and corrections depend on the strength?",
         answers=[_peak(one, levels) for one, levels in found],
-        parts=parts,
+        figures=figures,
+        parts=[_level_table(one, levels) for one, levels in found],
         tables={"sweep": _level_numbers(found)},
         experiment="boost_sweep",
     )
@@ -234,7 +233,12 @@ FEWEST = 3
 
 def latents_section(evidence: Evidence) -> Section | None:
     """A figure for every main run, and for every condition that replays one."""
-    tables = [(one, _by_latent(one)) for one in evidence.of("esr", "vectors", "finetuned")]
+    steered = [
+        one
+        for one in evidence.of("esr", "vectors", "finetuned")
+        if one.steering != "unsteered" and one.trials["strength"].nunique() > 1
+    ]
+    tables = [(one, _by_latent(one)) for one in steered]
     tables = [(one, table) for one, table in tables if len(table) >= FEWEST]
     pictures = [
         scatter(

@@ -1,17 +1,23 @@
 """What is shown, on the page and the terminal: tables, numbers in words, figures, sections."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from esr_eval.text import harmless
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from esr_eval.logs.measures import Measured
+    from esr_eval.report.dots import Dots
 
 
 class Bounded(Protocol):
@@ -143,26 +149,98 @@ class Table:
             if row:
                 yield [_text(cell, NONE, ",") for cell in row]
 
-    def __rich__(self) -> RichTable:
-        """The table as the terminal shows it: what is too wide is folded, never cut."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        """The table as the terminal shows it: no word is cut, and no number broken over lines.
+
+        Where the terminal is too narrow, intervals stand below their numbers; where it is still
+        too narrow, every row is a list of its own.
+        """
+        for stacked in (False, True):
+            cells = [self._cells(row, stacked) for row in self.rows]
+            widths = self._widths(cells, options.max_width)
+            if widths is not None:
+                yield self._drawn(cells, widths)
+                return
+        yield from self._listed()
+
+    def _cells(self, row: tuple[Cell, ...], stacked: bool) -> list[str]:
+        texts = [harmless(_text(cell, "-", "")) for cell in row]
+        return [_stacked(text) for text in texts] if stacked else texts
+
+    def _widths(self, rows: Sequence[list[str]], room: int) -> list[int] | None:
+        """Width of each column; None where words or numbers would have to be broken."""
+        least, most = [], []
+        for at, (head, align, whole) in enumerate(self.heads):
+            cells = [row[at] for row in rows if row]
+            lines = [line for cell in cells for line in cell.splitlines()]
+            words = [word for line in lines for word in line.split()]
+            unbroken = lines if align == "right" or whole else words
+            longest = max(map(cell_len, unbroken), default=0)
+            longest = longest if align == "right" or whole else min(longest, LONGEST_WORD)
+            least.append(max([longest, *map(cell_len, head.split())], default=0))
+            most.append(max([least[-1], cell_len(head), *map(cell_len, lines)]))
+        left = room - sum(least) - 3 * len(least) - 1
+        if left < 0:
+            return None
+        for at in sorted(range(len(least)), key=lambda at: self.heads[at].align != "left"):
+            more = min(left, most[at] - least[at])
+            least[at] += more
+            left -= more
+        return least
+
+    def _drawn(self, rows: Sequence[list[str]], widths: Sequence[int]) -> RichTable:
         table = RichTable(
             title=self.title,
             caption=self.notes or None,
-            show_lines=any(isinstance(cell, str) and "\n" in cell for r in self.rows for cell in r),
+            show_lines=any("\n" in cell for row in rows for cell in row),
         )
-        for head, align, whole in self.heads:
-            overflow: Literal["ellipsis", "fold"] = "ellipsis" if whole else "fold"
-            table.add_column(head, justify=align, no_wrap=whole, overflow=overflow)
-        for row in self.rows:
+        for (head, align, _), width in zip(self.heads, widths, strict=True):
+            table.add_column(head, justify=align, overflow="fold", width=width)
+        for row, texts in zip(self.rows, rows, strict=True):
             if row:
-                cells = (_text(cell, "-", "") for cell in row)
+                cells = zip(row, texts, strict=True)
                 table.add_row(
-                    *(Text(c, "bold red") if isinstance(c, Alarm) else c for c in cells),
+                    *(Text(t, "bold red") if isinstance(c, Alarm) else t for c, t in cells),
                     style="dim" if self.faint else None,
                 )
             else:
                 table.add_section()
         return table
+
+    def _listed(self) -> Iterator[Any]:
+        yield Text(harmless(self.title), "bold")
+        first, *others = self.heads
+        for row in self.rows:
+            if not row:
+                continue
+            name, *texts = self._cells(row, False)
+            yield ""
+            yield Text(": ".join(filter(None, (first.head, name))), "bold")
+            grid = RichTable.grid(padding=(0, 2))
+            grid.add_column(overflow="fold")
+            grid.add_column(overflow="fold")
+            for column, cell, text in zip(others, row[1:], texts, strict=True):
+                shown = Text(text, "bold red") if isinstance(cell, Alarm) else text
+                grid.add_row(f"  {harmless(column.head)}", shown)
+            yield grid
+        if self.notes:
+            yield ""
+            yield Text(harmless(self.notes), "italic")
+
+
+LONGEST_WORD = 40
+"""Of a text that is not to be broken; a path or a name beyond it is folded."""
+_INTERVAL = re.compile(r"(.*\S) \(((?:[+-]?[\d.,]+)) to ((?:[+-]?[\d.,]+))\)(.*)")
+
+
+def _stacked(text: str) -> str:
+    """A number with its interval on the line below."""
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        return text
+    value, low, high, rest = found.groups()
+    signed = low[0] in "+-" or high[0] in "+-"
+    return f"{value}{rest}\n{low} to {high}" if signed else f"{value}{rest}\n{low}–{high}"
 
 
 def _text(cell: Cell, undefined: str, thousands: str) -> str:
@@ -204,7 +282,7 @@ class Block(NamedTuple):
     data: Any
 
 
-Part: TypeAlias = Table | Pictures | Paragraph | Block
+Part: TypeAlias = "Table | Pictures | Paragraph | Block | Dots"
 
 
 @dataclass(frozen=True)
@@ -219,6 +297,8 @@ class Section:
         parts: Tables, figures and further text.
         tables: Numbers for CSV files, by the files' names.
         experiment: Id of the experiment that it alone reports on.
+        verdict: What came out, in one line; the first answer where it is not given.
+        figures: Shown at once, where parts are folded.
     """
 
     id: str
@@ -228,3 +308,5 @@ class Section:
     parts: list[Part] = field(default_factory=list)
     tables: dict[str, "pd.DataFrame"] = field(default_factory=dict)
     experiment: str | None = None
+    verdict: str = ""
+    figures: list[Part] = field(default_factory=list)

@@ -16,6 +16,7 @@ from esr_eval.logs.conditions import (
     Condition,
     TrialKey,
     alarms_of,
+    differences,
     read_values,
     shared_trials,
     told_reasons,
@@ -33,7 +34,7 @@ from esr_eval.stats.power import (
     power,
 )
 from esr_eval.stats.rates import cluster_counts, cross_correlation, intraclass_correlation
-from esr_eval.text import numbered, one_line
+from esr_eval.text import one_line, told_apart
 
 
 class Row(NamedTuple):
@@ -82,6 +83,36 @@ def paired_difference(first: Condition, second: Condition) -> Measured | None:
         return None
     return Measured(
         *clustered_mean(after - before, latents.tolist()), len(latents), len(set(latents.tolist()))
+    )
+
+
+HEADLINES = (
+    ("restarts", ROWS[0]),
+    ("by both", ROWS[2]),
+    ("ESR", ROWS[4]),
+    ("first score", ROWS[8]),
+)
+"""What is told first, with its heading."""
+MOST_PAIRS = 3
+"""Differences between runs that are told without being asked for."""
+
+
+def headline_table(runs: Sequence[Condition]) -> Table:
+    """One row for each log: the few numbers that answer the question."""
+    judges = dict.fromkeys(one_line(run.judge) for run in runs)
+    unscored = dict.fromkeys(told_reasons(run.unscored) for run in runs if run.unscored)
+    said = ["by both: by judge and phrase detector at one place."]
+    if unscored:
+        said.append(f"Unscored: {'; '.join(unscored)}.")
+    said.append("All numbers: --all.")
+    return Table(
+        f"Answers that start over, judged by {', '.join(judges)}",
+        ("", "trials", *(head for head, _ in HEADLINES)),
+        [
+            (name, _count(run), *(_shown(run, row) for _, row in HEADLINES))
+            for name, run in zip(short_names(runs), runs, strict=True)
+        ],
+        " ".join(said),
     )
 
 
@@ -199,8 +230,9 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
 
 
 def short_names(runs: Sequence[Condition]) -> list[str]:
-    """Names for the columns: subject and condition, numbered where they repeat."""
-    return numbered([one_line(f"{run.subject} {run.steering}") for run in runs])
+    """Names of runs: subject and steering, and where they repeat what they differ in."""
+    names = [one_line(f"{run.subject} {run.steering}") for run in runs]
+    return told_apart(names, [differences(run) for run in runs])
 
 
 def _pairs(runs: Sequence[Condition]) -> Iterator[tuple[str, Measured]]:
