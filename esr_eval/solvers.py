@@ -208,7 +208,7 @@ def steered_generate(
             )
             state.output.completion = whole
         state.messages.append(state.output.message)
-        transcript().info(receipt_of(trial, state.output), source="steering")
+        transcript().info({**receipt_of(trial, state.output)}, source="steering")
         return state
 
     return solve
