@@ -163,7 +163,7 @@ async def answered(state: TaskState, model: Model, config: GenerateConfig) -> Ta
     return state
 
 
-def receipt_of(trial: Trial, output: ModelOutput) -> dict[str, Any]:
+def receipt_of(trial: Trial, output: ModelOutput) -> dict[str, str]:
     """What was done to a sample's model, in words: the first thing that the viewer shows of it.
 
     Args:
@@ -218,7 +218,7 @@ def steered_generate(
             seed=trial.seed + (state.epoch - 1) * SEEDS_PER_EPOCH,
         )
         state = await answered(state, model, config)
-        transcript().info(dict(receipt_of(trial, state.output)), source="steering")
+        transcript().info({**receipt_of(trial, state.output)}, source="steering")
         return state
 
     return solve

@@ -433,7 +433,8 @@ def test_episodes_with_several_attempts_come_first_and_are_marked_where_they_are
     picks = episodes.choose(evidence[1])
     whys = [pick.why for pick in picks]
     kinds = list(dict.fromkeys(whys))
-    assert kinds == ["several attempts", "a typical drift", "an unsteered answer"]
+    # The unsteered answers of this judge are not scored, and so not shown.
+    assert kinds == ["several attempts", "a typical drift"]
     assert whys == sorted(whys, key=kinds.index)
     assert whys.count("several attempts") > 10
     assert whys.count("a typical drift") >= episodes.LEAST_DRIFTS

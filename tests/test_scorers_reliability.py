@@ -272,7 +272,7 @@ def test_summary_and_report_show_it_beside_the_rates(tmp_path, monkeypatch):
     # The offline judge computes: it repeats itself exactly.
     assert {value["variance"] for value in rejudged} == {0}
     table = tmp_path / "table.csv"
-    shown = CliRunner().invoke(app, ["summary", str(logs), "--csv", str(table)])
+    shown = CliRunner().invoke(app, ["summary", "--all", str(logs), "--csv", str(table)])
     assert shown.exit_code == 0, shown.output
     assert "judged again" in shown.output and f" {len(rejudged)} " in shown.output
     assert "score_sd" in table.read_text()
@@ -283,7 +283,7 @@ def test_summary_and_report_show_it_beside_the_rates(tmp_path, monkeypatch):
     plain = tmp_path / "plain"
     plain.mkdir()
     write_eval_log(log, str(plain / "log.eval"))
-    assert "judged again" not in CliRunner().invoke(app, ["summary", str(plain)]).output
+    assert "judged again" not in CliRunner().invoke(app, ["summary", "--all", str(plain)]).output
 
 
 def test_the_margin_is_that_of_the_measured_noise(tmp_path):

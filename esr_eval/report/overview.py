@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from esr_eval.data.experiments import BEYOND, EXPERIMENTS, Experiment
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.measures import Measured
-from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row, lanes_of
+from esr_eval.report.dots import Dots, Group, Key, Lane, Mark, Row, Shape, lanes_of
 from esr_eval.report.evidence import Compared, Evidence
 from esr_eval.report.published import Verdict, figure_text, verdicts
 from esr_eval.report.section import (
@@ -140,7 +140,7 @@ def _published(entry: Verdict, scale: float = 100) -> Mark:
     low, high = max(0.0, least), min(100.0, most)
     reasons = f" ({', '.join(entry.reasons)})" if entry.reasons else ""
     said = f"published for {figure.subject or 'five models'}: {figure_text(figure)}{reasons}"
-    shape = "elsewhere" if entry.reasons else "published"
+    shape: Shape = "elsewhere" if entry.reasons else "published"
     place = high if figure.most is not None else low
     if figure.value is not None:
         return Mark(shape, place, None, None, said)
