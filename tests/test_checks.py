@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from inspect_ai import eval as inspect_eval
-from inspect_ai.model import get_model
+from inspect_ai.model import GenerateConfig, get_model
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -178,11 +178,12 @@ def test_a_model_judges_itself_with_the_same_weights_unsteered(tmp_path, monkeyp
     monkeypatch.setattr(
         LocalBackend, "__init__", lambda self, *args: loads.append(args) or load(self, *args)
     )
+    judge = get_model("esr-judge/self", config=GenerateConfig(max_tokens=16), memoize=False)
     (log,) = inspect_eval(
         esr,
         model="esr/smollm2-135m",
         model_args={"device": "cpu"},
-        model_roles={"grader": "esr-judge/self"},
+        model_roles={"grader": judge},
         task_args={"latents": "795", "trials_per_latent": 1, "strength": 150},
         max_tokens=24,
         log_dir=str(tmp_path / "logs"),

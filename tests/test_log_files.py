@@ -315,7 +315,7 @@ def test_reasons_of_unscored_trials_are_told_with_counts(tmp_path):
     [found] = read_all_scored([tmp_path], lambda text: None)
     assert found.unscored == {"invalid_json": 2}
     result = CliRunner().invoke(app, ["summary", str(tmp_path), "--csv", str(tmp_path / "a.csv")])
-    assert "unscored because" in result.output and "2 invalid_json" in result.output
+    assert "Unscored: 2 invalid_json" in result.output
     assert "unscored: invalid_json,2," in (tmp_path / "a.csv").read_text()
     page = write_report([tmp_path], tmp_path / "report").read_text("utf-8")
     head = page[: page.index("<nav>")]

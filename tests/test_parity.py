@@ -57,11 +57,11 @@ def test_the_suite_asks_what_it_claims_to_ask(backend, reference):
     ended = {name for name, one in zip(NAMES, reference, strict=True) if one.stop_reason == "stop"}
     assert ended == {"early end, none", "early end, small boost"}
     # Edits matter: a prompt's steered and unsteered answers part within these few tokens.
-    plain = backend.generate([Row(row.prompt, row.sampling, None) for row in wanted])
+    # The two long prompts would pad all others to their length.
+    short = [at for at, row in enumerate(wanted) if row.steering and len(row.prompt) <= 512]
+    free = backend.generate([Row(wanted[at].prompt, wanted[at].sampling, None) for at in short])
     same = [
-        name
-        for name, row, one, free in zip(NAMES, wanted, reference, plain, strict=True)
-        if row.steering and free.tokens == one.tokens
+        NAMES[at] for at, one in zip(short, free, strict=True) if one.tokens == reference[at].tokens
     ]
     assert len(same) <= 3, same
 
