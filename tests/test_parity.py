@@ -27,7 +27,11 @@ def reference(backend):
         pytest.param("backend", id="local", marks=pytest.mark.model),
         pytest.param("ndif_backend", id="ndif", marks=pytest.mark.ndif),
         pytest.param("vllm_backend", id="vllm", marks=pytest.mark.vllm),
-        pytest.param("vllm_compiled_backend", id="vllm-compiled", marks=pytest.mark.vllm),
+        pytest.param(
+            "vllm_compiled_backend",
+            id="vllm-compiled",
+            marks=[pytest.mark.vllm, pytest.mark.heavy],
+        ),
     ],
 )
 def engine(request):

@@ -502,6 +502,7 @@ def test_invisible_characters_are_spelled_out():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
+@pytest.mark.heavy
 def test_five_thousand_samples_take_under_a_minute_and_2_gb(logs, tmp_path):
     """A log of the main experiment's size, made of real samples."""
     log = read_eval_log(read_logs([logs], silent)[0].path)

@@ -189,6 +189,7 @@ def check_that_rounding_parted(backend, vllm_backend, sample):
         assert backend.generate([row(backend)])[0].tokens[at] == got[at], (at, got[at], want[at])
 
 
+@pytest.mark.heavy
 def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
     vllm_server, vllm_backend, backend, tmp_path
 ):
