@@ -12,7 +12,6 @@ punctuation, and some behind a piece of another one, as steered models write bot
 import json
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,7 +162,7 @@ def through(layers: Any, states: torch.Tensor, padding: torch.Tensor) -> torch.T
 
 def batches(
     rows: list[tuple[list[int], list[float]]], draw: random.Random
-) -> Iterator[list[tuple[list[int], list[float]]]]:
+) -> list[list[tuple[list[int], list[float]]]]:
     """Batches of rows of like length, which cost less, in no order."""
     draw.shuffle(rows)
     found = []
@@ -171,7 +170,7 @@ def batches(
         part = sorted(rows[at : at + 12 * BATCH], key=lambda row: len(row[0]))
         found += [part[low : low + BATCH] for low in range(0, len(part), BATCH)]
     draw.shuffle(found)
-    yield from found
+    return found
 
 
 @click.command(help=__doc__)

@@ -25,6 +25,7 @@ from esr_eval.data.arguments import (
     checked,
     strength_rule,
 )
+from esr_eval.data.experiments import display_name, tags
 from esr_eval.data.thoughts import (
     AS_REPLAYED,
     FORMS,
@@ -190,6 +191,8 @@ def injected_thought(
         score_on_error=True,
         fail_on_error=MOST_ERRORS,
         viewer=ViewerConfig(trust_content=False),
+        display_name=display_name("injected_thought", subject.name, "" if span == "both" else span),
+        tags=tags("injected_thought", subject.name, str(setup.judge)),
         metadata={
             **ABOUT,
             "experiment_id": "injected_thought",

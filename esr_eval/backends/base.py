@@ -106,6 +106,10 @@ class Chat:
         """Number of tokens of a text, without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def rows_that_fit(self, tokens: int) -> int | None:
+        """How many rows of so many tokens fit beside the weights; None where nobody knows."""
+        return None
+
     def passage(
         self, messages: Sequence[dict[str, str]], answer: str, steering: Steering
     ) -> Passage:

@@ -289,9 +289,7 @@ class ESRModelAPI(ModelAPI):
 
     def _fit_batches(self, backend: "Backend") -> None:
         """On a GPU, as many rows at a time as its memory holds, where nobody chose a number."""
-        from esr_eval.backends.local import LocalBackend
-
-        if self._chosen is None and isinstance(backend, LocalBackend):
+        if self._chosen is None:
             tokens = PROMPT + (self._asked.max_tokens or self.subject.max_tokens or 512)
             if (rows := backend.rows_that_fit(tokens)) is not None:
                 self._batcher.max_batch = self._reader.max_batch = min(rows, MOST_ROWS)
