@@ -329,6 +329,19 @@ def test_a_result_that_is_gone_is_made_anew():
     assert client.retries == 1
 
 
+def test_an_empty_result_is_made_anew():
+    plain = io.BytesIO()
+    torch.save({}, plain)
+    empty = zstandard.ZstdCompressor().compress(plain.getvalue())
+    with StandIn("key").serving() as server:
+        scripted(server, "COMPLETED")
+        server.on("/result", (200, empty), (200, result(answer=torch.arange(3))))
+        client = Client(remote(server.url, wait=30))
+        assert client.run(JOB)["out"]["answer"].tolist() == [0, 1, 2]
+    assert client.retries == 1
+    assert server.asked.count("/request") == 2
+
+
 def test_a_request_without_any_answer_is_lost_in_the_end():
     with StandIn("key").serving() as server:
         scripted(server, (404, {}))

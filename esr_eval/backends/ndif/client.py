@@ -208,11 +208,16 @@ class Client:
         plain = io.BytesIO(reader.read(MOST_RESULT_BYTES))
         try:
             # Numbers and tensors only: what a server sends must not run here.
-            return dict(torch.load(plain, map_location="cpu", weights_only=True))
+            found = dict(torch.load(plain, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             raise EsrError(
                 f"NDIF at {self.url} sent a result that is no mere data: {str(error)[:200]}"
             ) from error
+        if not found:
+            # Every block saves something. A server whose interface came back may start the next
+            # request beside one that still runs, and then ends the first with nothing.
+            raise PassingError("its result came back empty")
+        return found
 
     def _retry(self, state: RetryCallState) -> None:
         with self._counting:
