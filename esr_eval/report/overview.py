@@ -20,12 +20,12 @@ from esr_eval.report.section import (
 )
 from esr_eval.text import one_line
 
-_RESTARTS = (
+_RESTARTS: tuple[tuple[str, Shape, str], ...] = (
     ("confirmed", "full", "by judge and phrase detector at one place"),
     ("multi_attempt", "ring", "by the judge"),
     ("restart_phrase", "triangle", "by the phrase detector"),
 )
-_BETTER = (
+_BETTER: tuple[tuple[str, Shape, str], ...] = (
     ("esr", "diamond", "last attempt above the first (ESR)"),
     ("esr_margin", "square", "above by the margin"),
 )
@@ -110,7 +110,7 @@ def rates_figure(conditions: Sequence[Condition], title: str) -> Dots | None:
 
 
 def _lane(
-    name: str, wanted: Sequence[tuple[str, str, str]], one: Condition, beside: Sequence[Verdict]
+    name: str, wanted: Sequence[tuple[str, Shape, str]], one: Condition, beside: Sequence[Verdict]
 ) -> Lane | None:
     found = {key: one.measures[key] for key, _, _ in wanted if key in one.measures}
     if "multi_attempt" not in one.measures or not found:
@@ -121,7 +121,7 @@ def _lane(
         if key in found:
             low, high = _bounds(found[key]) if key == main else (None, None)
             said = f"{meaning}: {percent(found[key])}"
-            marks.append(Mark(shape, 100 * found[key].value, low, high, said))  # type: ignore[arg-type]
+            marks.append(Mark(shape, 100 * found[key].value, low, high, said))
     # The paper's rates are the judge's.
     metric = "multi_attempt" if name == "starts over" else "esr"
     marks += [_published(entry) for entry in beside if entry.figure.metric == metric]
