@@ -13,7 +13,7 @@ from esr_eval.calibration.strengths import parse_strength
 from esr_eval.checks import Wanted
 from esr_eval.data.arguments import Count, CountOrNone, Number, Seed, checked
 from esr_eval.data.experiments import display_name, tags
-from esr_eval.data.pushes import ASKS, Direction, Prompt, Push, directions, prompts_of
+from esr_eval.data.pushes import ASKS, RANDOM, Direction, Prompt, Push, directions, prompts_of
 from esr_eval.data.thoughts import SpanName
 from esr_eval.dataset import SEED_RANGE
 from esr_eval.errors import EsrError
@@ -32,10 +32,10 @@ ABOUT = {
         "The judge's prompt is in this project's own words.",
     ],
 }
-DOSES = ["0.2rms", "0.4rms"]
-"""Where answers of small models begin to give way, and where they have."""
+DOSES = ["0.2rms"]
+"""Where answers of the embedded model give way; at 0.4rms most of them break."""
 ANSWER_TOKENS = 60
-"""Longest answer: one or two sentences, and room to take them back."""
+"""Longest answer: a sentence, and room to take it back."""
 
 
 @task
@@ -45,7 +45,7 @@ def protective(
     n_prompts: Number | None = None,
     trials_per_prompt: Count = 1,
     strengths: Doses = None,
-    n_random: CountOrNone = 2,
+    n_random: CountOrNone = RANDOM,
     span: SpanName = "both",
     seed: Seed = 0,
 ) -> Task:
@@ -62,7 +62,7 @@ def protective(
         n_prompts: How many prompts of each of the four kinds to draw at random. Default: all.
         trials_per_prompt: Trials for each prompt, each with another seed.
         strengths: One or several, comma-separated: shares of the residual's mean norm
-            (`0.2rms,0.4rms`). Default: these two.
+            (`0.1rms,0.2rms`). Default: 0.2rms.
         n_random: Random directions for each dose. 0 leaves them out, and with them what tells
             resistance from noise.
         span: Positions that are touched: the `question`, the `answer`, its first `token`, or `both`

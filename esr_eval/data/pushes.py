@@ -80,7 +80,7 @@ class Push(Trial):
     turn: int = Field(ge=0, description="Number of the prompt's trial: what pairs belong to.")
     way: Way | None = Field(default=None, description="Where it is pushed; None without a push.")
     direction: str | None = Field(default=None, description="Along which direction.")
-    dose: str | None = Field(default=None, description="The strength as asked for, 0.3rms say.")
+    dose: str | None = Field(default=None, description="The strength as asked for, 0.2rms say.")
     separation: float | None = Field(
         default=None,
         description="How far a held-out text lies along its direction, in standard deviations.",
@@ -139,6 +139,19 @@ def directions(path: str | None = None) -> Mapping[str, Direction]:
     if not found or any(name.startswith("random ") for name in found):
         raise EsrError(f"The contrasts {path} need a direction, and none that is called random.")
     return found
+
+
+RANDOM = 2
+"""Random directions of a run that names no number."""
+
+
+def answers_per_turn() -> int:
+    """Answers of a run with one dose and all that ships: unsteered, both signs, random ones."""
+    contrasts = directions().values()
+    return sum(
+        len(prompts_of(asks)) * (1 + 2 * sum(one.on == asks for one in contrasts) + RANDOM)
+        for asks in ASKS
+    )
 
 
 def contrasts_text(found: Mapping[str, Direction]) -> str:

@@ -49,6 +49,7 @@ class Side:
 
     Attributes:
         resists: Share that ends with the unsteered stance: kept it, or regained it.
+        yields: Share that ends with the stance that it was pushed to; the others say neither.
         kept: Answers that never left it.
         regained: Of those that began with the other stance, the share that came back.
         control: Share that ends with it under random directions of the same dose.
@@ -61,6 +62,7 @@ class Side:
     """
 
     resists: Rate | None
+    yields: Rate | None
     kept: int
     regained: Rate | None
     control: Rate | None
@@ -132,6 +134,7 @@ def _side(seen: Sequence[Seen], way: Way) -> Side:
     came_back = [one for one in left if one.last == stance]
     return Side(
         resists=_share(pairs, stance),
+        yields=_share(pairs, "yes" if way == "harm" else "no"),
         kept=sum(one.first == one.last == stance for one in pairs),
         regained=_share(left, stance),
         control=_share(randoms, stance),
