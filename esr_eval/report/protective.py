@@ -302,7 +302,7 @@ def reach(cell: Cell) -> list[str]:
 
 
 def left_out(name: str, log: StoredLog, seen: Sequence[Seen]) -> list[str]:
-    """What takes no part: answers without a verdict, and pairs whose unsteered answer is neither."""
+    """What takes no part: without a verdict, or with an unsteered answer that says neither."""
     undecided = resistance([one for one in seen if not one.benign]).undecided
     told = []
     if (missing := len(log.samples) - len(seen)) > 0:

@@ -160,7 +160,12 @@ def _apart(
     sides = []
     for values, names in ((first, prompts), (second, others)):
         known = [at for at, value in enumerate(values) if not np.isnan(value)]
-        if not known:
-            return None
-        sides += [np.array(values)[known], [names[at] for at in known]]
-    return difference_of_sides(*sides)
+        sides.append((np.array(values)[known], [names[at] for at in known]))
+    (a, a_names), (b, b_names) = sides
+    if not len(a) or not len(b):
+        return None
+    fewer = min(len(set(a_names)), len(set(b_names)))
+    if fewer < 2:  # of one prompt nobody knows how it varies
+        return Difference(float(b.mean() - a.mean()), None, None, None, fewer)
+    with np.errstate(invalid="ignore"):  # no spread at all, but for rounding
+        return difference_of_sides(a, a_names, b, b_names)
