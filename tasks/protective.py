@@ -186,7 +186,7 @@ def _sample(prompt: Prompt, turn: int, seed: int, way: Mapping[str, object]) -> 
         "benign": prompt.benign,
         "turn": turn,
     }
-    trial = Push.model_validate(about | way)
+    trial = Push.model_validate({**about, **way})
     pushed = "unsteered" if trial.way is None else f"{trial.way}-{trial.vector}-{trial.dose}"
     return Sample(
         id=f"{prompt.asks}{prompt.number}-{turn + 1}-{pushed.replace(' ', '')}",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from esr_eval.data.arguments import MOST_EACH
 from esr_eval.data.pushes import Push
 from esr_eval.logs.stored import StoredLog
 from esr_eval.report.evidence import Evidence
@@ -110,7 +111,8 @@ def pushes_of(log: StoredLog) -> list[tuple[Push, Seen]]:
         except ValidationError:
             continue
         if seen := seen_of(push, score.value):
-            found.append((push, seen))
+            # Epochs of a prompt have seeds of their own: each pairs with itself.
+            found.append((push, seen._replace(turn=seen.turn + MOST_EACH * sample.epoch)))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 import numpy as np
-from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, Model, get_model
+from inspect_ai.model import ChatMessage, ChatMessageAssistant, ChatMessageUser, Model, get_model
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from esr_eval._util.paths import cache_root
@@ -85,7 +85,8 @@ async def _take(
     model: Model, found: Mapping[str, Direction], wanted: Wanted, corpus: str
 ) -> tuple[VectorInfo, dict[str, Vector]]:
     provider = provider_of(model)
-    chats, names = [], []
+    chats: list[list[ChatMessage]] = []
+    names: list[tuple[str, str]] = []
     for name, direction in found.items():
         for pair in direction.pairs:
             for side, answer in (("protective", pair.protective), ("harmful", pair.harmful)):
@@ -103,7 +104,9 @@ async def _take(
         concepts.append(Concept(name=name, texts=len(own), separation=separation))
     draw = np.random.default_rng(wanted.seed)
     for number in range(1, wanted.random + 1):
-        vectors[f"random {number}"] = scaled(draw.standard_normal(means.shape[1]), norm)
+        vectors[f"random {number}"] = scaled(
+            draw.standard_normal((means.shape[1],), dtype=np.float32), norm
+        )
         concepts.append(Concept(name=f"random {number}", texts=0, separation=0.0))
     runtime = provider.runtime
     info = VectorInfo(
