@@ -350,13 +350,16 @@ def test_contrasts_of_another_form_are_refused_with_an_example(tmp_path, text):
     assert "\n" not in str(refused.value)
 
 
+def write_contrast(path):
+    pairs = [{"question": f"{n}?", "protective": "No.", "harmful": "Yes!"} for n in range(2)]
+    path.write_text(json.dumps({"calm": {"on": "claim", "pairs": pairs}}), "utf-8")
+    return str(path)
+
+
 def test_a_users_own_contrast_is_pushed_along(tmp_path):
-    pairs = [{"question": f"{n}?", "protective": "No.", "harmful": "Yes."} for n in range(2)]
-    (tmp_path / "own.json").write_text(json.dumps({"calm": {"on": "claim", "pairs": pairs}}))
-    every = [
-        Push.model_validate(one.metadata)
-        for one in planned(contrasts=str(tmp_path / "own.json"), n_prompts=2).dataset
-    ]
+    own = write_contrast(tmp_path / "own.json")
+    samples = planned(contrasts=own, n_prompts=2).dataset
+    every = [Push.model_validate(one.metadata) for one in samples]
     assert {one.direction for one in every} == {None, "calm", "random"}
     assert {one.asks for one in every} == {"claim"}
 
@@ -439,8 +442,10 @@ def test_a_prompt_is_asked_under_its_push_on_its_span_and_its_control_without(su
 @pytest.mark.model
 def test_the_embedded_subject_is_pushed_and_its_log_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path / "cache"))
-    log = embedded("protective", tmp_path / "logs", n_prompts=1, n_random=1, max_tokens=12)
-    assert len(log.samples) == 2 * 4 + 2 * 6
+    own = write_contrast(tmp_path / "own.json")
+    few = {"contrasts": own, "n_prompts": 1, "n_random": 1}
+    log = embedded("protective", tmp_path / "logs", max_tokens=8, **few)
+    assert len(log.samples) == 2 * 4
     for sample in log.samples:
         one = Push.model_validate(sample.metadata)
         changed = sample.output.metadata["edited_positions"]
