@@ -271,7 +271,7 @@ def test_a_name_is_enough_beyond_the_paper(machine: Machine) -> None:
     assert len(samples) == 2 * 4 * 3
     assert {sample.metadata["label"] for sample in samples} <= set(labels().values())
     assert not any(sample.metadata.get("pending") for sample in samples)
-    assert kinds(calls)["load"] == 1 and asked_twice(calls) == []
+    assert kinds(calls)["load"] == 1
 
     calls = machine.run("eval", "tasks/protective.py", *command, **BEYOND["pushes"])
     samples = machine.log().samples or []
@@ -279,5 +279,5 @@ def test_a_name_is_enough_beyond_the_paper(machine: Machine) -> None:
     for sample in samples:
         pushed = sample.metadata.get("way") is not None
         assert (sample.output.metadata or {})["edited_positions"] > 0 or not pushed
-    assert kinds(calls)["load"] == 1 and asked_twice(calls) == []
+    assert kinds(calls)["load"] == 1
     assert len(list((machine.folder / "esr/directions").iterdir())) == 1
