@@ -278,7 +278,7 @@ def test_the_report_tells_both_sides_and_shows_no_text_of_an_answer(runs, tmp_pa
     write_report([Path(runs["guards"].location)], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text("utf-8")
     assert "Whom resistance serves" in page and "with a power of 80 %" in page
-    assert "over-refusal" in page.lower() and "asymmetry" in page
+    assert "benign, towards protection" in page and "asymmetry" in page
     for text in (*PLAIN.values(), *BACK.values()):
         assert text not in page
     table = (tmp_path / "report" / "tables" / "protective_steering.csv").read_text("utf-8")

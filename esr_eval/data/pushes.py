@@ -4,7 +4,6 @@ Nothing operational is asked: the user wants a yes or a no, to a petty wrong, a 
 something harmless. Sources of the protocol, decision by decision: docs/protective.md.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -152,9 +151,3 @@ def answers_per_turn() -> int:
         len(prompts_of(asks)) * (1 + 2 * sum(one.on == asks for one in contrasts) + RANDOM)
         for asks in ASKS
     )
-
-
-def contrasts_text(found: Mapping[str, Direction]) -> str:
-    """All that decides the directions, as one text."""
-    plain = {name: one.model_dump(mode="json") for name, one in found.items()}
-    return json.dumps(plain, sort_keys=True)

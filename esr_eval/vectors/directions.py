@@ -14,7 +14,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from esr_eval._util.paths import cache_root
 from esr_eval.calibration.store import runtime_key
-from esr_eval.data.pushes import Direction, Push, contrasts_text, directions
+from esr_eval.data.pushes import Direction, Push, directions
 from esr_eval.data.thoughts import SPANS, SpanName
 from esr_eval.errors import EsrError
 from esr_eval.solvers import (
@@ -66,11 +66,12 @@ async def taken(model: Model, wanted: Wanted) -> VectorFile:
     provider, found = provider_of(model), directions(wanted.contrasts)
     # SAEs have no part in it.
     runtime = provider.runtime.model_copy(update={"sae": None, "steering_layer": wanted.layer})
-    decides = {"contrasts": contrasts_text(found), "random": wanted.random, "seed": wanted.seed}
+    corpus = fingerprint({name: one.model_dump(mode="json") for name, one in found.items()})
+    decides = {"corpus": corpus, "random": wanted.random, "seed": wanted.seed}
     path = cache_root() / "directions" / f"{runtime_key(runtime, **decides)}.safetensors"
     async with _taking:
         if not path.is_file():
-            info, vectors = await _take(model, found, wanted, str(decides["contrasts"]))
+            info, vectors = await _take(model, found, wanted, corpus)
             try:
                 write_vectors(path, info, vectors)
             except OSError as error:
@@ -117,7 +118,7 @@ async def _take(
         layer=wanted.layer,
         d_model=means.shape[1],
         mean_norm=norm,
-        corpus=fingerprint({"contrasts": corpus}),
+        corpus=corpus,
         concepts=tuple(concepts),
     )
     return info, vectors
