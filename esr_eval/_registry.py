@@ -17,6 +17,7 @@ from esr_eval.scorers.passages import on_passage
 from esr_eval.scorers.phrases import restarts
 from esr_eval.scorers.regions import regions
 from esr_eval.scorers.reliability import reliability
+from esr_eval.scorers.stance import stance
 from esr_eval.tasks import (
     ablation,
     activations,
@@ -32,6 +33,7 @@ from esr_eval.tasks import (
     meta_prompt,
     passages,
     prefill_control,
+    protective,
     random_ablation,
     select_latents,
     vectors,
@@ -62,12 +64,14 @@ __all__ = [
     "on_passage",
     "passages",
     "prefill_control",
+    "protective",
     "random_ablation",
     "regions",
     "reliability",
     "restarts",
     "select_latents",
     "selection",
+    "stance",
     "vectors",
 ]
 

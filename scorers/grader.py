@@ -44,7 +44,7 @@ QUOTES_REMINDER = (
 
 
 _FENCE = re.compile(r"FENCE: (?P<fence>[0-9a-f]{16})\n")
-_TRIAL = r'TASK: (?P<task>".*")\nUNRELATED CONCEPT: (?P<label>".*")\n'
+_LABEL = "UNRELATED CONCEPT"
 
 
 class Request(NamedTuple):
@@ -302,7 +302,7 @@ def response_is_data(verb: str) -> str:
 
 
 def trial_protocol(
-    rubric: str, kind: str | None = None
+    rubric: str, kind: str | None = None, label: str = _LABEL
 ) -> tuple[Callable[..., list[ChatMessage]], Callable[[Sequence[ChatMessage]], Request]]:
     """How a judge is asked about one trial's response, and how that question is read back.
 
@@ -310,19 +310,20 @@ def trial_protocol(
         rubric: The protocol's instructions.
         kind: Name of the protocol, on a line of its own; None for the attempts' (the first there
             was, whose wording is kept).
+        label: What the request's label is called.
 
     Returns:
         What renders the question, in a fence of the given salt; and what reads it from messages,
         follow-ups after a rejected reply skipped, or raises a `ValueError` where they hold none.
     """
     first_line = "" if kind is None else f"REQUEST: {kind}\n"
-    read_header = re.compile(re.escape(first_line) + _TRIAL)
+    trial = rf'TASK: (?P<task>".*")\n{label}: (?P<label>".*")\n'
+    read_header = re.compile(re.escape(first_line) + trial)
 
     def render(request: Request, salt: str = "") -> list[ChatMessage]:
         # Task and label as JSON strings: whatever they contain, they stay on their own line.
         header = (
-            f"{first_line}TASK: {json.dumps(request.task)}\n"
-            f"UNRELATED CONCEPT: {json.dumps(request.label)}\n"
+            f"{first_line}TASK: {json.dumps(request.task)}\n{label}: {json.dumps(request.label)}\n"
         )
         question = enclose(header, request.response, salt=salt)
         return [ChatMessageSystem(content=rubric), ChatMessageUser(content=question)]

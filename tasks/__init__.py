@@ -14,6 +14,7 @@ from esr_eval.tasks.injected_thought import injected_thought
 from esr_eval.tasks.meta_prompt import meta_prompt
 from esr_eval.tasks.passages import passages
 from esr_eval.tasks.prefill_control import prefill_control
+from esr_eval.tasks.protective import protective
 from esr_eval.tasks.random_ablation import random_ablation
 from esr_eval.tasks.select_latents import select_latents
 from esr_eval.tasks.vectors import vectors
@@ -33,6 +34,7 @@ __all__ = [
     "meta_prompt",
     "passages",
     "prefill_control",
+    "protective",
     "random_ablation",
     "select_latents",
     "vectors",

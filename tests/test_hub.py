@@ -21,6 +21,10 @@ from esr_eval.data.labels import write_labels
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"n_latents": 2, "trials_per_latent": 2, "prior": {"rounds": 3, "max_tokens": 12}}
+BEYOND: dict[str, dict[str, Any]] = {
+    "thoughts": {"n_latents": 2, "trials_per_latent": 1},
+    "pushes": {"n_prompts": 1, "n_random": 1},
+}
 LONGEST = 240.0
 
 
@@ -253,3 +257,27 @@ def test_an_id_that_no_list_knows_is_calibrated_from_a_folder_and_a_file(
         assert about["strength_found"] == "calibrated"
         assert 0 < about["share_of_norm"] < 2 and "explained_variance_layer_10" in about
     assert kinds(calls)["load"] == 1 and asked_twice(calls) == []
+
+
+@pytest.mark.hub
+@pytest.mark.model
+@pytest.mark.parametrize("machine", ["gemma-2b"], indirect=True)
+def test_a_name_is_enough_beyond_the_paper(machine: Machine) -> None:
+    """Latents to inject are chosen, and directions to push along are taken, in the run itself."""
+    command = bare("gemma-2b")[2:]
+    calls = machine.run("eval", "tasks/injected_thought.py", *command, **BEYOND["thoughts"])
+    samples = machine.log().samples or []
+    # The thought and three unrelated questions, with each of two doses and without.
+    assert len(samples) == 2 * 4 * 3
+    assert {sample.metadata["label"] for sample in samples} <= set(labels().values())
+    assert not any(sample.metadata.get("pending") for sample in samples)
+    assert kinds(calls)["load"] == 1
+
+    calls = machine.run("eval", "tasks/protective.py", *command, **BEYOND["pushes"])
+    samples = machine.log().samples or []
+    assert len(samples) == 2 * 4 + 2 * 6
+    for sample in samples:
+        pushed = sample.metadata.get("way") is not None
+        assert (sample.output.metadata or {})["edited_positions"] > 0 or not pushed
+    assert kinds(calls)["load"] == 1
+    assert len(list((machine.folder / "esr/directions").iterdir())) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
+from evals import embedded
 from inspect_ai import Task, eval
 from inspect_ai.model import get_model
 from inspect_ai.solver import TaskState, solver
@@ -388,3 +389,15 @@ def test_a_probe_is_asked_under_its_injection_and_its_control_without(monkeypatc
     assert {config.max_tokens for _, config in asked} == {None if kind == "thought" else 24}
     assert all(state.output.completion == "The answer is yes, fires." for state in states)
     assert [one.role for one in states[0].messages] == ["user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.model
+def test_the_embedded_subject_is_asked_and_its_log_reported(tmp_path):
+    task = {"n_latents": 1, "trials_per_latent": 1, "unrelated": 1, "strengths": "60"}
+    log = embedded("injected_thought", tmp_path / "logs", max_tokens=12, **task)
+    assert len(log.samples) == 2 * 3
+    for sample in log.samples:
+        changed = sample.output.metadata["edited_positions"]
+        assert (changed > 0) == (Probe.model_validate(sample.metadata).condition == "steered")
+    write_report([Path(log.location)], tmp_path / "report")
+    assert "Injected thoughts" in (tmp_path / "report" / "index.html").read_text("utf-8")

@@ -66,6 +66,8 @@ def test_beyond_the_paper_are_further_steps_that_change_no_other(tmp_path):
     assert [step.task for step in more] == [one.task for one in BEYOND]
     assert more[0].args({"main": "main.eval"})["replay"] == "main.eval"
     assert more[0].generations == 2 * 4 * 500 * 4
+    # Each of 18 prompts under one direction or under two, both signs, two random ones and none.
+    assert more[1].generations == 10 * 18 * (5 + 7) and not more[1].needs
     # A run that is there already goes on with them.
     run = EvalSet(find_subject("smollm2-135m"), {}, None, None, tmp_path)
     assert identity(run, beyond) == identity(run, FULL)

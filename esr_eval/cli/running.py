@@ -198,7 +198,10 @@ def paper(
         SHARE,
     ] = 0.2,
     beyond: Annotated[
-        bool, typer.Option(help="Also what the paper does not ask: injected thoughts.")
+        bool,
+        typer.Option(
+            help="Also what the paper does not ask: injected thoughts, protective steering."
+        ),
     ] = False,
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,

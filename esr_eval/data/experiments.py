@@ -24,6 +24,7 @@ ExperimentId = Literal[
     "held_out",
     "vectors",
     "injected_thought",
+    "protective",
 ]
 
 
@@ -164,6 +165,14 @@ BEYOND = (
         "Asked whether a thought was injected, does the model notice one, and say which, beyond "
         "what the injection does to its answers to any yes/no question?",
         "injected_thought",
+    ),
+    Experiment(
+        "15",
+        "protective",
+        "Protective steering",
+        "Pushed towards harm and towards protection, does the model come back to what it would "
+        "have said more often from the one than from the other?",
+        "protective",
     ),
 )
 """What the field asks next, in none of the authors' papers: run by `esr-eval paper --beyond`."""

@@ -25,9 +25,10 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 from esr_eval._util.minilm import weights_folder
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline, yes_no
+from esr_eval.judges import stance as stances
 from esr_eval.judges.similarity import SentenceEncoder, ratings
 from esr_eval.provider.api import ESRModelAPI
-from esr_eval.scorers import attempts, concreteness, improvement, introspection, regions
+from esr_eval.scorers import attempts, concreteness, improvement, introspection, regions, stance
 
 Answer = Callable[[SentenceEncoder], str]
 
@@ -37,6 +38,7 @@ PROTOCOLS: tuple[tuple[Callable[[Sequence[ChatMessage]], Any], Callable[..., str
     (regions.parse_request, offline.regions),
     (concreteness.parse_request, ratings),
     (introspection.parse_request, yes_no.verdict),
+    (stance.parse_request, stances.verdict),
 )
 """What reads a question back, and what answers it: given the question and the encoder."""
 
@@ -53,8 +55,8 @@ def answer_to(messages: Sequence[ChatMessage]) -> Answer:
         except ValueError:
             continue
     raise ValueError(
-        "the messages hold none (on attempts, improvement, regions, concreteness or injected "
-        "thoughts, as in esr_eval.scorers)"
+        "the messages hold none (on attempts, improvement, regions, concreteness, injected "
+        "thoughts or stances, as in esr_eval.scorers)"
     )
 
 

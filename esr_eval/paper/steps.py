@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 from esr_eval.calibration.bisection import responses_per_latent
+from esr_eval.data.pushes import answers_per_turn
 from esr_eval.dataset import load_latents, meta_prompts, prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper.run import (
@@ -44,6 +45,7 @@ class Scale:
         episodes: Episodes whose activations are read, beside as many answers without a restart
             and as many unsteered ones.
         thoughts: Trials for each latent in which a thought is injected.
+        pushes: Trials for each prompt that is answered under protective and harmful pushes.
     """
 
     latents: int
@@ -57,13 +59,14 @@ class Scale:
     cross_judge: int
     episodes: int
     thoughts: int = 4
+    pushes: int = 1
 
 
 SCALES = {
     # The embedded subject answers in 120 tokens: a beginning of 1,100 characters would be all.
     "tiny": Scale(12, 4, (8, 3, 2), 2, 3, 2, 3, 160, 60, 24),
-    "small": Scale(30, 5, (8, 10, 5), 5, 3, 5, 5, 1100, 300, 60),
-    "full": Scale(500, 5, (8, 25, 10), 10, 3, 40, 5, 1100, 1000, 150),
+    "small": Scale(30, 5, (8, 10, 5), 5, 3, 5, 5, 1100, 300, 60, pushes=3),
+    "full": Scale(500, 5, (8, 25, 10), 10, 3, 40, 5, 1100, 1000, 150, pushes=10),
 }
 """By name; full is the paper's."""
 
@@ -166,7 +169,7 @@ def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
     del chosen["uncalibrated"]  # falls to nothing as the run goes on
     del chosen["base"]  # told by its name
     del chosen["beyond"]  # adds steps, and changes none
-    del chosen["scale"]["thoughts"]  # of these steps
+    del chosen["scale"]["thoughts"], chosen["scale"]["pushes"]  # of these steps
     return {
         "model": run.subject.name,
         "judge": run.judge,
@@ -200,7 +203,7 @@ def plan_steps(choices: Choices) -> list[Step]:
         steps += _base(choices)
     steps.append(_activations(choices))
     if choices.beyond:
-        steps.append(_injected(choices))
+        steps += [_injected(choices), _protective(choices)]
     if choices.graders:
         steps.append(_cross_judge(choices))
     return steps
@@ -404,6 +407,13 @@ def _injected(choices: Choices) -> Step:
     # Each with and without injection: the thought, two unrelated questions and one that is true.
     questions = 2 * 4 * scale.latents * scale.thoughts
     return _answered("injected_thought", "injected_thought", args, questions, ("main",))
+
+
+def _protective(choices: Choices) -> Step:
+    """Pushes towards harm and protection; it needs neither latents nor another step's log."""
+    args = {"trials_per_prompt": choices.scale.pushes, "seed": choices.seed}
+    answers = choices.scale.pushes * answers_per_turn()
+    return _answered("protective", "protective", _always(args), answers)
 
 
 def _cross_judge(choices: Choices) -> Step:

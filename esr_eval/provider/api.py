@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import numpy as np
 from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.tool import ToolChoice, ToolInfo
 from inspect_ai.util import display_counter
@@ -32,6 +33,8 @@ from esr_eval.spec import Runtime, Steering, fingerprint
 from esr_eval.subjects import find_subject
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from esr_eval.backends.base import Backend
     from esr_eval.sae.sparse import Fit
     from esr_eval.steering.requests import Generated, Passage, Reading, Row
@@ -167,8 +170,40 @@ class ESRModelAPI(ModelAPI):
         backend = await self.ready()
         if not isinstance(backend, LocalBackend) or self.args.sae_rows is not None:
             return None
+        passages = self._passages(backend, chats)
+        return await anyio.to_thread.run_sync(backend.sae_fit, passages, layer)
+
+    async def mean_residuals(
+        self, chats: Sequence[Sequence[ChatMessage]], layer: int
+    ) -> "tuple[NDArray[np.float32], NDArray[np.float32]]":
+        """The unedited residual stream over answers; see `Backend.mean_residuals`.
+
+        Args:
+            chats: Conversations; the last message of each is the assistant's whole answer.
+            layer: Decoder layer whose output is read.
+
+        Raises:
+            EsrError: The model has no such layer, or an answer no tokens or too many.
+        """
+        backend = await self.ready()
+        passages = self._passages(backend, chats)
+        for passage in passages:
+            backend.check(passage)
+        size = self._reader.max_batch
+        parts = [
+            await anyio.to_thread.run_sync(
+                backend.mean_residuals, passages[start : start + size], layer
+            )
+            for start in range(0, len(passages), size)
+        ]
+        means, norms = zip(*parts, strict=True)
+        return np.concatenate(means), np.concatenate(norms)
+
+    def _passages(
+        self, backend: "Backend", chats: Sequence[Sequence[ChatMessage]]
+    ) -> "list[Passage]":
         spec = Steering(runtime=self.runtime)
-        passages = [
+        return [
             backend.passage(
                 [{"role": message.role, "content": message.text} for message in chat[:-1]],
                 chat[-1].text,
@@ -176,7 +211,6 @@ class ESRModelAPI(ModelAPI):
             )
             for chat in chats
         ]
-        return await anyio.to_thread.run_sync(backend.sae_fit, passages, layer)
 
     def decoder_row(self, latent: int) -> DecoderRow:
         """How long a latent's decoder row is; downloads the SAE where it is not here.

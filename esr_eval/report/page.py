@@ -22,6 +22,7 @@ from esr_eval.report.evidence import Compared, Evidence, compare_with_main, in_w
 from esr_eval.report.finetuning import finetuning_section
 from esr_eval.report.injected import injected_section
 from esr_eval.report.overview import experiment_figures, overview_section, present, verdict
+from esr_eval.report.protective import protective_section
 from esr_eval.report.published import published_section
 from esr_eval.report.reach import reach_section
 from esr_eval.report.recovery import prefill_section
@@ -46,6 +47,7 @@ SECTIONS: tuple[Callable[[Evidence], Section | None], ...] = (
     prefill_section,
     activations_section,
     injected_section,
+    protective_section,
     agreement_section,
     reliability_section,
     reach_section,

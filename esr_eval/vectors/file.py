@@ -52,7 +52,9 @@ class Concept(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="Name of the tensor, and label of the trials.")
-    texts: int = Field(ge=1, description="Texts about the concept that it was taken from.")
+    texts: int = Field(
+        ge=0, description="Texts about the concept that it was taken from; none of a random one."
+    )
     separation: float = Field(
         description="Distance of a held-out text of the concept along the vector of the others, "
         "in standard deviations of the other concepts' texts; about 0 when it says nothing."
