@@ -77,9 +77,10 @@ def stored_results(score: dict[str, Any]) -> Iterator[Stored]:
         params, value = metric.get("params") or {}, metric["value"]
         if metric.get("group") == "headlines":
             key, _, level = metric["name"].partition(" ")
-            if key in (*params["means"], *params["counts"]):
+            counts = params.get("counts", COUNTED)
+            if key in (*params["means"], *counts):
                 group = (params["by"], level.removeprefix(f"{params['by']} ")) if level else None
-                yield Stored(key, value, group, key in params["counts"])
+                yield Stored(key, value, group, key in counts)
         elif metric["name"] == "mean" and "group_key" not in params:
             yield Stored(score["name"], value)
         elif params.get("metric", {}).get("name", "").rpartition("/")[2] == "mean":

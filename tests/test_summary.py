@@ -81,9 +81,9 @@ def test_a_log_tells_what_ran_and_who_judged(runs: list[Condition]) -> None:
 def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Condition]) -> None:
     log = read_eval_log(str(logs[0]))
     assert log.results is not None and log.samples is not None
-    inspect = {score.name: score.metrics for score in log.results.scores}
-    found = runs[0].recorded["multi_attempt"]
-    assert found.value == inspect["multi_attempt"]["mean"].value
+    [shown] = log.results.scores
+    found = runs[0].measures["multi_attempt"]
+    assert found.value == shown.metrics["multi_attempt"].value
     assert found.low is not None and found.high is not None
     assert found.low <= found.value <= found.high
     values = [sample.scores["attempts"].value for sample in log.samples if sample.scores]
@@ -93,8 +93,8 @@ def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Condition])
 
 
 def test_what_no_trial_defines_is_a_dash_and_not_zero(runs: list[Condition]) -> None:
-    assert "improved" in runs[0].recorded
-    assert "improved" not in runs[1].recorded
+    assert "improved" in runs[0].measures
+    assert "improved" not in runs[1].measures
     line = next(row for row in printed(metric_table(runs)).splitlines() if "improvement" in row)
     assert line.replace("│", " ").split()[-1] == "-"
 
@@ -153,9 +153,9 @@ def test_log_scored_by_a_second_judge_is_two_runs(logs: list[Path], tmp_path: Pa
     write_eval_log(again, str(tmp_path / "twice.eval"))
     first, second = read_scored(tmp_path / "twice.eval")
     assert (first.judge, second.judge) == ("sim-judge/noisy", "sim-judge/mute")
-    assert first.recorded["unscored"].value == 0 and second.recorded["unscored"].value == 1
+    assert first.measures["unscored"].value == 0 and second.measures["unscored"].value == 1
     assert len(first.by_trial("first_score")) == 12 and not second.by_trial("first_score")
-    assert "first_score" not in second.recorded
+    assert "first_score" not in second.measures
 
 
 def test_interval_is_the_clustered_one_of_inspect() -> None:
@@ -184,7 +184,7 @@ def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Condition]) -> No
     # Besides, each run's false alarms of judge and detector, and the steered one's estimate.
     assert len(rows) == 2 * len(ROWS) + 2 * 2 + 1 + 1
     first = next(row for row in rows if row["metric"] == "first_score")
-    assert float(first["value"]) == runs[0].recorded["first_score"].value
+    assert float(first["value"]) == runs[0].measures["first_score"].value
     assert first["judge"] == "sim-judge/noisy"
     assert rows[-1]["metric"] == "first_score_difference"
     assert math.isfinite(float(rows[-1]["value"])) and rows[-1]["total"] == "12"
