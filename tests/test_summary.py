@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai import score
-from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.log import list_eval_logs, read_eval_log, write_eval_log
 from inspect_ai.model import ModelConfig
 from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
@@ -18,6 +18,7 @@ from simulation import LABELS, MODEL, SUBJECT, install
 from esr_eval._util.output import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
+from esr_eval.logs.stored import read_logs
 from esr_eval.report.summary import (
     ROWS,
     metric_table,
@@ -207,6 +208,22 @@ def test_folder_is_read_in_order_and_other_logs_are_left_out(
     found = read_all_scored([folder], notes.append)
     assert [Path(run.log.path).name for run in found] == [log.name for log in logs]
     assert len(notes) == 1 and "no scores of esr_eval/attempts" in notes[0]
+
+
+def test_folders_within_folders_are_read_as_inspect_lists_them(
+    tmp_path: Path, logs: list[Path]
+) -> None:
+    for log, place in zip(logs, ("a", "b/c"), strict=True):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / log.name).write_bytes(log.read_bytes())
+    notes: list[str] = []
+    assert len(read_all_scored([tmp_path], notes.append)) == len(list_eval_logs(str(tmp_path))) == 2
+    assert len(read_logs([tmp_path], notes.append)) == 2
+    assert not notes
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    for read in (read_all_scored, read_logs):
+        with pytest.raises(EsrError, match="sub-folders included: name"):
+            read([tmp_path / "empty"], notes.append)
 
 
 def test_what_is_no_log_is_one_sentence(tmp_path: Path) -> None:

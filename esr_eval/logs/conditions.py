@@ -285,7 +285,10 @@ def read_all_scored(paths: Sequence[Path], note: Callable[[str], None]) -> list[
     conditions = [one for found in read_each(paths, read_scored, note) for one in found]
     if not conditions:
         where = ", ".join(map(str, paths))
-        raise EsrError(f"There is no log with scores of esr_eval/attempts in {where}.")
+        raise EsrError(
+            f"There is no log with scores of esr_eval/attempts in {where}, sub-folders included: "
+            "name the folder that `inspect eval` wrote to (--log-dir)."
+        )
     return conditions
 
 
