@@ -31,7 +31,9 @@ from esr_eval.spec import Steering
 TOPIC = "add two fractions"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 HERE = Path(sys.executable).parent
-RESTARTED = "Fire burns in the hearth. Wait, that's not right. Let me start over. Add the numerators."
+RESTARTED = (
+    "Fire burns in the hearth. Wait, that's not right. Let me start over. Add the numerators."
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,8 @@ def evaluated(line, folder):
     program, *arguments = shlex.split(line)
     assert program == "inspect"
     [script] = entry_points(group="console_scripts", name="inspect")
-    more = ["--log-dir", str(folder), "--display", "none", "--no-fail-on-error"]
-    done = Clicked().invoke(script.load(), [*arguments, *more])
+    more = ["--log-dir", str(folder), "--display", "none"]
+    done = Clicked().invoke(script.load().__globals__["inspect"], [*arguments, *more])
     assert done.exit_code == 0, done.output
     [info] = list_eval_logs(str(folder))
     [sample] = read_eval_log(info.name).samples
@@ -202,7 +204,7 @@ def test_the_page_in_a_browser(tmp_path):
                 assert answer.locator(".token").count() > 5
                 restarts = find_restarts(answer.inner_text(), "")
                 assert answer.locator("mark").count() == len(restarts)
-                line = tab.get_by_label(f"Repeat {side}").input_value()
+                line = tab.locator(f"#repeat-{side} textarea").input_value(timeout=5_000)
                 assert line.startswith("inspect eval esr_eval/esr --model esr/smollm2-135m -M ")
             browser.close()
         elsewhere = [one for one in asked if not one.startswith((url[0], "data:", "blob:"))]

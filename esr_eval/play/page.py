@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from esr_eval._util.output import tell
 from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
 from esr_eval.play.episode import SIDES, Answer, Ask, Side, Stage, told
@@ -168,8 +169,8 @@ def page(stage: Stage) -> "Blocks":
             with gr.Column():
                 strength = gr.Slider(0, 1, label="Strength", elem_id="strength")
                 mark = gr.HTML()
-            until = gr.Number(None, label="Boost until token (empty: throughout)", minimum=1)
-            length = gr.Slider(8, longest, longest, step=1, label="Longest answer, in tokens")
+            until = gr.Number(0, label="Boost until token (0: to the end)", precision=0, minimum=0)
+            length = gr.Slider(8, longest, longest, step=1, label="Longest answer")
             seed = gr.Number(random.randrange(1000), label="Seed", precision=0, minimum=0)  # noqa: S311
         go = gr.Button("Answer", variant="primary", elem_id="go")
         shown_in, lines = [], []
@@ -179,7 +180,8 @@ def page(stage: Stage) -> "Blocks":
                     gr.Markdown(f"### {side}")
                     shown_in.append(gr.HTML(elem_id=side))
         for side in SIDES:
-            lines.append(gr.Textbox(label=f"Repeat {side}", interactive=False, buttons=["copy"]))
+            line = gr.Textbox(label=f"Repeat {side}", elem_id=f"repeat-{side}", buttons=["copy"])
+            lines.append(line)
         own: dict[str, Any] = {"api_visibility": "private"}
         text.change(search, text, latent, **own)
         latent.change(slide, latent, [strength, mark], **own)
@@ -213,11 +215,13 @@ def serve(stage: Stage, port: int | None = None, browse: bool = True) -> None:
     # The default theme asks another host for its fonts.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
-        made.queue().launch(
+        _, url, _ = made.queue().launch(
             server_name=HOST,
             server_port=port,
             share=False,
             inbrowser=browse,
+            prevent_thread_lock=True,
+            quiet=True,
             enable_monitoring=False,
             ssr_mode=False,
             footer_links=[],
@@ -227,6 +231,8 @@ def serve(stage: Stage, port: int | None = None, browse: bool = True) -> None:
         )
     except OSError as error:
         raise EsrError(f"The page cannot be opened ({error}): pass another --port.") from None
+    tell(f"The page: {url} (Ctrl-C ends it)")
+    made.block_thread()
 
 
 class _Policy:
