@@ -116,7 +116,7 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(app, ["play", "smollm2-135m"])
     assert done.exit_code == 1
-    assert "pip install 'esr-eval[play]'" in done.output and len(done.output.splitlines()) <= 3
+    assert "pip install 'gradio>=6.8,<7'" in done.output and len(done.output.splitlines()) <= 3
 
 
 def evaluated(line, folder):
@@ -160,7 +160,7 @@ def test_the_printed_command_gives_the_same_tokens_and_answers_grow(stage, tmp_p
     assert stage.provider._backend.watch is None
     for values in last["steered"].lanes.values():
         # The boost is on before token 12 and off from there.
-        assert values[:11].min() > 30 > values[13:].max()
+        assert values[:11].mean() > 3 * values[13:].mean()
 
 
 def listening(process):

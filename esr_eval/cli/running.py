@@ -131,7 +131,7 @@ def play(
 ) -> None:
     """Open a page on this machine: one task, with and without a boost, side by side.
 
-    Needs Gradio: pip install 'esr-eval[play]'.
+    Needs Gradio: pip install 'gradio>=6.8,<7'.
     """
     from inspect_ai.model import get_model
 

@@ -36,10 +36,7 @@ CSS = """
 .about { font-size: .85em; opacity: .8; }
 .mark { text-align: center; font-size: .85em; }
 """
-MISSING = (
-    "The page needs Gradio, which is not installed: pip install 'esr-eval[play]' (in a checkout: "
-    "pip install -e '.[play]')."
-)
+MISSING = "The page needs Gradio, which is not installed: pip install 'gradio>=6.8,<7'."
 
 
 def safe(text: str) -> str:
