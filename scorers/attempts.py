@@ -375,7 +375,7 @@ def stored_numbers(details: Mapping[str, Any]) -> Mapping[str, float]:
     return {key: n for key, n in numbers.items() if key != "confirmed" or restarts is not None}
 
 
-def grouped_metrics(field: str) -> list[Metric]:
+def grouped_metrics(field: str) -> list[Metric | dict[str, list[Metric]]]:
     """Main numbers for each value of a field of the trial (`level`, say).
 
     Inspect gives a task's metrics to all of its scorers, so those of the second view and of judged

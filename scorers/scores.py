@@ -8,11 +8,12 @@ of that latent alone, and says so by `clusters` = 1 beside its bounds.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, cast
 
 from inspect_ai.event import ErrorEvent, SpanBeginEvent
 from inspect_ai.log import transcript
-from inspect_ai.scorer import Metric, SampleScore, Score, Value, mean, metric
+from inspect_ai.scorer import Metric, SampleScore, Score, Value, metric
 from inspect_ai.solver import TaskState
 
 from esr_eval.data.trial import Trial
@@ -163,18 +164,19 @@ def headlines(
     """
 
     def compute(scores: list[SampleScore]) -> Value:
-        groups: dict[str, list[SampleScore]] = {} if by else {"": scores}
-        for score in scores if by else ():
-            groups.setdefault(f" {by} {(score.sample_metadata or {}).get(by)}", []).append(score)
+        groups: dict[str, list[SampleScore]] = {}
+        for one in scores:
+            group = "" if by is None else f" {by} {(one.sample_metadata or {}).get(by)}"
+            groups.setdefault(group, []).append(one)
         found = {
-            f"{key}{group}": float(mean()([with_value(one, value) for one, value in known]))
+            f"{key}{group}": fmean(value for _, value in known)
             for key in means
             for group, members in groups.items()
             if (known := defined(members, key))
         }
         found |= {key: sum(value for _, value in defined(scores, key)) for key in counts}
-        judge = [with_value(one, value) for one, value in defined(scores, scored or "")]
-        if judge and other_scale(top)(judge):
+        judged = defined(scores, scored) if scored is not None else []
+        if judged and doubted([with_value(one, value) for one, value in judged], top):
             found["other_scale"] = 1.0
         return cast(Value, found)
 
@@ -309,13 +311,21 @@ def other_scale(top: int = 100) -> Metric:
     """
 
     def compute(scores: list[SampleScore]) -> Value:
-        if not scores:
-            return NAN
-        given = [score for sample in scores for score in _given(sample)]
-        judge = str((scores[0].score.metadata or {}).get("judge", "?"))
-        return float(warn_of_scale(given, judge, top))
+        return float(doubted(scores, top)) if scores else NAN
 
     return cast(Metric, compute)
+
+
+def doubted(scores: Sequence[SampleScore], top: int) -> bool:
+    """Whether a judge's scores look like those of another scale, with a warning in the log.
+
+    Args:
+        scores: At least one.
+        top: The upper end of the scale that it was asked for.
+    """
+    given = [score for sample in scores for score in _given(sample)]
+    judge = str((scores[0].score.metadata or {}).get("judge", "?"))
+    return warn_of_scale(given, judge, top)
 
 
 def _given(sample: SampleScore) -> list[float]:

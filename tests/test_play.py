@@ -108,7 +108,7 @@ def test_restarts_are_marked_and_bars_stand_under_their_tokens():
     assert re.sub("<[^>]+>", "", html.unescape(marked)) == restarts[0].phrase
     sizes = re.findall(r"background-size:100% ([\d.]+)px,100% ([\d.]+)px", page)
     assert len(sizes) == len(RESTARTED)
-    assert (sizes[0], sizes[-1]) == (("0.0", "0.0"), ("5.0", "5.0"))
+    assert (sizes[0], sizes[-1]) == (("0.0", "0.0"), ("6.0", "6.0"))
     assert re.sub("<[^>]+>", "", html.unescape(page)).startswith(RESTARTED)
 
 

@@ -212,7 +212,7 @@ class Stage:
         answer.restarts = await find_restarts_aside(answer.text, one.text)
         layer = self.runtime.feature_layer
         if answer.text and layer is not None:
-            sets = {f"latent {ask.latent.index}": (ask.latent.index,)}
+            sets: dict[str, tuple[int, ...]] = {f"latent {ask.latent.index}": (ask.latent.index,)}
             if self.detectors is not None:
                 sets[f"detectors {self.detectors.name}"] = self.detectors.latents
             read = partial(Readout, layer=layer, reduce="tokens", positions="generated")

@@ -28,10 +28,10 @@ POLICY = (
 )
 LANES = ("#b04a00", "#00507a")
 CSS = """
-.answer { white-space: pre-wrap; overflow-wrap: anywhere; min-height: 12em; line-height: 2.1; }
+.answer { white-space: pre-wrap; overflow-wrap: anywhere; min-height: 12em; line-height: 2.4; }
 .answer mark { background: #ffe08a; color: #1b1b1b; outline: 1px solid #8a6d00; }
 .answer mark::before { content: "restart "; font: bold .75em system-ui; }
-.answer .token { padding-bottom: 13px; background-repeat: no-repeat; }
+.answer .token { padding-bottom: 17px; background-repeat: no-repeat; }
 .answer .odd { outline: 1px dotted; font-size: .8em; }
 .about { font-size: .85em; opacity: .8; }
 .mark { text-align: center; font-size: .85em; }
@@ -86,8 +86,11 @@ def _token(text: str, heights: list[float]) -> str:
     if not heights:
         return text
     layers = [f"linear-gradient({color},{color})" for color in LANES[: len(heights)]]
-    places = [f"0 calc(100% - {6 * (len(heights) - 1 - at)}px)" for at in range(len(heights))]
-    sizes = [f"100% {5 * height:.1f}px" for height in heights]
+    room = 16 / len(heights)
+    places = [
+        f"0 calc(100% - {room * (len(heights) - 1 - at):.0f}px)" for at in range(len(heights))
+    ]
+    sizes = [f"100% {(room - 2) * height:.1f}px" for height in heights]
     style = (
         f"background-image:{','.join(layers)};background-position:{','.join(places)};"
         f"background-size:{','.join(sizes)}"
