@@ -206,6 +206,9 @@ def test_the_page_in_a_browser(tmp_path):
                 assert answer.locator("mark").count() == len(restarts)
                 line = tab.locator(f"#repeat-{side} textarea").input_value(timeout=5_000)
                 assert line.startswith("inspect eval esr_eval/esr --model esr/smollm2-135m -M ")
+            tab.locator("#strength input[type=number]").fill("0")
+            tab.get_by_role("button", name="Answer").click()
+            tab.get_by_text("a boost is above 0").first.wait_for(timeout=10_000)
             browser.close()
         elsewhere = [one for one in asked if not one.startswith((url[0], "data:", "blob:"))]
         assert not elsewhere

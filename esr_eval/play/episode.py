@@ -174,16 +174,19 @@ class Stage:
         Raises:
             EsrError: It cannot be carried out.
         """
-        told: dict[Side, Answer] = {side: Answer() for side in SIDES}
-        self._check(ask)
-        yield told
+        settings = {side: self.request(ask, side)[1] for side in SIDES}
+        specs = {side: Steering.from_extra_body(one.extra_body) for side, one in settings.items()}
+        self.provider.check_latents([ask.latent.index])
+        yield {side: Answer() for side in SIDES}
         backend = await self.provider.ready()
         live: dict[Side, str] = {}
 
         def watch(rows: "Sequence[Row]", tokens: Sequence[list[int]]) -> None:
+            # What a latent's mark takes to measure may be generated at the same time.
             for row, chosen in zip(rows, tokens, strict=True):
-                edits = row.steering.edits if row.steering else ()
-                live["steered" if edits else "unsteered"] = backend.response(row, chosen).text
+                for side, spec in specs.items():
+                    if row.steering == spec and row.sampling.seed == settings[side].seed:
+                        live[side] = backend.response(row, chosen).text
 
         backend.watch = watch
         asked = asyncio.gather(*(self._answer(ask, side) for side in SIDES))
@@ -195,11 +198,6 @@ class Stage:
         finally:
             backend.watch = None
             asked.cancel()
-
-    def _check(self, ask: Ask) -> None:
-        for side in SIDES:
-            self.request(ask, side)
-        self.provider.check_latents([ask.latent.index])
 
     async def _answer(self, ask: Ask, side: Side) -> Answer:
         one, config = self.request(ask, side)

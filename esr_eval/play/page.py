@@ -7,7 +7,8 @@ and is escaped, and the page's policy lets it load or run nothing of another pla
 import html
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,13 @@ def page(stage: Stage) -> "Blocks":
     check_gradio()
     import gradio as gr
 
+    @contextmanager
+    def told_in_one_sentence() -> Iterator[None]:
+        try:
+            yield
+        except (EsrError, RuntimeError) as error:
+            raise gr.Error(html.escape(harmless(str(error))), print_exception=False) from None
+
     def choices(text: str) -> list[tuple[str, int]]:
         return [(f"{one.index}: {one_line(one.label)}", one.index) for one in stage.matching(text)]
 
@@ -139,7 +147,8 @@ def page(stage: Stage) -> "Blocks":
     async def slide(index: int | None) -> tuple[Any, str]:
         if index is None:
             return gr.Slider(), '<div class="mark">no latent has such a label</div>'
-        strength = await stage.mark(stage.latents[int(index)])
+        with told_in_one_sentence():
+            strength = await stage.mark(stage.latents[int(index)])
         top = float(f"{2 * strength.value:.3g}")
         slider = gr.Slider(0, top, value=float(f"{strength.value:.4g}"), step=top / 200)
         return slider, f'<div class="mark">▲ {safe(told(strength))}</div>'
@@ -147,7 +156,7 @@ def page(stage: Stage) -> "Blocks":
     async def run(
         topic: str, index: int | None, strength: float, until: float | None, length: int, seed: int
     ) -> AsyncIterator[list[str]]:
-        try:
+        with told_in_one_sentence():
             if index is None:
                 raise EsrError("Choose a latent first.")
             ends = int(until) if until else None
@@ -155,8 +164,6 @@ def page(stage: Stage) -> "Blocks":
             ask = Ask(latent, topic, float(strength), int(seed), ends, int(length))
             async for found in stage.answers(ask):
                 yield [*both(found), *(stage.repeat(ask, side) for side in SIDES)]
-        except (EsrError, RuntimeError) as error:
-            raise gr.Error(html.escape(harmless(str(error))), print_exception=False) from None
 
     longest = stage.subject.max_tokens or 512
     first = choices("")
