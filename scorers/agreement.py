@@ -27,9 +27,8 @@ from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.grader import Answered
 from esr_eval.scorers.scores import (
     NAN,
+    headlines,
     judged,
-    keyed_metrics,
-    other_scale,
     task_of,
     trial_of,
     unscored_because,
@@ -56,7 +55,10 @@ def judge_name(model: Model) -> str:
     return f"judge_{re.sub(r'[^A-Za-z0-9.-]+', '_', str(model))}"
 
 
-@scorer(name=RECORD_SCORER, metrics=keyed_metrics(VERDICT_RATES, VERDICT_MEANS, CLUSTER))
+_SHOWN = ("multi_attempt", "esr", "first_score")
+
+
+@scorer(name=RECORD_SCORER, metrics=[headlines(_SHOWN, ("unscored",))])
 def judge_of_record() -> Scorer:
     """The verdict that the response's own log holds."""
 
@@ -116,10 +118,8 @@ def agreement(scores: list[float] | None, recorded: list[float]) -> dict[str, fl
     return numbers
 
 
-def _metrics() -> dict[str, list[Metric]]:
-    every = keyed_metrics((*AGREEMENTS, *VERDICT_RATES), VERDICT_MEANS, CLUSTER)
-    every["first_score"].append(other_scale())
-    return every
+def _metrics() -> list[Metric]:
+    return [headlines((*AGREEMENTS, *_SHOWN), ("unscored",), scored="first_score")]
 
 
 def _verdict_values(scores: list[float] | None) -> dict[str, float]:

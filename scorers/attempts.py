@@ -26,8 +26,6 @@ from inspect_ai.scorer import (
     Scorer,
     Target,
     Value,
-    grouped,
-    mean,
     metric,
     scorer,
 )
@@ -56,9 +54,8 @@ from esr_eval.scorers.replies import Number, Reply, check_score, completed, plac
 from esr_eval.scorers.scores import (
     NAN,
     failed,
+    headlines,
     judged,
-    keyed_metrics,
-    other_scale,
     task_of,
     trial_of,
     unscored_because,
@@ -323,17 +320,13 @@ def bars_of(judge: str, margin: float = MARGIN, recovery: float | None = None) -
     return Bars(*map(float, bars))
 
 
-def metrics() -> dict[str, list[Metric]]:
-    """Mean and interval for every key; the main ones first."""
-    order = (
-        *("multi_attempt", "confirmed", "esr", "esr_margin", "recovered", "improved"),
-        *("first_score", "change"),
-    )
-    keys = (*order, *(key for key in (*MEANS, *RATES) if key not in order))
-    every = keyed_metrics(RATES, MEANS)
-    every["first_score"].append(other_scale())
-    every["confirmed"].append(all_restarts())
-    return {key: every[key] for key in keys}
+HEADLINES = ("multi_attempt", "confirmed", "esr", "recovered", "first_score")
+"""What Inspect shows of a run when it ends."""
+
+
+def metrics() -> list[Metric]:
+    """The few main numbers; all others are computed from the samples' scores."""
+    return [headlines(HEADLINES, scored="first_score")]
 
 
 @metric
@@ -382,15 +375,17 @@ def stored_numbers(details: Mapping[str, Any]) -> Mapping[str, float]:
     return {key: n for key, n in numbers.items() if key != "confirmed" or restarts is not None}
 
 
-def grouped_metrics(field: str) -> dict[str, list[Metric]]:
-    """Mean of every key for each value of a field of the trial (`level`, say).
+def grouped_metrics(field: str) -> list[Metric | dict[str, list[Metric]]]:
+    """Main numbers for each value of a field of the trial (`level`, say).
+
+    Inspect gives a task's metrics to all of its scorers, so those of the second view and of judged
+    answers judged again are among them.
 
     Args:
         field: Key of the sample metadata.
     """
-    every: dict[str, list[Metric]] = {key: [grouped(mean(), field, all=False)] for key in metrics()}
-    every["first_score"].append(other_scale())
-    return every
+    shown = ("multi_attempt", "first_score", "improving", "recovered_score", "agrees")
+    return [headlines(shown, scored="first_score", by=field)]
 
 
 @scorer(metrics=metrics())

@@ -14,9 +14,8 @@ from esr_eval.scorers.grader import Answered, grader_model
 from esr_eval.scorers.scores import (
     NAN,
     failed,
+    headlines,
     judged,
-    keyed_metrics,
-    other_scale,
     task_of,
     trial_of,
     unscored_because,
@@ -35,11 +34,8 @@ RATES = {
 }
 """Values of 0 or 1, with what they mean and their denominator."""
 
-_METRICS = keyed_metrics(RATES, MEANS)
-_METRICS[RECOVERED].append(other_scale())
 
-
-@scorer(metrics=_METRICS)
+@scorer(metrics=[headlines((RECOVERED, "no_attempt"), scored=RECOVERED)])
 def continuation() -> Scorer:
     """Score of what the model adds to a given beginning, 0-100, by the role "grader"."""
 

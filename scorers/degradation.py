@@ -20,7 +20,7 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.scores import NAN, errored, keyed_metrics
+from esr_eval.scorers.scores import NAN, errored, headlines
 
 Shape = Literal["word", "words in turn", "phrase", "line", "letters", "marks"]
 
@@ -78,7 +78,7 @@ class Degeneration(NamedTuple):
     unit: str
 
 
-@scorer(metrics=keyed_metrics(["degraded", "degenerate"]))
+@scorer(metrics=[headlines(("degraded", "degenerate"), ())])
 def degradation() -> Scorer:
     """Whether the response is degraded by the protocol's rule, and by any; needs no grader."""
 

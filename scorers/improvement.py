@@ -26,9 +26,8 @@ from esr_eval.scorers.replies import Number, Reply, check_score, completed, read
 from esr_eval.scorers.scores import (
     NAN,
     failed,
+    headlines,
     judged,
-    keyed_metrics,
-    other_scale,
     task_of,
     trial_of,
     unscored_because,
@@ -111,11 +110,10 @@ class _Judgement(Reply):
     kind: Kind
 
 
-def metrics() -> dict[str, list[Metric]]:
-    """Mean and interval for every key, and whether the judge kept to its scale."""
-    every = keyed_metrics(RATES, MEANS)
-    every["improvement"].append(other_scale(top=10))
-    return every
+def metrics() -> list[Metric]:
+    """The few main numbers, and whether the judge kept to its scale."""
+    shown = ("improvement", "improving", "explicit", "gradual")
+    return [headlines(shown, scored="improvement", top=10)]
 
 
 @scorer(metrics=metrics())

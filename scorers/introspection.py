@@ -26,7 +26,7 @@ from esr_eval.scorers.grader import (
     trial_protocol,
 )
 from esr_eval.scorers.replies import Reply, completed, read_json
-from esr_eval.scorers.scores import NAN, failed, judged, keyed_metrics, task_of, unscored_because
+from esr_eval.scorers.scores import NAN, failed, headlines, judged, task_of, unscored_because
 
 RUBRIC_VERSION = 1
 """Raised when the wording changes, because rates of two wordings are not comparable."""
@@ -134,11 +134,10 @@ def probe_of(state: TaskState) -> Probe:
         ) from None
 
 
-def metrics() -> dict[str, list[Metric]]:
-    """Rate and interval of every key; sensitivity and what follows from it with the first."""
-    every = keyed_metrics(RATES)
-    every["errored"].append(sensitivity())
-    return every
+def metrics() -> list[Metric]:
+    """The few main numbers, and sensitivity with what follows from it."""
+    shown = ("detected", "false_positive", "named", "affirmed", "affirmed_control", "coherent")
+    return [headlines(shown), sensitivity()]
 
 
 @metric
@@ -161,11 +160,8 @@ def sensitivity() -> Metric:
         told: dict[str, float] = {}
         for name in ("d_prime", "bias", "corrected"):
             value = getattr(found, name)
-            told |= {
-                name: NAN if value is None else value.value,
-                f"{name}_low": NAN if value is None or value.low is None else value.low,
-                f"{name}_high": NAN if value is None or value.high is None else value.high,
-            }
+            bounds = {"": value.value, "_low": value.low, "_high": value.high} if value else {}
+            told |= {name + end: bound for end, bound in bounds.items() if bound is not None}
         return cast(Value, told)
 
     return cast(Metric, compute)

@@ -13,7 +13,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.attempts import RUBRIC_VERSION, answer, ask, details
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.grader import grader_model
-from esr_eval.scorers.scores import NAN, failed, judged, keyed_metrics, task_of, unscored_because
+from esr_eval.scorers.scores import NAN, failed, headlines, judged, task_of, unscored_because
 
 NEAR = 100
 """Characters between a restart that is found and the labelled one, at most: the words of starting
@@ -100,7 +100,7 @@ def values(labelled: Sequence[Place], found: Sequence[Place] | None) -> dict[str
     return numbers
 
 
-@scorer(metrics=keyed_metrics(RATES, MEANS, "passage"))
+@scorer(metrics=[headlines(tuple(MEANS))])
 def on_passage() -> Scorer:
     """The verdict of the role "grader" on a passage, beside its author's."""
 

@@ -23,7 +23,7 @@ from inspect_ai.solver import TaskState
 
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
-from esr_eval.scorers.scores import NAN, errored, keyed_metrics, task_of
+from esr_eval.scorers.scores import NAN, errored, headlines, task_of
 from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_encoder
 
 _WORD = re.compile(r"\w+")
@@ -377,7 +377,7 @@ def _blanked(text: str) -> str:
     return re.sub(r"[^\n]", _BLANK, text)
 
 
-@scorer(metrics=keyed_metrics(["restart_phrase"]) | keyed_metrics((), ["restarts"]))
+@scorer(metrics=[headlines(("restart_phrase", "restarts"), ())])
 def restarts() -> Scorer:
     """Whether, and how often, the response says in so many words that it starts over."""
 

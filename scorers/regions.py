@@ -30,8 +30,8 @@ from esr_eval.scorers.replies import Rejected, Reply, completed, place_quote, re
 from esr_eval.scorers.scores import (
     NAN,
     failed,
+    headlines,
     judged,
-    keyed_metrics,
     task_of,
     trial_of,
     unscored_because,
@@ -120,7 +120,7 @@ class _Regions(Reply):
     regions: list[_Marked] = Field(max_length=MAX_REGIONS)
 
 
-@scorer(metrics=keyed_metrics(RATES, MEANS))
+@scorer(metrics=[headlines((*MEANS, "has_correction"))])
 def regions() -> Scorer:
     """Off-topic, correction and on-topic regions, by the model bound to the role "grader".
 

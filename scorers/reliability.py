@@ -29,9 +29,10 @@ from esr_eval.scorers.grader import Answered, Request, grader_model
 from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.scores import (
     NAN,
+    defined,
     failed,
+    headlines,
     judged,
-    keyed_metrics,
     task_of,
     trial_of,
     unscored_because,
@@ -63,7 +64,7 @@ MEANS = {
 
 
 @metric
-def standard_deviation(cluster: str = "latent") -> Metric:
+def deviations(cluster: str = "latent") -> Metric:
     """Root of the mean of variances, with the roots of its 95 % interval.
 
     Args:
@@ -71,22 +72,11 @@ def standard_deviation(cluster: str = "latent") -> Metric:
     """
 
     def compute(scores: list[SampleScore]) -> Value:
-        clusters = [str((score.sample_metadata or {}).get(cluster)) for score in scores]
-        found = deviation([score.score.as_float() for score in scores], clusters)
-        return {
-            name: NAN if value is None else value
-            for name, value in zip(("sd", "lower", "upper"), found, strict=True)
-        }
-
-    return cast(Metric, compute)
-
-
-@metric
-def total() -> Metric:
-    """How many trials have the value; a sample of several epochs counts by its mean."""
-
-    def compute(scores: list[SampleScore]) -> Value:
-        return sum(score.score.as_float() for score in scores)
+        known = defined(scores, "variance")
+        clusters = [str((one.sample_metadata or {}).get(cluster)) for one, _ in known]
+        found = deviation([variance for _, variance in known], clusters)
+        named = zip(("sd", "sd_low", "sd_high"), found, strict=True)
+        return {name: value for name, value in named if value is not None}
 
     return cast(Metric, compute)
 
@@ -114,12 +104,9 @@ def deviation(
     return math.sqrt(mean), math.sqrt(max(0.0, low)), math.sqrt(high)
 
 
-def metrics() -> dict[str, list[Metric]]:
-    """Mean and interval for every key, the deviation of a score, and the number judged again."""
-    every = keyed_metrics(RATES, MEANS)
-    every["variance"].append(standard_deviation())
-    every["rejudged"].append(total())
-    return every
+def metrics() -> list[Metric]:
+    """The few main numbers, the deviation of a score, and how many were judged again."""
+    return [headlines(("agrees", "flipped", "drift"), ("rejudged", "unusable")), deviations()]
 
 
 @scorer(metrics=metrics())

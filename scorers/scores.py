@@ -8,11 +8,12 @@ of that latent alone, and says so by `clusters` = 1 beside its bounds.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, cast
 
 from inspect_ai.event import ErrorEvent, SpanBeginEvent
 from inspect_ai.log import transcript
-from inspect_ai.scorer import Metric, SampleScore, Score, Value, mean, metric
+from inspect_ai.scorer import Metric, SampleScore, Score, Value, metric
 from inspect_ai.solver import TaskState
 
 from esr_eval.data.trial import Trial
@@ -133,20 +134,77 @@ def unscored_because(verdict: Answered[Any]) -> str:
     return f"Unscored: {plain(verdict.problem, 300)}"
 
 
-def keyed_metrics(
-    rates: Iterable[str], means: Iterable[str] = (), cluster: str = "latent"
-) -> dict[str, list[Metric]]:
-    """Mean and 95 % interval of every key.
+COUNTS = ("unscored", "errored")
+"""Exceptions, which are shown as numbers of samples."""
+
+
+@metric
+def headlines(
+    means: Sequence[str],
+    counts: Sequence[str] = COUNTS,
+    scored: str | None = None,
+    top: int = 100,
+    by: str | None = None,
+) -> Metric:
+    """The few numbers of a scorer that Inspect shows when a run ends.
+
+    All of them are one metric that returns a mapping, because Inspect shows the keys of such a
+    mapping as they are, and every other name of a package's metric with the package before it.
+    Intervals, and the values that are not named here, are computed from the samples' scores by
+    `esr-eval summary` and the report.
 
     Args:
-        rates: Keys whose values are 0 or 1.
-        means: Keys of other numbers; they come first.
-        cluster: Key of the sample metadata that names the cluster.
+        means: Keys whose mean over the samples that define them is shown; left out where none does.
+        counts: Keys of 0 or 1 that are shown as a number of samples; one of several epochs counts
+            by its mean.
+        scored: Key of a judge's scores: `other_scale` is 1, and a warning is logged, where they
+            look like those of another scale.
+        top: The upper end of the scale that the judge was asked for.
+        by: Key of the sample metadata: one mean for each of its values.
     """
-    every: dict[str, list[Metric]] = {
-        key: [mean(), mean_interval(cluster=cluster)] for key in means
-    }
-    return every | {key: [mean(), rate_interval(cluster=cluster)] for key in rates}
+
+    def compute(scores: list[SampleScore]) -> Value:
+        groups: dict[str, list[SampleScore]] = {}
+        for one in scores:
+            group = "" if by is None else f" {by} {(one.sample_metadata or {}).get(by)}"
+            groups.setdefault(group, []).append(one)
+        found = {
+            f"{key}{group}": fmean(value for _, value in known)
+            for key in means
+            for group, members in groups.items()
+            if (known := defined(members, key))
+        }
+        found |= {key: sum(value for _, value in defined(scores, key)) for key in counts}
+        judged = defined(scores, scored) if scored is not None else []
+        if judged and doubted([with_value(one, value) for one, value in judged], top):
+            found["other_scale"] = 1.0
+        return cast(Value, found)
+
+    return cast(Metric, compute)
+
+
+def defined(scores: Iterable[SampleScore], key: str) -> list[tuple[SampleScore, float]]:
+    """The samples whose scores have a number under a key, with that number.
+
+    Args:
+        scores: Of one scorer, with a mapping as value.
+        key: In the mapping.
+    """
+    found = []
+    for one in scores:
+        value = one.score.value.get(key) if isinstance(one.score.value, dict) else None
+        if isinstance(value, int | float) and not math.isnan(value):
+            found.append((one, float(value)))
+    return found
+
+
+def with_value(one: SampleScore, value: float) -> SampleScore:
+    """The same sample's score with one number as its value, for metrics over numbers."""
+    return one.model_copy(update={"score": one.score.model_copy(update={"value": value})})
+
+
+# Not shown any more: Inspect looks these three up, and `all_restarts` of the main scorer, where a
+# score in a log of before 0.2 is changed, or such a log is scored again.
 
 
 @metric
@@ -253,13 +311,21 @@ def other_scale(top: int = 100) -> Metric:
     """
 
     def compute(scores: list[SampleScore]) -> Value:
-        if not scores:
-            return NAN
-        given = [score for sample in scores for score in _given(sample)]
-        judge = str((scores[0].score.metadata or {}).get("judge", "?"))
-        return float(warn_of_scale(given, judge, top))
+        return float(doubted(scores, top)) if scores else NAN
 
     return cast(Metric, compute)
+
+
+def doubted(scores: Sequence[SampleScore], top: int) -> bool:
+    """Whether a judge's scores look like those of another scale, with a warning in the log.
+
+    Args:
+        scores: At least one.
+        top: The upper end of the scale that it was asked for.
+    """
+    given = [score for sample in scores for score in _given(sample)]
+    judge = str((scores[0].score.metadata or {}).get("judge", "?"))
+    return warn_of_scale(given, judge, top)
 
 
 def _given(sample: SampleScore) -> list[float]:

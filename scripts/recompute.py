@@ -20,7 +20,7 @@ import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 with contextlib.suppress(ImportError):
     import zipfile_zstd  # type: ignore[import-untyped]  # noqa: F401
@@ -42,9 +42,13 @@ def read(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def mean_of(
-    samples: list[dict[str, Any]], scorer: str, key: str, group: tuple[str, str] | None
+    samples: list[dict[str, Any]],
+    scorer: str,
+    key: str,
+    group: tuple[str, str] | None,
+    count: bool = False,
 ) -> tuple[int, float]:
-    """Trials in which a key is defined, and its mean over the samples."""
+    """Trials in which a key is defined, and its mean over the samples, or their number."""
     epochs: dict[str, list[float]] = defaultdict(list)
     for sample in samples:
         if group is not None and str(sample["metadata"].get(group[0])) != group[1]:
@@ -55,17 +59,32 @@ def mean_of(
             epochs[str(sample["id"])].append(float(value))
     means = [math.fsum(values) / len(values) for values in epochs.values()]
     mean = math.fsum(means) / len(means) if means else math.nan
-    return sum(map(len, epochs.values())), mean
+    return sum(map(len, epochs.values())), math.fsum(means) if count else mean
 
 
-def stored_means(score: dict[str, Any]) -> Iterator[tuple[float | None, tuple[str, str] | None]]:
-    """The means that a log has of a key: of all trials, or of groups by a field of the trial."""
+class Stored(NamedTuple):
+    """A mean, or a number of samples, that a log has of a key."""
+
+    key: str
+    value: float | None
+    group: tuple[str, str] | None = None
+    is_count: bool = False
+
+
+def stored_results(score: dict[str, Any]) -> Iterator[Stored]:
+    """What a log has of all trials, or of groups by a field of the trial; before 0.2 key by key."""
     for metric in score["metrics"].values():
-        params = metric.get("params") or {}
-        if metric["name"] == "mean" and "group_key" not in params:
-            yield metric["value"], None
+        params, value = metric.get("params") or {}, metric["value"]
+        if metric.get("group") == "headlines":
+            key, _, level = metric["name"].partition(" ")
+            counts = params.get("counts", COUNTED)
+            if key in (*params["means"], *counts):
+                group = (params["by"], level.removeprefix(f"{params['by']} ")) if level else None
+                yield Stored(key, value, group, key in counts)
+        elif metric["name"] == "mean" and "group_key" not in params:
+            yield Stored(score["name"], value)
         elif params.get("metric", {}).get("name", "").rpartition("/")[2] == "mean":
-            yield metric["value"], (params["group_key"], metric["name"])
+            yield Stored(score["name"], value, (params["group_key"], metric["name"]))
 
 
 def derived(score: dict[str, Any]) -> dict[str, float]:
@@ -174,8 +193,8 @@ def compared_with(path: str, header: dict[str, Any], samples: list[dict[str, Any
         if not SCORER.fullmatch(score["scorer"]):
             continue
         amiss += estimate_differs(samples, score)
-        for stored, group in stored_means(score):
-            n, mean = mean_of(samples, score["scorer"], score["name"], group)
+        for key, stored, group, is_count in stored_results(score):
+            n, mean = mean_of(samples, score["scorer"], key, group, is_count)
             # Inspect has NaN, or 0, for the mean of nothing.
             same = mean == stored if n else stored is None or math.isnan(stored) or stored == 0
             if n and not same and stored is not None and abs(mean - stored) <= math.ulp(mean):
@@ -185,8 +204,9 @@ def compared_with(path: str, header: dict[str, Any], samples: list[dict[str, Any
             compared += 1
             wrong += not same
             where = f" {group[0]}={group[1]}" if group else ""
-            name = f"{score['scorer']}/{score['name']}{where}"
-            count = f" = {round(mean * n)} trials" if score["name"] in COUNTED and n else ""
+            name = f"{score['scorer']}/{key}{where}"
+            trials = round(mean_of(samples, score["scorer"], key, group)[1] * n) if n else 0
+            count = f" = {trials} trials" if key in COUNTED and n else ""
             told(f"  {name:32} n={n:<5} {mean!r:20} {said}{count}")
     print(f"  {compared - wrong} of {compared} equal" if compared else "  no mean of ours in it")
     return wrong + amiss if compared else 1

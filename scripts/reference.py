@@ -138,7 +138,9 @@ def metrics_page() -> str:
         "# Metrics",
         "Rates are shares of trials, means are over trials; both come with 95 % intervals "
         "clustered by latent. [What the numbers mean](../validity.md) says what each does and "
-        "does not count.",
+        "does not count. All lie in each sample's score, from which `esr-eval summary` and the "
+        "report compute. When a run ends, Inspect shows the few main ones, without intervals, and "
+        "`unscored` and `errored` as numbers of samples.",
     ]
     for name, module in METRICS.items():
         known = {**getattr(module, "RATES", {}), **getattr(module, "MEANS", {})}

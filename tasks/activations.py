@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig
-from inspect_ai.scorer import Score, Scorer, Target, grouped, mean, scorer
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
@@ -22,6 +22,7 @@ from esr_eval.data.experiments import display_name, tags
 from esr_eval.detectors.choice import load_detectors
 from esr_eval.episodes.reading import BOOSTED, MEANS, Episode, Which, read_answer, read_episodes
 from esr_eval.scorers.regions import regions
+from esr_eval.scorers.scores import headlines
 from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, Setup, feature_layer
 
 PROTOCOL = Protocol(
@@ -152,12 +153,10 @@ def _dataset(answers: Sequence[Episode], controls: Sequence[Episode]) -> MemoryD
     )
 
 
-@scorer(
-    metrics={
-        key: [grouped(mean(), "condition", all=False)]
-        for key in ("detectors", "backtracking", BOOSTED, "tokens")
-    }
-)
+_SHOWN = ("detectors", "backtracking", BOOSTED, "tokens")
+
+
+@scorer(metrics=[headlines(_SHOWN, (), by="condition")])
 def answer_activity() -> Scorer:
     """Mean activation of each set of latents over the answer, and its length in tokens.
 

@@ -6,17 +6,7 @@ from typing import Annotated, Any
 from inspect_ai import Task, task
 from inspect_ai.dataset import Dataset, MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig, Model
-from inspect_ai.scorer import (
-    Metric,
-    SampleScore,
-    Score,
-    Scorer,
-    Target,
-    mean,
-    metric,
-    scorer,
-    std,
-)
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import Solver, TaskState
 
 from esr_eval.calibration.bisection import CHECK_SAMPLES, calibration_prior
@@ -36,6 +26,7 @@ from esr_eval.data.arguments import (
 from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import Latent, file_of, labels_note, pick_latents
 from esr_eval.provider.api import ESRModelAPI
+from esr_eval.scorers.scores import headlines
 from esr_eval.selection.prepare import choose_latent
 from esr_eval.solvers import model_under_test
 from esr_eval.tasks.experiment import latents_to_choose
@@ -149,25 +140,7 @@ def no_strength() -> Score:
     )
 
 
-@metric
-def total() -> Metric:
-    """Sum over samples."""
-
-    def of(scores: list[SampleScore]) -> float:
-        return float(sum(score.score.as_float() for score in scores))
-
-    return of
-
-
-@scorer(
-    metrics={
-        "strength": [mean(), std()],
-        "achieved_score": [mean(), std()],
-        "generations": [total()],
-        "unscored": [total()],
-        "cached": [total()],
-    }
-)
+@scorer(metrics=[headlines(("strength", "achieved_score"), ("generations", "unscored", "cached"))])
 def strength() -> Scorer:
     """The latent's strength, the score it achieves, and what finding it took."""
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, std
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.checks import Wanted, open_judge
 from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
+from esr_eval.scorers.scores import headlines
 from esr_eval.solvers import VectorSource, model_under_test
 from esr_eval.tasks.calibrate import calibration_task, no_strength
 from esr_eval.vectors.file import (
@@ -82,7 +83,7 @@ def calibrate_vectors(
     )
 
 
-@scorer(metrics={"strength": [mean(), std()], "achieved_score": [mean(), std()]})
+@scorer(metrics=[headlines(("strength", "achieved_score"), ())])
 def vector_strength() -> Scorer:
     """The vector's strength, and the score that it achieves."""
 

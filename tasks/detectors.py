@@ -4,7 +4,7 @@ from typing import Literal
 
 from inspect_ai import Task, task
 from inspect_ai.model import GenerateConfig
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 from inspect_ai.viewer import ViewerConfig
 
@@ -13,7 +13,7 @@ from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import PromptSet, choose_prompts
 from esr_eval.detectors.pairs import COUNTS, MISMATCHED_ANSWER, Pairing, paired_dataset, read_pairs
 from esr_eval.scorers.cleaning import plain
-from esr_eval.scorers.scores import mean_interval
+from esr_eval.scorers.scores import headlines
 from esr_eval.solvers import model_under_test
 from esr_eval.tasks.experiment import MOST_ERRORS, Protocol, feature_layer
 
@@ -77,16 +77,13 @@ def detectors(
     )
 
 
-@scorer(
-    metrics={
-        "active_matched": [mean(), mean_interval(cluster="topic")],
-        "active_mismatched": [mean(), mean_interval(cluster="topic")],
-        "only_matched": [mean(), mean_interval(cluster="topic")],
-        "only_mismatched": [mean(), mean_interval(cluster="topic")],
-        "matched_tokens": [mean()],
-        "mismatched_tokens": [mean()],
-    }
+_SHOWN = (
+    *("active_matched", "active_mismatched", "only_matched", "only_mismatched"),
+    *("matched_tokens", "mismatched_tokens"),
 )
+
+
+@scorer(metrics=[headlines(_SHOWN, ())])
 def activity() -> Scorer:
     """How many latents fire on the task with its own answer, with the other's, with only one.
 

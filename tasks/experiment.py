@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from inspect_ai import Task
 from inspect_ai.model import GenerateConfig, Model
-from inspect_ai.scorer import Metric, grouped, mean
 from inspect_ai.viewer import (
     SampleScoreView,
     ScoreColorScale,
@@ -412,7 +411,7 @@ def experiment(
         dataset=trials_dataset(plan.planned, name),
         solver=[*waiting, steered] if waiting else steered,
         scorer=scorers,
-        metrics=None if grouped_by is None else _by(grouped_by, len(scorers) == 1),
+        metrics=None if grouped_by is None else grouped_metrics(grouped_by),
         config=GenerateConfig(
             max_tokens=subject.max_tokens,
             temperature=subject.temperature,
@@ -432,13 +431,6 @@ def experiment(
         ),
         metadata=metadata,
     )
-
-
-def _by(field: str, attempts_alone: bool) -> dict[str, list[Metric]]:
-    """Metrics for each value of a field; Inspect gives a task's metrics to all of its scorers."""
-    if attempts_alone:
-        return grouped_metrics(field)
-    return {"*": [grouped(mean(), field, all=False)]}
 
 
 _SHOWN = {

@@ -6,7 +6,7 @@ from typing import Annotated
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import GenerateConfig
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
+from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import choose_prompts, labels_note, load_latents
 from esr_eval.errors import EsrError
 from esr_eval.scorers.concreteness import CONCRETENESS_RUBRIC_VERSION
+from esr_eval.scorers.scores import headlines
 from esr_eval.selection.rules import REASONS, Finding, check_rule, draw_candidates
 from esr_eval.selection.survey import FINDING, survey_candidates
 from esr_eval.tasks.experiment import Setup, latents_to_choose
@@ -109,14 +110,9 @@ def select_latents(
 
 
 @scorer(
-    metrics={
-        "kept": [mean()],
-        "concreteness": [mean()],
-        "concrete": [mean()],
-        "relevant": [mean()],
-        "max_activation": [mean()],
-        "unscored": [mean()],
-    }
+    metrics=[
+        headlines(("kept", "concreteness", "concrete", "relevant", "max_activation"), ("unscored",))
+    ]
 )
 def selection(rule: str = "zero", min_concreteness: float = 65) -> Scorer:
     """Whether a candidate is kept; needs no model, so other thresholds cost nothing.

@@ -1,6 +1,7 @@
 """Trials with given responses and graders with given answers, for the scorers' tests."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,8 +89,20 @@ def run(samples, judge, tmp_path, **task) -> EvalLog:
 
 
 def metrics_of(log):
-    """{key: {metric: value}}, metrics by their last name."""
+    """{name: value}: what Inspect shows of a log."""
     return {
-        score.name: {name.split("/")[-1]: metric.value for name, metric in score.metrics.items()}
-        for score in log.results.scores
+        name: metric.value for score in log.results.scores for name, metric in score.metrics.items()
+    }
+
+
+def means_of(log):
+    """{key: mean over the trials that define it}, from the samples' scores, as tables have it."""
+    found = {}
+    for sample in log.samples:
+        for score in (sample.scores or {}).values():
+            for key, value in score.value.items():
+                found.setdefault(key, []).extend([] if math.isnan(value) else [value])
+    return {
+        key: math.fsum(values) / len(values) if values else math.nan
+        for key, values in found.items()
     }

@@ -128,10 +128,10 @@ def test_arrays_stay_out_of_the_log_and_numbers_are_in_it(logs):
         asked = {event.model for event in sample.events if event.event == "model"}
         assert not [model for model in asked if model.startswith("esr/")]
     means = {
-        metric.name: metric.value
+        name.removeprefix("boosted condition "): metric.value
         for score in read.results.scores
-        if score.name == "boosted"
-        for metric in score.metrics.values()
+        for name, metric in score.metrics.items()
+        if name.startswith("boosted ")
     }
     assert set(means) == {"steered", "unsteered"} and means["steered"] > means["unsteered"]
     assert read.eval.metadata["condition"] == "4 steered answers, 4 unsteered"

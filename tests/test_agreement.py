@@ -83,11 +83,10 @@ def crossed(tmp_path_factory):
 
 
 def by_scorer(log):
-    found = {}
-    for one in log.results.scores:
-        means = [m.value for name, m in one.metrics.items() if name.endswith("mean")]
-        found.setdefault(one.scorer.rpartition("/")[2], {})[one.name] = means[0]
-    return found
+    return {
+        one.name: {name: metric.value for name, metric in one.metrics.items()}
+        for one in log.results.scores
+    }
 
 
 def test_stored_responses_are_judged_again_and_compared(crossed):
@@ -102,11 +101,11 @@ def test_stored_responses_are_judged_again_and_compared(crossed):
     assert meta["graders"] == ["mockllm/grader"] and meta["available"] == 6
     found = by_scorer(crossed)
     record, second = found["judge_of_record"], found["judge_mockllm_grader"]
-    assert record["multi_attempt"] == 0.5 and record["improved"] == pytest.approx(2 / 3)
+    assert record["multi_attempt"] == 0.5 and record["esr"] == pytest.approx(2 / 6)
     assert record["first_score"] == pytest.approx(np.mean([5, 50, 20, 80, 70, 60]))
     assert second["agrees"] == pytest.approx(4 / 5)
     assert second["agrees_on_direction"] == pytest.approx(1 / 2)
-    assert second["unscored"] == pytest.approx(1 / 6)
+    assert second["unscored"] == 1
     assert second["multi_attempt"] == pytest.approx(2 / 4), "of trials with an attempt"
 
 

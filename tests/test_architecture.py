@@ -19,7 +19,7 @@ SOURCES = sorted(
 )
 LAYERS = (
     "cli",
-    "paper",
+    "paper play",
     "_registry",
     "tasks",
     "finetune",

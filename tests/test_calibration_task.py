@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, ModelOutput
-from inspect_ai.scorer import SampleScore, Score
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 
 from esr_eval._util.paths import CACHE_ENV
@@ -22,7 +22,7 @@ from esr_eval.paper.estimate import estimate
 from esr_eval.paper.run import Step
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.subjects import CalibrationPrior, find_subject
-from esr_eval.tasks.calibrate import calibrate, strength, total
+from esr_eval.tasks.calibrate import calibrate, strength
 
 PRIOR = {"prior_mean": 20, "prior_std": 10, "lower": 0, "upper": 50, "samples_per_round": 4}
 
@@ -81,9 +81,15 @@ def test_strengths_are_found_kept_and_taken_from_the_cache(
         assert (value["generations"], value["cached"]) == (10 * 4 + 5, 0)
     assert len(list(cache.glob("*.json"))) == 2
     assert log.results is not None
-    metrics = {score.name: score.metrics for score in log.results.scores}
-    (total,) = metrics["generations"].values()
-    assert total.value == 90
+    (shown,) = log.results.scores
+    every = values(log).values()
+    assert {name: metric.value for name, metric in shown.metrics.items()} == {
+        "strength": pytest.approx(fmean(one["strength"] for one in every)),
+        "achieved_score": pytest.approx(fmean(one["achieved_score"] for one in every)),
+        "generations": 90,
+        "unscored": 0,
+        "cached": 0,
+    }
     assert log.eval.metadata is not None and log.eval.metadata["judge"] == "sim-judge/noisy"
 
     made = len(subject.calls)
@@ -202,8 +208,3 @@ def test_what_is_left_out_of_a_file_of_labels_is_in_the_log(
     assert "without a label" in without and without.endswith(": 2")
     assert "several labels: 1" in several
     assert without in caplog.text and several in caplog.text
-
-
-def test_total_is_the_sum_over_samples() -> None:
-    scores = [SampleScore(score=Score(value=value)) for value in (2, 3.5)]
-    assert total()(scores) == 5.5  # type: ignore[call-arg,arg-type]

@@ -5,12 +5,15 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from click.testing import CliRunner as Clicked
+from inspect_ai.log import list_eval_logs, read_eval_log
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -24,8 +27,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOK = ROOT / "docs" / "examples" / "from-logs.ipynb"
 FENCE = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:esr-eval|inspect|make) [^`]+)`(?!`)")
-READING = {"agreement", "compare", "finetune table", "power", "summary"}
+READING = {"agreement", "compare", "finetune table", "power", "subjects", "summary"}
 """Commands that load no model, and take seconds."""
+SMALL = re.compile(
+    r"tasks/(esr|injected_thought)\.py --model esr/smollm2-135m( -T (?!rejudge)\S+)*$"
+)
+"""Evaluations that need no GPU, key or hub, and are quick once answers are short and few."""
 
 
 def load_reference():
@@ -153,7 +160,7 @@ def test_every_make_target_that_is_printed_exists(words):
 
 def needs_nothing(words):
     """Whether a command only reads what the repository has."""
-    if names_only(words):
+    if names_only(words) and words[1:] != ["subjects"]:
         return False
     try:
         path, command, rest = esr_eval_command(words)
@@ -163,7 +170,7 @@ def needs_nothing(words):
     logs = [given.get(name) for name in ("logs", "log", "base", "new")]
     read = [one for some in logs for one in (some if isinstance(some, list | tuple) else [some])]
     files = [str(one) for one in read if isinstance(one, str | Path)]
-    found = all(name != "logs" and (ROOT / name).exists() for name in files)
+    found = all((ROOT / name).exists() for name in files)
     return found and " ".join(path) in READING
 
 
@@ -172,11 +179,29 @@ def needs_nothing(words):
 )
 def test_every_printed_command_that_only_reads_the_repository_runs(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "logs").mkdir()
-    for folder in ("baseline", "self-correction"):
-        (tmp_path / "logs" / folder).symlink_to(ROOT / "logs" / folder)
+    shutil.copytree(ROOT / "logs", tmp_path / "logs")
     done = CliRunner().invoke(app, words[1:])
     assert done.exit_code == 0, done.output
+
+
+def quick_evaluations():
+    """Printed evaluations of the small model, those of one size only once."""
+    found = [one.values[0] for one in all_printed("inspect")]
+    lines = [words for words in found if SMALL.search(shlex.join(words))]
+    return [words for words in lines if "n_latents=24" not in words]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("words", quick_evaluations(), ids=shlex.join)
+def test_every_printed_evaluation_that_needs_no_gpu_key_or_hub_runs(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [script] = entry_points(group="console_scripts", name="inspect")
+    short = ["--max-tokens", "8", "--limit", "2", "--log-dir", str(tmp_path), "--display", "none"]
+    done = Clicked().invoke(script.load().__globals__["inspect"], [*words[1:], *short])
+    assert done.exit_code == 0, done.output
+    [info] = list_eval_logs(str(tmp_path))
+    log = read_eval_log(info.name)
+    assert log.status == "success" and len(log.samples) == 2
 
 
 def test_readme_and_site_print_the_commands_that_are_run_in_ci():

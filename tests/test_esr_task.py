@@ -60,9 +60,8 @@ def logs(tmp_path_factory):
     return {steering: run(folder, steering=steering) for steering in (True, False)}
 
 
-def metric(log, score, name):
-    [found] = [s for s in log.results.scores if s.name == score]
-    return found.metrics[name].value
+def metric(log, name):
+    return log.results.scores[0].metrics[name].value
 
 
 def test_both_conditions_succeed_and_pair_by_id(logs):
@@ -72,11 +71,11 @@ def test_both_conditions_succeed_and_pair_by_id(logs):
     assert len(texts(steered)) == 6
     assert texts(steered) != texts(unsteered)
     for log in logs.values():
-        assert metric(log, "errored", "mean") == metric(log, "unscored", "mean") == 0
-        assert 0 <= metric(log, "first_score", "mean") <= 100
+        assert metric(log, "errored") == metric(log, "unscored") == 0
+        assert 0 <= metric(log, "first_score") <= 100
         assert log.eval.metadata["judge"] == "esr-judge/offline"
         assert log.eval.metadata["paper"] == "arXiv:2602.06941"
-    assert metric(steered, "first_score", "mean") < metric(unsteered, "first_score", "mean")
+    assert metric(steered, "first_score") < metric(unsteered, "first_score")
 
 
 def test_a_boost_that_ends_leaves_the_beginning_as_it_was(logs, tmp_path):
@@ -128,9 +127,9 @@ def test_a_sample_shows_latent_label_and_strength_and_its_score_can_be_read(logs
 
 def test_metrics_are_the_means_of_the_samples_values(logs):
     for log in logs.values():
-        for key in ("multi_attempt", "first_score", "degraded", "disagreement"):
+        for key in ("multi_attempt", "confirmed", "esr", "first_score"):
             values = [s.scores["attempts"].value[key] for s in log.samples]
-            assert metric(log, key, "mean") == pytest.approx(sum(values) / len(values))
+            assert metric(log, key) == pytest.approx(sum(values) / len(values))
 
 
 def test_the_same_arguments_give_the_same_samples_whatever_the_batch(logs, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from inspect_ai import score
 from inspect_ai.log import read_eval_log, write_eval_log
-from scoring import grader, metrics_of, run, trial, verdict
+from scoring import grader, means_of, metrics_of, run, trial, verdict
 
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import alarms_of, conditions_of, read_scored
@@ -207,24 +207,20 @@ def restarting(folder, judged, detected, count=24, condition="steered"):
 
 def test_a_log_has_three_counts_and_what_they_imply(tmp_path):
     log = restarting(tmp_path, judged={0, 1, 2, 3, 4}, detected={1, 2, 3, 4, 5, 6})
-    found = metrics_of(log)
-    means = {key: found[key]["mean"] for key in ("multi_attempt", "restart_phrase", "confirmed")}
+    found = means_of(log)
+    means = {key: found[key] for key in ("multi_attempt", "restart_phrase", "confirmed")}
     assert means == {"multi_attempt": 5 / 24, "restart_phrase": 6 / 24, "confirmed": 4 / 24}
     estimate = ((5 + 1) * (6 + 1) / (4 + 1) - 1) / 24
-    metric = found["confirmed"]
-    assert metric["all_restarts_share"] == pytest.approx(estimate)
-    assert metric["all_restarts_low"] < estimate < metric["all_restarts_high"]
     [one] = read_scored(log.location)
     assert isinstance(one.all_restarts, Measured)
     assert one.all_restarts.value == pytest.approx(estimate)
-    assert one.all_restarts.low == pytest.approx(metric["all_restarts_low"])
-    assert one.recorded["confirmed"].value == 4 / 24
+    assert one.all_restarts.low < estimate < one.all_restarts.high
+    assert one.measures["confirmed"].value == metrics_of(log)["confirmed"] == 4 / 24
     assert "independently" in metric_table([one]).notes
 
 
 def test_without_a_shared_restart_there_is_no_estimate_and_it_is_said(tmp_path):
     log = restarting(tmp_path, judged={0, 1}, detected={5, 6})
-    assert math.isnan(metrics_of(log)["confirmed"]["all_restarts_share"])
     [one] = read_scored(log.location)
     assert one.all_restarts == "judge and phrase detector share no restart"
     assert "share no restart" in metric_table([one]).notes
@@ -240,8 +236,11 @@ def test_a_judge_that_splits_by_the_detector_gets_no_estimate(tmp_path):
         action="overwrite",
         display="none",
     )
-    found = metrics_of(again)["confirmed"]
-    assert found["mean"] > 0 and math.isnan(found["all_restarts_share"])
+    assert metrics_of(again)["confirmed"] > 0
+    assert not any(math.isnan(value) for value in metrics_of(again).values())
+    write_eval_log(again, str(tmp_path / "again.eval"))
+    [one] = read_scored(tmp_path / "again.eval")
+    assert one.all_restarts.startswith("esr-judge/offline splits answers by the phrase detector")
     assert again.samples[0].scores["attempts"].metadata["recovery"] == 79
 
 
@@ -270,13 +269,9 @@ def test_a_log_of_before_tells_what_follows_from_its_attempts_and_how_to_get_the
         }
         for name in ("margin", "recovery"):
             del held.metadata[name]
-    old.results.scores = [
-        s for s in old.results.scores if s.name in old.samples[0].scores["attempts"].value
-    ]
     write_eval_log(old, str(tmp_path / "old.eval"))
     [before], [today] = read_scored(tmp_path / "old.eval"), read_scored(log.location)
     assert before.lacking and not today.lacking
-    assert "confirmed" not in before.recorded
     for key in ("confirmed", "esr_margin", "recovered"):
         assert before.measures[key] == today.measures[key]
     assert before.all_restarts == today.all_restarts

@@ -83,7 +83,7 @@ def imported(path):
 
 def test_what_is_imported_is_required():
     extras = PROJECT["optional-dependencies"]
-    texts = [*PROJECT["dependencies"], *extras["finetune"], *extras["serve"]]
+    texts = [*PROJECT["dependencies"], *extras["finetune"], *extras["serve"], *extras["play"]]
     required = {canonicalize_name(Requirement(text).name) for text in texts}
     # What runs on a server is imported in the server's own environment.
     known = {*sys.stdlib_module_names, "esr_eval", "fastapi", "ndif", "ray", "vllm"}
@@ -93,7 +93,7 @@ def test_what_is_imported_is_required():
         for path in SOURCES
         for name in imported(path)
         if name not in known
-        and not required & {canonicalize_name(home) for home in homes.get(name, [])}
+        and not required & {canonicalize_name(home) for home in homes.get(name, [name])}
     }
     assert not missing
 

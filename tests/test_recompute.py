@@ -11,7 +11,8 @@ import zipfile_zstd  # noqa: F401
 from inspect_ai.log import read_eval_log
 from scoring import grader, run, trial, verdict
 
-from esr_eval.scorers.attempts import MEANS, RATES, grouped_metrics, parse_request
+from esr_eval.scorers.attempts import HEADLINES, grouped_metrics, parse_request
+from esr_eval.scorers.scores import COUNTS
 
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = sorted((ROOT / "logs" / "baseline").glob("*.eval"))
@@ -91,8 +92,7 @@ def test_unscored_errored_epochs_and_groups(tmp_path, grouped):
     status, said = recompute(log.location)
     assert status == 0, said
     assert "14 trials, 2 with an error" in said
-    where = " level=0.0" if grouped else ""
-    counted = next(line for line in said.splitlines() if f"/errored{where} " in line)
+    counted = next(line for line in said.splitlines() if "/errored " in line)
     assert "= 2 trials" in counted
     first = [line for line in said.splitlines() if "/first_score " in line]
     assert sum(int(line.partition("n=")[2].split()[0]) for line in first) == 2 * 5
@@ -128,12 +128,34 @@ def test_new_measures_are_derived_from_the_attempts_and_restarts(tmp_path):
     log = judged_log(tmp_path)
     status, said = recompute(log.location)
     assert status == 0, said
-    count = len(RATES) + len(MEANS)
+    count = len(HEADLINES) + len(COUNTS)
     assert f"{count} of {count} equal" in said
     assert "derived from the attempts of 12 trials: equal" in said
+
+
+def with_estimate(header, share):
+    """The header as versions before 0.2 wrote it, with the estimate of all restarts."""
+    found = {"name": "share", "value": share}
+    header["results"]["scores"].append(
+        {
+            "name": "confirmed",
+            "scorer": "attempts",
+            "metrics": {"esr_eval/all_restarts_share": found},
+        }
+    )
+
+
+def test_a_stored_estimate_follows_from_the_three_counts(tmp_path):
+    log = judged_log(tmp_path)
+    share = ((4 + 1) * (6 + 1) / (3 + 1) - 1) / 12
+    changed = tampered(
+        log.location, tmp_path / "log.eval", "header.json", lambda h: with_estimate(h, share)
+    )
+    status, said = recompute(changed)
+    assert status == 0, said
     [line] = [line for line in said.splitlines() if "/all_restarts" in line]
     # Judge: 2, 6, 10 and the invented 1; phrases: the six even ones; both: 2, 6, 10.
-    assert float(line.split()[1]) == pytest.approx(((4 + 1) * (6 + 1) / (3 + 1) - 1) / 12)
+    assert float(line.split()[1]) == pytest.approx(share)
     assert line.endswith("equal")
 
 
@@ -153,9 +175,7 @@ def test_a_changed_estimate_is_found(tmp_path):
     log = judged_log(tmp_path)
 
     def nudge(header):
-        [score] = [s for s in header["results"]["scores"] if s["name"] == "confirmed"]
-        [name] = [name for name in score["metrics"] if name.endswith("all_restarts_share")]
-        score["metrics"][name]["value"] *= 1.01
+        with_estimate(header, 0.65 * 1.01)
 
     status, said = recompute(tampered(log.location, tmp_path / "log.eval", "header.json", nudge))
     assert status == 1

@@ -10,7 +10,7 @@ from inspect_ai import eval as inspect_eval
 from inspect_ai import score as inspect_score
 from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import ModelAPI, modelapi
-from scoring import grader, metrics_of, output, run, trial, verdict
+from scoring import grader, means_of, output, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval._util.paths import CACHE_ENV
@@ -289,6 +289,6 @@ def test_a_continuation_that_cannot_be_judged_is_counted(tmp_path):
     assert values["1"]["no_attempt"] == values["3"]["no_attempt"] == 1
     assert values["2"]["unscored"] == 1 and np.isnan(values["2"]["recovered_score"])
     assert values["4"]["errored"] == 1
-    assert metrics_of(log)["recovered_score"]["mean"] == 0
+    assert means_of(log)["recovered_score"] == 0
     none = run([trial("Fish.", 1)], grader(judge), tmp_path, scorer=continuation())
     assert "was given no beginning" in str(none.samples[0].error or none.error)

@@ -1,6 +1,7 @@
 """The attempts scorer in whole evals: metrics by hand, unscored and errored trials, re-scoring."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -10,12 +11,15 @@ from clustered import propensities
 from inspect_ai import score
 from inspect_ai.log import read_eval_log
 from inspect_ai.scorer import SampleScore, Score, ci, ci_wilson
-from scoring import examples, grader, metrics_of, run, trial, verdict
+from scoring import examples, grader, means_of, metrics_of, run, trial, verdict
 
-from esr_eval.scorers.attempts import attempts, parse_request
+from esr_eval.logs.conditions import read_scored
+from esr_eval.scorers.attempts import HEADLINES, attempts, parse_request
 from esr_eval.scorers.degradation import degradation
+from esr_eval.scorers.improvement import improvement
 from esr_eval.scorers.phrases import restarts
-from esr_eval.scorers.scores import mean_interval, rate_interval
+from esr_eval.scorers.reliability import reliability
+from esr_eval.scorers.scores import COUNTS, mean_interval, rate_interval
 from esr_eval.stats.rates import rate
 
 NAN = float("nan")
@@ -60,7 +64,6 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
     samples.append(trial(None, latent=2, identifier=99))
     log = run(samples, by_response(responses), tmp_path)
     assert log.status == "success"
-    found = metrics_of(log)
     expected_means = {
         "multi_attempt": 2 / 5,
         "confirmed": 2 / 5,
@@ -86,15 +89,20 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
         "unscored": 1 / 7,
         "errored": 1 / 8,
     }
-    assert {key: value["mean"] for key, value in found.items()} == pytest.approx(expected_means)
+    assert means_of(log) == pytest.approx(expected_means)
+    shown = {key: expected_means[key] for key in HEADLINES} | {"unscored": 1, "errored": 1}
+    assert metrics_of(log) == pytest.approx(shown)
 
+    [one] = read_scored(log.location)
+    assert {key: found.value for key, found in one.measures.items()} == pytest.approx(
+        expected_means
+    )
     wilson = rate([1, 1, 0, 0, 0], [0, 1, 2, 0, 1]).estimate
-    assert found["multi_attempt"]["rate_interval_lower"] == wilson.low
-    assert found["multi_attempt"]["rate_interval_upper"] == wilson.high
-    assert found["multi_attempt"]["rate_interval_clusters"] == 3
+    assert one.measures["multi_attempt"][:3] == (wilson.value, wilson.low, wilson.high)
+    assert one.measures["multi_attempt"].clusters == 3
     t = ci(cluster="latent")(quoted([5, 50, 80, 70, 0], [0, 1, 2, 0, 1]))
-    assert found["first_score"]["mean_interval_lower"] == pytest.approx(t["lower"])
-    assert found["first_score"]["mean_interval_clusters"] == 3
+    assert one.measures["first_score"].low == pytest.approx(t["lower"])
+    assert one.measures["first_score"].clusters == 3
 
     scores = {sample.id: sample.scores["attempts"] for sample in log.samples}
     assert scores[0].answer == "2 attempts: 5 → 90"
@@ -109,9 +117,9 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
 
 def test_judge_and_phrase_detector_may_disagree(tmp_path):
     log = run([trial(RESTART)], by_response({RESTART: [60]}), tmp_path)
-    found = metrics_of(log)
-    assert found["disagreement"]["mean"] == found["restart_phrase"]["mean"] == 1
-    assert found["multi_attempt"]["mean"] == 0
+    found = means_of(log)
+    assert found["disagreement"] == found["restart_phrase"] == 1
+    assert found["multi_attempt"] == 0
 
 
 def test_a_single_latent_still_has_metrics(tmp_path):
@@ -121,17 +129,28 @@ def test_a_single_latent_still_has_metrics(tmp_path):
         tmp_path,
     )
     assert log.status == "success"
-    found = metrics_of(log)["multi_attempt"]
+    assert metrics_of(log)["multi_attempt"] == 0.5
     plain = ci_wilson()(quoted([1, 0], [1, 1]))
-    assert found["mean"] == 0.5 and found["rate_interval_clusters"] == 1
-    assert found["rate_interval_lower"] == pytest.approx(plain["lower"])
+    assert rate_interval()(quoted([1, 0], [1, 1]))["lower"] == pytest.approx(plain["lower"])
 
 
-def test_nothing_scored_is_nan_and_not_zero(tmp_path):
-    found = metrics_of(run([trial("x")], grader(["?", "?"]), tmp_path))
-    assert math.isnan(found["first_score"]["mean"])
-    assert math.isnan(found["esr"]["rate_interval_lower"])
-    assert found["unscored"]["mean"] == 1
+def test_what_no_trial_defines_is_left_out_and_not_zero(tmp_path):
+    log = run([trial("x")], grader(["?", "?"]), tmp_path)
+    assert metrics_of(log) == {"unscored": 1, "errored": 0}
+    assert math.isnan(means_of(log)["first_score"]) and math.isnan(means_of(log)["esr"])
+
+
+def test_names_shown_when_a_run_ends_are_short_whole_and_few(tmp_path):
+    scorers = [attempts(), improvement(), restarts(), degradation(), reliability(1.0)]
+    log = run([trial(RESTART)], by_response({RESTART: [5, 90]}), tmp_path, scorer=scorers)
+    assert [score.name for score in log.results.scores] == [
+        *("attempts", "improvement", "restarts", "degradation", "reliability")
+    ]
+    for shown in log.results.scores:
+        assert 2 <= len(shown.metrics) <= 8
+        assert all(re.fullmatch(r"[a-z_]{2,16}", name) for name in shown.metrics)
+        assert not any(math.isnan(metric.value) for metric in shown.metrics.values())
+    assert list(log.results.scores[0].metrics) == [*HEADLINES, *COUNTS]
 
 
 def test_intervals_of_nothing():
@@ -168,8 +187,8 @@ def test_epochs_keep_undefined_values_out(tmp_path):
     verdicts = iter(["?", "?", verdict((PLAIN[:9], PLAIN[-9:], 80))])
     log = run([trial(PLAIN)], grader(lambda *_: next(verdicts)), tmp_path, epochs=2)
     found = metrics_of(log)
-    assert found["first_score"]["mean"] == 80
-    assert found["unscored"]["mean"] == 0.5
+    assert found["first_score"] == 80
+    assert found["unscored"] == 0.5
 
 
 def test_errors_are_only_those_before_scoring(tmp_path):
@@ -190,8 +209,8 @@ def test_errors_are_only_those_before_scoring(tmp_path):
         action="overwrite",
         display="none",
     )
-    assert metrics_of(again)["errored"]["mean"] == 0
-    assert metrics_of(again)["first_score"]["mean"] == 80
+    assert metrics_of(again)["errored"] == 0
+    assert metrics_of(again)["first_score"] == 80
 
 
 def test_stored_logs_are_scored_again_by_another_grader(tmp_path):
@@ -209,9 +228,9 @@ def test_stored_logs_are_scored_again_by_another_grader(tmp_path):
         display="none",
     )
     found = metrics_of(again)
-    assert found["first_score"]["mean"] == 30
-    assert found["errored"]["mean"] == 0.5
-    assert found["restarts"]["mean"] == 0
+    assert found["first_score"] == 30
+    assert found["errored"] == 1
+    assert found["restarts"] == 0
 
 
 HOSTILE = {
@@ -258,13 +277,13 @@ def test_phrase_scorer_needs_no_grader(tmp_path):
     explicit = [row for row in examples("restarts.jsonl", "dev") if row["kind"] == "explicit"][:3]
     samples = [trial(row["text"], i, identifier=i) for i, row in enumerate(explicit)]
     found = metrics_of(run(samples, grader([]), tmp_path, scorer=restarts()))
-    assert found["restart_phrase"]["mean"] == 1
+    assert found["restart_phrase"] == 1
 
 
 def test_degradation_alone(tmp_path):
     samples = [trial(DEGRADED, identifier=1), trial(PLAIN, identifier=2), trial(None, identifier=3)]
     found = metrics_of(run(samples, grader([]), tmp_path, scorer=degradation()))
-    assert found["degraded"]["mean"] == 0.5
+    assert found["degraded"] == 0.5
 
 
 def test_rescoring_from_the_command_line(tmp_path):

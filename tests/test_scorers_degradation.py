@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inspect_ai.log import read_eval_log
-from scoring import DATA, grader, metrics_of, run, trial
+from scoring import DATA, grader, means_of, run, trial
 
 from esr_eval.scorers.degradation import degeneration, degradation, is_degraded
 
@@ -150,9 +150,9 @@ def test_the_scorer_gives_both_rules_and_names_the_shape(tmp_path):
     texts = [LOOPS["word"][0], LOOPS["phrase"][0], BEFORE, None]
     samples = [trial(text, identifier=number) for number, text in enumerate(texts)]
     log = run(samples, grader([]), tmp_path, scorer=degradation())
-    found = metrics_of(log)
-    assert found["degraded"]["mean"] == pytest.approx(1 / 3)
-    assert found["degenerate"]["mean"] == pytest.approx(2 / 3)
+    found = means_of(log)
+    assert found["degraded"] == pytest.approx(1 / 3)
+    assert found["degenerate"] == pytest.approx(2 / 3)
     told = {sample.id: sample.scores["degradation"] for sample in log.samples}
     assert [told[number].answer for number in range(4)] == ["word", "phrase", "sound", "errored"]
     assert "fire" in told[1].explanation

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring import TASK, examples, grader, metrics_of, output, run, trial
+from scoring import TASK, examples, grader, means_of, output, run, trial
 
 from esr_eval.judges.offline import regions as judge_offline
 from esr_eval.judges.similarity import SentenceEncoder
@@ -114,7 +114,7 @@ def test_metrics_equal_those_recomputed_by_hand(tmp_path):
     samples = [trial(text, latent=i, identifier=i) for i, text in enumerate(answers)]
     samples += [trial("* * *", 2, identifier=90), trial(None, 2, identifier=99)]
     log = run(samples, grader(answer), tmp_path, scorer=regions())
-    found = {key: value["mean"] for key, value in metrics_of(log).items()}
+    found = means_of(log)
     share = (len(FIRE) + 1) / len(EPISODE)
     assert found == pytest.approx(
         {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from inspect_ai import score as inspect_score
 from inspect_ai.log import read_eval_log, write_eval_log
-from scoring import grader, metrics_of, run, trial, verdict
+from scoring import grader, means_of, metrics_of, run, trial, verdict
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -14,9 +14,8 @@ from esr_eval.errors import EsrError
 from esr_eval.logs.stored import read_stored
 from esr_eval.report.page import write_report
 from esr_eval.report.reliability import _sentence, reliability_of
-from esr_eval.scorers.attempts import Attempt, attempts, parse_request
+from esr_eval.scorers.attempts import Attempt, attempts, grouped_metrics, parse_request
 from esr_eval.scorers.reliability import chosen, reliability, texts_alone
-from esr_eval.tasks.experiment import _by
 
 RESTART = (
     "Fire burns in the hearth {}. Wait, that's not right. Let me start over. Add {} numerators."
@@ -84,26 +83,27 @@ def test_known_noise_is_measured_and_the_flips_are_those_of_noise(tmp_path):
     # No attempt is truly better: improvements are noise, and half of them flip when judged anew.
     log = judged(samples_of(texts(RESTART, 120)), Noisy(sd=6), tmp_path)
     found = metrics_of(log)
-    assert found["variance"]["standard_deviation_sd"] == pytest.approx(6, abs=0.9)
-    assert found["agrees"]["mean"] == 1
-    assert found["rejudged"]["total"] == 120
-    assert found["flipped"]["mean"] == pytest.approx(0.5, abs=0.2)
-    assert abs(found["drift"]["mean"]) < 1
+    assert found["sd"] == pytest.approx(6, abs=0.9)
+    assert found["agrees"] == 1
+    assert found["rejudged"] == 120
+    assert found["flipped"] == pytest.approx(0.5, abs=0.2)
+    # Three standard errors: who gets which noise depends on who asks first.
+    assert abs(found["drift"]) < 2.5
 
 
 def test_a_true_improvement_does_not_flip(tmp_path):
     better = Noisy(sd=3, bias=lambda part, whole: 80 if "numerators" in part else 20)
-    found = metrics_of(judged(samples_of(texts(RESTART, 20)), better, tmp_path))
-    assert found["flipped"]["mean"] == 0
-    assert found["change_alone"]["mean"] == pytest.approx(60, abs=3)
+    found = means_of(judged(samples_of(texts(RESTART, 20)), better, tmp_path))
+    assert found["flipped"] == 0
+    assert found["change_alone"] == pytest.approx(60, abs=3)
 
 
 def test_a_judge_that_favours_what_comes_later_is_found_out(tmp_path):
     # It gives the second half of whatever it sees 30 points more; alone, there is no second half.
     later = Noisy(sd=0, bias=lambda part, whole: 70 if whole.find(part) > 0 else 40)
     log = judged(samples_of(texts(RESTART, 20)), later, tmp_path)
-    assert metrics_of(log)["flipped"]["mean"] == 1
-    assert metrics_of(log)["variance"]["mean"] == 0
+    assert means_of(log)["flipped"] == 1
+    assert means_of(log)["variance"] == 0
 
 
 def test_disagreement_on_attempts_is_counted(tmp_path):
@@ -118,7 +118,7 @@ def test_disagreement_on_attempts_is_counted(tmp_path):
     samples = samples_of(texts(RESTART, 3) + texts(PLAIN, 1))
     log = judged(samples, forgetful, tmp_path)
     assert [one["agrees"] for one in values(log)] == [0, 0, 0, 1]
-    assert metrics_of(log)["agrees"]["mean"] == 0.25
+    assert means_of(log)["agrees"] == 0.25
 
 
 def test_the_second_question_is_the_first_in_another_fence(tmp_path):
@@ -209,8 +209,8 @@ def test_empty_and_failed_responses_cost_no_question(tmp_path):
 
 def test_several_epochs_give_the_same_deviation(tmp_path):
     log = judged(samples_of(texts(RESTART, 50)), Noisy(sd=5), tmp_path, epochs=3)
-    found = metrics_of(log)["variance"]
-    sd, low, high = (found[f"standard_deviation_{key}"] for key in ("sd", "lower", "upper"))
+    found = metrics_of(log)
+    sd, low, high = (found[key] for key in ("sd", "sd_low", "sd_high"))
     assert sd == pytest.approx(5, abs=0.9)
     assert low < sd < high
 
@@ -230,9 +230,7 @@ def test_a_stored_log_is_judged_again_with_the_verdicts_that_it_holds(tmp_path):
     assert all(s.scores["reliability"].metadata["first_from_log"] for s in again)
     # One question on the whole, two on the attempts; none on what the log already says.
     assert len(judge.asked) == 3 * len(again)
-    [found] = [one for one in scored.results.scores if one.name == "variance"]
-    sd = next(m.value for name, m in found.metrics.items() if name.endswith("sd"))
-    assert sd == pytest.approx(6, abs=1.5)
+    assert metrics_of(scored)["sd"] == pytest.approx(6, abs=1.5)
 
     fresh = Noisy(sd=6, seed=3)
     without = inspect_score(
@@ -328,8 +326,12 @@ def test_a_sweep_takes_its_metrics_by_level_whatever_else_is_scored(tmp_path):
         for i, text in enumerate(texts(RESTART, 6))
     ]
     scorers = [attempts(), reliability(1.0)]
-    by_level = _by("level", attempts_alone=False)
+    by_level = grouped_metrics("level")
     log = run(samples, grader(Noisy()), tmp_path, scorer=scorers, metrics=by_level)
     assert log.status == "success", log.error
-    names = {score.name for score in log.results.scores}
-    assert {"multi_attempt", "first_score", "variance", "flipped"} <= names
+    levels = {sample.metadata["level"] for sample in log.samples}
+    assert len(levels) > 1
+    for level in levels:
+        assert {
+            f"{key} level {level}" for key in ("multi_attempt", "first_score", "agrees")
+        } <= set(metrics_of(log))

@@ -46,12 +46,12 @@ def judge_of(*scores):
 def test_a_judge_that_gives_only_0_and_1_is_warned_about(tmp_path, caplog):
     samples = [trial(RESPONSE, latent=at, identifier=at) for at in range(6)]
     log = run(samples, judge_of(0, 1, 1, 0, 1, 1), tmp_path)
-    assert metrics_of(log)["first_score"]["other_scale"] == 1
+    assert metrics_of(log)["other_scale"] == 1
     [warned] = [one for one in caplog.records if "another scale" in one.getMessage()]
     assert "mockllm/grader" in warned.getMessage() and "above 1," in warned.getMessage()
     caplog.clear()
     log = run(samples, judge_of(0, 1, 90, 0, 1, 1), tmp_path)
-    assert metrics_of(log)["first_score"]["other_scale"] == 0
+    assert "other_scale" not in metrics_of(log)
     assert "another scale" not in caplog.text
 
 
@@ -60,16 +60,16 @@ def test_it_is_every_attempt_that_counts(tmp_path):
     said = verdict((RESPONSE[:8], RESPONSE[-8:], 1), ("Wait, no.", RESPONSE[-8:], 80))
     samples = [trial(response, latent=at, identifier=at) for at in range(4)]
     found = metrics_of(run(samples, grader(lambda *_: said), tmp_path))
-    assert found["first_score"]["mean"] == 1 and found["first_score"]["other_scale"] == 0
+    assert found["first_score"] == 1 and "other_scale" not in found
 
 
 def test_grouped_metrics_and_the_second_view_warn_as_well(tmp_path):
     samples = [trial(RESPONSE, latent=at, identifier=at, level=at % 2) for at in range(6)]
     log = run(samples, judge_of(0, 1, 1, 0, 1, 1), tmp_path, metrics=grouped_metrics("level"))
-    assert metrics_of(log)["first_score"]["other_scale"] == 1
+    assert metrics_of(log)["other_scale"] == 1
     said = json.dumps({"improvement": 1, "kind": "gradual"})
     log = run(samples, grader(lambda *_: said), tmp_path, scorer=improvement())
-    assert metrics_of(log)["improvement"]["other_scale"] == 1
+    assert metrics_of(log)["other_scale"] == 1
 
 
 def test_metrics_computed_again_and_again_do_not_repeat_the_warning(caplog):

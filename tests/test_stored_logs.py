@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from evals import embedded
-from inspect_ai.log import read_eval_log
+from inspect_ai.log import edit_score, read_eval_log
+from inspect_ai.scorer import ScoreEdit
 from typer.testing import CliRunner
 
 from esr_eval import tasks
@@ -30,6 +31,23 @@ def told(*args):
     result = CliRunner().invoke(app, [*map(str, args)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_scores_of_an_earlier_versions_log_can_still_be_changed(tmp_path):
+    log = read_eval_log(str(next(BASELINE.glob("*.eval"))))
+    assert len(log.results.scores) > 10
+    edit_score(
+        log,
+        log.samples[0].id,
+        "attempts",
+        ScoreEdit(value={**log.samples[0].scores["attempts"].value, "first_score": 100.0}),
+    )
+    before, after = (
+        next(score for score in one.results.scores if score.name == "first_score")
+        for one in (read_eval_log(log.location), log)
+    )
+    assert after.metrics.keys() == before.metrics.keys()
+    assert after.metrics["mean"].value > before.metrics["mean"].value
 
 
 @pytest.mark.parametrize("name", IDS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai import score
-from inspect_ai.log import read_eval_log, write_eval_log
+from inspect_ai.log import list_eval_logs, read_eval_log, write_eval_log
 from inspect_ai.model import ModelConfig
 from inspect_ai.scorer import SampleScore, Score, ci
 from rich.console import Console
@@ -18,6 +18,7 @@ from simulation import LABELS, MODEL, SUBJECT, install
 from esr_eval._util.output import write_frame
 from esr_eval.errors import EsrError
 from esr_eval.logs.conditions import Condition, read_all_scored, read_scored
+from esr_eval.logs.stored import read_logs
 from esr_eval.report.summary import (
     ROWS,
     metric_table,
@@ -81,9 +82,9 @@ def test_a_log_tells_what_ran_and_who_judged(runs: list[Condition]) -> None:
 def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Condition]) -> None:
     log = read_eval_log(str(logs[0]))
     assert log.results is not None and log.samples is not None
-    inspect = {score.name: score.metrics for score in log.results.scores}
-    found = runs[0].recorded["multi_attempt"]
-    assert found.value == inspect["multi_attempt"]["mean"].value
+    [shown] = log.results.scores
+    found = runs[0].measures["multi_attempt"]
+    assert found.value == shown.metrics["multi_attempt"].value
     assert found.low is not None and found.high is not None
     assert found.low <= found.value <= found.high
     values = [sample.scores["attempts"].value for sample in log.samples if sample.scores]
@@ -93,8 +94,8 @@ def test_estimates_are_those_of_the_log(logs: list[Path], runs: list[Condition])
 
 
 def test_what_no_trial_defines_is_a_dash_and_not_zero(runs: list[Condition]) -> None:
-    assert "improved" in runs[0].recorded
-    assert "improved" not in runs[1].recorded
+    assert "improved" in runs[0].measures
+    assert "improved" not in runs[1].measures
     line = next(row for row in printed(metric_table(runs)).splitlines() if "improvement" in row)
     assert line.replace("│", " ").split()[-1] == "-"
 
@@ -153,9 +154,9 @@ def test_log_scored_by_a_second_judge_is_two_runs(logs: list[Path], tmp_path: Pa
     write_eval_log(again, str(tmp_path / "twice.eval"))
     first, second = read_scored(tmp_path / "twice.eval")
     assert (first.judge, second.judge) == ("sim-judge/noisy", "sim-judge/mute")
-    assert first.recorded["unscored"].value == 0 and second.recorded["unscored"].value == 1
+    assert first.measures["unscored"].value == 0 and second.measures["unscored"].value == 1
     assert len(first.by_trial("first_score")) == 12 and not second.by_trial("first_score")
-    assert "first_score" not in second.recorded
+    assert "first_score" not in second.measures
 
 
 def test_interval_is_the_clustered_one_of_inspect() -> None:
@@ -184,7 +185,7 @@ def test_csv_holds_the_same_numbers(tmp_path: Path, runs: list[Condition]) -> No
     # Besides, each run's false alarms of judge and detector, and the steered one's estimate.
     assert len(rows) == 2 * len(ROWS) + 2 * 2 + 1 + 1
     first = next(row for row in rows if row["metric"] == "first_score")
-    assert float(first["value"]) == runs[0].recorded["first_score"].value
+    assert float(first["value"]) == runs[0].measures["first_score"].value
     assert first["judge"] == "sim-judge/noisy"
     assert rows[-1]["metric"] == "first_score_difference"
     assert math.isfinite(float(rows[-1]["value"])) and rows[-1]["total"] == "12"
@@ -207,6 +208,22 @@ def test_folder_is_read_in_order_and_other_logs_are_left_out(
     found = read_all_scored([folder], notes.append)
     assert [Path(run.log.path).name for run in found] == [log.name for log in logs]
     assert len(notes) == 1 and "no scores of esr_eval/attempts" in notes[0]
+
+
+def test_folders_within_folders_are_read_as_inspect_lists_them(
+    tmp_path: Path, logs: list[Path]
+) -> None:
+    for log, place in zip(logs, ("a", "b/c"), strict=True):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / log.name).write_bytes(log.read_bytes())
+    notes: list[str] = []
+    assert len(read_all_scored([tmp_path], notes.append)) == len(list_eval_logs(str(tmp_path))) == 2
+    assert len(read_logs([tmp_path], notes.append)) == 2
+    assert not notes
+    (tmp_path / "empty" / "within").mkdir(parents=True)
+    for read in (read_all_scored, read_logs):
+        with pytest.raises(EsrError, match="sub-folders included: name"):
+            read([tmp_path / "empty"], notes.append)
 
 
 def test_what_is_no_log_is_one_sentence(tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ def test_the_sweep_spans_the_calibrated_strengths_and_reports_each_level(tmp_pat
     assert {level for level, _ in boosts(log)} == {-2.0, 0.0, 2.0}
     for level, strength in boosts(log):
         assert strength == pytest.approx(max(0.0, mean + level * sd))
-    [first] = [s for s in log.results.scores if s.name == "first_score"]
-    # Inspect names a metric with or without the package, by how it came to know it.
+    [shown] = log.results.scores
     by_level = {
-        m.name: m.value for m in first.metrics.values() if not m.name.endswith("other_scale")
+        name.removeprefix("first_score level "): metric.value
+        for name, metric in shown.metrics.items()
+        if name.startswith("first_score ")
     }
     assert set(by_level) == {"-2.0", "0.0", "2.0"}
     for level, value in by_level.items():

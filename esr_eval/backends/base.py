@@ -1,7 +1,7 @@
 """What every backend does: chats to tokens and checks on the client, rows in, receipts out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -240,6 +240,9 @@ class Backend(Chat, ABC):
     """An engine that generates and reads for batches of rows with different edits."""
 
     info: BackendInfo
+    watch: Callable[[Sequence[Row], list[list[int]]], None] | None = None
+    """Told of a batch's rows and of their tokens so far after every step, from a worker thread, by
+    a backend that has the model in its own process; whoever sets it takes it away again."""
 
     @abstractmethod
     def generate(self, rows: Sequence[Row]) -> list[Generated]:

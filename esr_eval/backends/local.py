@@ -2,7 +2,8 @@
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -124,7 +125,7 @@ class LocalBackend(Backend):
         decoding = Decoding(rows, ids, mask, self.ends, compare)
         plan = plan_batch(rows, self.sae, self._layer_device)
         with self._engine, torch.inference_mode():
-            out = self._trace(ids, mask, decoding, plan)
+            out = self._trace(ids, mask, decoding, plan, rows)
         readings, receipts = plan.readings(), plan.receipts()
         results = [
             generated(
@@ -192,11 +193,20 @@ class LocalBackend(Backend):
                         plan.confirm(layer, residual(receiver(layer).input))
         return plan.readings()
 
-    def _trace(self, ids: Tensor, mask: Tensor, decoding: Decoding, plan: Intervention) -> Tensor:
+    def _trace(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        decoding: Decoding,
+        plan: Intervention,
+        rows: Sequence[Row],
+    ) -> Tensor:
         """Run transformers' generation with the batch's edits applied at every forward pass."""
         settings = greedy_settings(decoding.limits, self.ends, self.pad)
         processors = LogitsProcessorList([ChooseTokens(decoding)])
         criteria = StoppingCriteriaList([EndRows(decoding)])
+        if self.watch is not None:
+            criteria.append(Told(decoding, partial(self.watch, rows)))
         layers, receiver = self._traced.layers, self._traced.receiver
         with self._lm.generate(
             generation_config=settings, logits_processor=processors, stopping_criteria=criteria
@@ -224,6 +234,27 @@ class LocalBackend(Backend):
         """
         (_, edited), moved = self._generate(self.probe_rows(), compare=True)
         return self.check_probe(moved, edited.edited_positions, edited.expected_positions)
+
+
+class Told(EndRows):
+    """Tells somebody what has been chosen so far, after every step; ends no row by itself."""
+
+    def __init__(self, decoding: Decoding, tell: Callable[[list[list[int]]], None]) -> None:
+        """Tell of this batch.
+
+        Args:
+            decoding: The batch's state.
+            tell: Called with every row's tokens.
+        """
+        super().__init__(decoding)
+        self._tell = tell
+
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+        """Which rows have ended, (batch,)."""
+        chosen = self._decoding.tokens().tolist()
+        counts = self._decoding.generated.tolist()
+        self._tell([row[:count] for row, count in zip(chosen, counts, strict=True)])
+        return super().__call__(input_ids, scores, **kwargs)
 
 
 def rows_in(free: int, row: int) -> int:

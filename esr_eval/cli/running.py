@@ -32,6 +32,7 @@ from esr_eval.data.arguments import (
     FILE_TO_WRITE,
     FOLDER_TO_WRITE,
     GRADERS,
+    PORT,
     SHARE,
 )
 from esr_eval.errors import EsrError
@@ -107,6 +108,46 @@ def check(
         Terminal().print(check_table(subject, found))
     if stops:
         raise typer.Exit(1)
+
+
+@app.command()
+@command
+def play(
+    subject: Subject,
+    detectors: Annotated[
+        str | None,
+        typer.Option(help="Latents read over the answers: a file, log, published set or indices."),
+    ] = None,
+    model_args: ModelArgs = None,
+    base_url: Annotated[
+        str | None, typer.Option("--model-base-url", help="Address of a server.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on 127.0.0.1. Default: a free one."), PORT
+    ] = None,
+    browse: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Open a page on this machine: one task, with and without a boost, side by side.
+
+    Needs Gradio: pip install 'gradio>=6.8,<7'.
+    """
+    from inspect_ai.model import get_model
+
+    from esr_eval.play.episode import Stage
+    from esr_eval.play.page import check_gradio, serve
+
+    check_gradio()
+    model = get_model(
+        f"esr/{subject.removeprefix('esr/')}",
+        base_url=base_url,
+        memoize=False,
+        **pairs(model_args, "-M"),
+    )
+    given = [part for one in model_args or [] for part in ("-M", one)]
+    given += ["--model-base-url", base_url] if base_url else []
+    serve(Stage(model, given, detectors), port, browse)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from inspect_ai.log import EvalSampleSummary, EvalScore
+from inspect_ai.log import EvalSampleSummary
 from inspect_ai.scorer import Score
 from numpy.typing import NDArray
 
@@ -31,7 +31,7 @@ from esr_eval.logs.measures import (
 from esr_eval.logs.reading import ATTEMPTS, IMPROVEMENT, read_each, read_trial, reading
 from esr_eval.logs.stored import StoredLog, read_stored
 from esr_eval.scorers.attempts import MEANS, RATES, Bars, bars_of, stored_numbers
-from esr_eval.stats.rates import Estimate, Floats
+from esr_eval.stats.rates import Floats
 from esr_eval.text import one_line, told_apart
 
 _NUMBERS = ("strength", "level", "share_of_norm")
@@ -148,14 +148,6 @@ class Condition:
                 why = (score.metadata or {}).get("unscored_because")
                 found[one_line(str(why), 40) if why else "no reason given"] += 1
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
-    @cached_property
-    def recorded(self) -> dict[str, Estimate]:
-        """The metrics that the log itself holds, as Inspect recorded them after the run."""
-        results = self.log.header.results
-        scores = results.scores if results else []
-        own = [score for score in scores if _tail(score.scorer) == _tail(self.scorer)]
-        return {score.name: found for score in own if (found := _estimate(score))}
 
     @cached_property
     def measures(self) -> dict[str, Measured]:
@@ -293,7 +285,10 @@ def read_all_scored(paths: Sequence[Path], note: Callable[[str], None]) -> list[
     conditions = [one for found in read_each(paths, read_scored, note) for one in found]
     if not conditions:
         where = ", ".join(map(str, paths))
-        raise EsrError(f"There is no log with scores of esr_eval/attempts in {where}.")
+        raise EsrError(
+            f"There is no log with scores of esr_eval/attempts in {where}, sub-folders included: "
+            "name the folder that `inspect eval` wrote to (--log-dir)."
+        )
     return conditions
 
 
@@ -386,23 +381,6 @@ def _details(samples: Iterable[EvalSampleSummary], scorer: str, name: str) -> li
 
 def _tail(scorer: str) -> str:
     return scorer.rpartition("/")[2]
-
-
-def _estimate(score: EvalScore) -> Estimate | None:
-    """The point estimate and, where there is one, the interval among a score's metrics."""
-    low = high = point = None
-    for name, found in score.metrics.items():
-        leaf, value = _tail(name), float(found.value)
-        if leaf.endswith("lower"):
-            low = value
-        elif leaf.endswith("upper"):
-            high = value
-        elif leaf == "mean":
-            point = value
-    # Inspect's mean of nothing is 0; the interval of nothing is NaN, and tells them apart.
-    if point is None or any(bound is not None and math.isnan(bound) for bound in (point, low)):
-        return None
-    return Estimate(point, low, high)
 
 
 def _named(found: list[Condition]) -> list[Condition]:

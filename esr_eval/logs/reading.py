@@ -61,8 +61,6 @@ def read_each(
     paths: Sequence[str | Path],
     read: Callable[[str], T],
     note: Note,
-    *,
-    recursive: bool = False,
 ) -> list[T]:
     """Read logs and folders of logs, each run once: the rule of which logs count.
 
@@ -72,17 +70,17 @@ def read_each(
     one task.
 
     Args:
-        paths: Logs, and folders of logs in the order in which they were made.
+        paths: Logs, and folders of logs in the order in which they were made; folders within them
+            are read, too, as `inspect log list` reads them.
         read: Reads one log, or raises an `EsrError` that says why it is of no use here.
         note: Told of what is left out: retried logs, copies, and files in folders that are of no
             use.
-        recursive: Whether folders within folders are read, too.
 
     Raises:
         EsrError: A log that was named is of no use.
     """
     runs: dict[tuple[str, str], list[_Log]] = {}
-    for log in _found(paths, note, recursive):
+    for log in _found(paths, note):
         spec = log.header.eval
         runs.setdefault((spec.task_id or spec.eval_id or log.path, spec.model), []).append(log)
     counted: list[tuple[int, T]] = []
@@ -117,7 +115,22 @@ class _Log(NamedTuple):
         first, second = self.header.results, other.header.results
         if first is None or second is None:
             return first is second
-        return first.model_dump_json() == second.model_dump_json()
+        # Results hold a few numbers, in which two judges may agree.
+        return first.model_dump_json() == second.model_dump_json() and (
+            _scores(self.path) == _scores(other.path)
+        )
+
+
+def _scores(path: str) -> dict[tuple[str, int], str]:
+    """Every sample's scores in a form that equals itself, NaN and all."""
+    with reading(path):
+        samples = read_eval_log_sample_summaries(path)
+    return {
+        (str(one.id), one.epoch): repr(
+            {name: (score.value, score.answer) for name, score in (one.scores or {}).items()}
+        )
+        for one in samples
+    }
 
 
 def _complete(log: _Log) -> int:
@@ -138,9 +151,9 @@ def _time(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _found(paths: Sequence[str | Path], note: Note, recursive: bool) -> Iterator[_Log]:
+def _found(paths: Sequence[str | Path], note: Note) -> Iterator[_Log]:
     seen: set[str] = set()
-    for path, named in _files(paths, recursive):
+    for path, named in _files(paths):
         identity = path if "://" in path else str(Path(path).resolve())
         if identity in seen:
             continue
@@ -158,12 +171,12 @@ def _found(paths: Sequence[str | Path], note: Note, recursive: bool) -> Iterator
         yield _Log(len(seen), path, named, header)
 
 
-def _files(paths: Sequence[str | Path], recursive: bool) -> Iterator[tuple[str, bool]]:
+def _files(paths: Sequence[str | Path]) -> Iterator[tuple[str, bool]]:
     for path in map(str, paths):
         if "://" in path or not Path(path).is_dir():
             yield path.removeprefix("file://"), True
             continue
-        for info in list_eval_logs(path, recursive=recursive, descending=False):
+        for info in list_eval_logs(path, recursive=True, descending=False):
             yield info.name.removeprefix("file://"), False
 
 

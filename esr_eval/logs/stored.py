@@ -123,7 +123,7 @@ def _today(runtime: Any) -> Any:
 
 
 def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[StoredLog]:
-    """Read logs and folders of logs (not their subfolders), by experiment and then by time.
+    """Read logs and folders of logs (and the folders within), by experiment and then by time.
 
     Which logs count is said in `esr_eval.logs.reading.read_each`.
 
@@ -145,7 +145,10 @@ def read_logs(paths: Sequence[Path], note: Callable[[str], None]) -> list[Stored
     logs = read_each(paths, read_stored, told)
     if not logs:
         where = ", ".join(map(str, paths)) or "no place"
-        raise EsrError(f"There is no log in {where}: name logs, or folders that hold some.")
+        raise EsrError(
+            f"There is no log in {where}, sub-folders included: name logs, or folders that hold "
+            "some."
+        )
     return sorted(logs, key=_order)
 
 

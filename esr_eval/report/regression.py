@@ -49,7 +49,7 @@ def read_logs(path: str | Path, note: Note = lambda text: None) -> dict[str, Con
     """
     logs: dict[str, Condition] = {}
     try:
-        conditions = read_each([path], read_condition, note, recursive=True)
+        conditions = read_each([path], read_condition, note)
     except EsrError as error:
         raise NotComparableError(error.message) from None
     for one in conditions:

@@ -265,8 +265,7 @@ def _count(run: Condition) -> str:
 
 
 def _found(run: Condition, row: Row) -> Bounded | None:
-    """As the log has it; of a log scored by an earlier version, what follows from its trials."""
-    return run.recorded.get(row.key) or run.measures.get(row.key)
+    return run.measures.get(row.key)
 
 
 def _shown(run: Condition, row: Row) -> str | None:
