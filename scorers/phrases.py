@@ -24,7 +24,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_encoder
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -166,7 +166,7 @@ async def find_restarts_aside(response: str, task: str) -> list[Restart]:
 def _found(response: str, task: str) -> tuple[Restart, ...]:
     masked = _mask_quoted(response[:_MOST])
     found = _by_words(response, masked, task)
-    encoder = turn_encoder()
+    encoder = turn_reader()
     if encoder is None:
         return tuple(found)
     read = response[:LONGEST]
@@ -392,7 +392,7 @@ def restarts() -> Scorer:
             explanation=phrases or "No restart phrase.",
             metadata={
                 "restarts": [restart._asdict() for restart in found[:20]],
-                "detector": "words alone" if turn_encoder() is None else "words and encoder",
+                "detector": "words alone" if turn_reader() is None else "words and encoder",
             },
         )
 

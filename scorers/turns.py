@@ -1,18 +1,20 @@
 """The learned half of the phrase detector: does the text turn away from itself at this place?
 
-all-MiniLM-L6-v2 with a low-rank adapter of this project reads the task and the text, a window at a
-time, and says of each place how likely a restart begins there. It was trained by
-`scripts/train_turns.py` on the snippets in `scripts/turns` and the passages marked "dev" in
-`data/passages.jsonl`; what it finds on passages by other hands is in docs/judges.md.
+The first half of SmolLM2-135M, whose weights come with the embedded subject's package, reads the
+task and the text, a window at a time. A low-rank adapter of this project and a linear read-out,
+which looks at a place and some words further on, tell for each place how likely a restart begins
+there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
+passages marked "dev" in `data/passages.jsonl`; what they find on passages by other hands is in
+docs/judges.md.
 
-Where the package with MiniLM's weights is not installed, there is no encoder, and the detector goes
-by words alone; the log says so (`detector` in the score's metadata).
+Where the package is not installed, there is no reader, and the detector goes by words alone; the
+log says so (`detector` in the score's metadata).
 """
 
 import logging
 import re
 import threading
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -22,9 +24,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esr_eval._util.minilm import INSTALL, find_weights, load_encoder, load_tokenizer
+from esr_eval.errors import EsrError
+from esr_eval.model.weights import package_file
+from esr_eval.spec import Runtime
+from esr_eval.subjects import find_subject
 
 logger = logging.getLogger(__name__)
+
+SUBJECT = "smollm2-135m"
+"""The registered subject whose lower layers read."""
+
+LAYERS = 15
+"""So many of its layers: half of them find restarts as well as more of them do."""
+
+BEHIND = (3, 10, 24)
+"""How many tokens after a place its states are read out: a layer knows only what came before."""
 
 WINDOW = 224
 """Tokens that are read at once, those of the task among them."""
@@ -55,7 +69,8 @@ _PLACE = re.compile(
     rf"|\s(?=(?:{_OPENERS})\b)|\s(?=[A-Z][a-z']+ [a-z])"
 )
 _WORD = re.compile(r"\S+")
-_CLS, _SEP = 101, 102
+_START = 1
+_BETWEEN = "\n\n"
 
 Scores = NDArray[np.float64]
 
@@ -67,8 +82,15 @@ class Tokens(NamedTuple):
     starts: list[int]
 
     def at(self, place: int) -> int:
-        """The token that begins at a place or first after it; the last one where none does."""
-        return min(bisect_left(self.starts, place), len(self.ids) - 1)
+        """The token that holds the character at a place."""
+        return max(bisect_right(self.starts, place) - 1, 0)
+
+
+class Frame(NamedTuple):
+    """What stands before a part of the text in every window, and how much of it has room."""
+
+    lead: list[int]
+    room: int
 
 
 def places(text: str) -> list[int]:
@@ -80,19 +102,19 @@ def places(text: str) -> list[int]:
     return [at for at in starts if opening and opening < at < last and text[at].strip()]
 
 
-class TurnEncoder:
-    """The encoder with its adapter; loads on first use. Safe to call from several threads."""
+class TurnReader:
+    """The reader with its adapter; loads on first use. Safe to call from several threads."""
 
-    def __init__(self, weights: Path) -> None:
-        """Name where MiniLM's weights lie; nothing is loaded."""
-        self._weights = weights
+    def __init__(self, adapter: Path | None) -> None:
+        """Name where the adapter lies; nothing is loaded. None reads without one, to train it."""
+        self._adapter = adapter
         self._lock = threading.Lock()
         self._tokenizer: Any = None
-        self._model: Any = None
+        self._layers: Any = None
         self._head: Any = None
 
     def scores(self, text: str, at: Sequence[int], task: str) -> Scores:
-        """How likely a restart begins at each place, 0 to 1.
+        """How likely a restart begins at each place, as a logit.
 
         A place that two windows show is read in the one that shows more around it.
 
@@ -101,57 +123,112 @@ class TurnEncoder:
             at: Places in it, see `places`.
             task: What was asked; may be empty.
         """
+        found = np.zeros(len(at))
         if not at:
-            return np.zeros(0)
+            return found
         with self._lock:
             self._load()
-            asked, tokens = self.tokens(task).ids[:ASKED], self.tokens(text)
-            room = WINDOW - len(asked) - 3
+            tokens, (lead, room) = self.tokens(text), self.frame(task)
             starts = window_starts(len(tokens.ids), room)
-            rows = [framed(asked, tokens.ids[start : start + room]) for start in starts]
-            read = [
-                scores[len(asked) + 2 :]
-                for first in range(0, len(rows), AT_ONCE)
-                for scores in self._read(rows[first : first + AT_ONCE])
-            ]
-        found = np.zeros(len(at))
-        for index, place in enumerate(at):
-            token = tokens.at(place)
-            number = min(range(len(starts)), key=lambda one: abs(2 * (token - starts[one]) - room))
-            found[index] = read[number][token - starts[number]]
+            wanted: dict[int, list[tuple[int, int]]] = {}
+            for index, place in enumerate(at):
+                token = tokens.at(place)
+                start = min(starts, key=lambda start: abs(2 * (token - start) - room))
+                wanted.setdefault(start, []).append((index, len(lead) + token - start))
+            rows = {
+                # Nothing behind the last place's read-outs can change them.
+                start: [*lead, *tokens.ids[start : start + room]][: seen[-1][1] + BEHIND[-1] + 1]
+                for start, seen in wanted.items()
+            }
+            order = sorted(rows, key=lambda start: len(rows[start]))
+            for first in range(0, len(order), AT_ONCE):
+                part = order[first : first + AT_ONCE]
+                for start, read in zip(part, self._read([rows[s] for s in part]), strict=True):
+                    for index, token in wanted[start]:
+                        found[index] = read[token]
         return found
 
     def tokens(self, text: str) -> Tokens:
-        """A text in tokens, without the marks of its beginning and end."""
+        """A text in tokens, without a mark of its beginning."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._weights)
+            from esr_eval.model.loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(runtime()).backend_tokenizer
         coded = self._tokenizer.encode(text, add_special_tokens=False)
         return Tokens(coded.ids, [start for start, _ in coded.offsets])
 
+    def frame(self, task: str) -> Frame:
+        """The task before each window of a text that answers it."""
+        lead = [_START, *self.tokens(task).ids[:ASKED], *self.tokens(_BETWEEN).ids]
+        return Frame(lead, WINDOW - len(lead) - 1)
+
     def _read(self, rows: list[list[int]]) -> Scores:
-        """Scores of the tokens of some windows, [windows, longest]."""
+        """Logits of the tokens of some windows, [windows, longest]."""
         import torch
 
-        ids, mask = padded(rows)
         with torch.inference_mode():
-            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-            found: Scores = self._head(states)[..., 0].sigmoid().double().numpy()
+            states = self._layers(padded(rows), use_cache=False).last_hidden_state
+            seen = states_behind(states, torch.tensor([len(row) for row in rows]))
+            found: Scores = self._head(seen)[..., 0].double().numpy()
         return found
 
     def _load(self) -> None:
-        if self._model is not None:
+        if self._layers is not None:
             return
-        from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
         from safetensors.torch import load_file
-        from torch import nn
 
-        with resources.as_file(resources.files("esr_eval.data") / "turns") as folder:
-            base = load_encoder(self._weights)
-            adapted = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-            self._model = adapted.merge_and_unload().eval()
-            head = load_file(folder / "head.safetensors")
-        self._head = nn.Linear(head["weight"].shape[1], 1)
-        self._head.load_state_dict(head)
+        assert self._adapter is not None
+        layers = lower_layers(runtime(self._adapter))
+        for module in layers.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.merge()  # type: ignore[operator]  # each kind of adapter has its own
+        self._head = read_out(layers)
+        self._head.load_state_dict(load_file(self._adapter / "head.safetensors"))
+        self._layers = layers
+
+
+def runtime(adapter: Path | None = None) -> Runtime:
+    """The embedded subject in full precision, with an adapter if one is named."""
+    model = find_subject(SUBJECT).model
+    return Runtime(subject=SUBJECT, model=model, adapter=str(adapter) if adapter else None)
+
+
+def lower_layers(of: Runtime) -> Any:
+    """The subject's lower layers, on the CPU; states come out with a length of one per number."""
+    from torch import nn
+
+    from esr_eval.model.loading import load_model
+
+    layers = load_model(of, "cpu").model
+    layers.layers = layers.layers[:LAYERS]
+    layers.norm = nn.RMSNorm(layers.config.hidden_size, elementwise_affine=False)
+    return layers
+
+
+def read_out(layers: Any) -> Any:
+    """A read-out for `states_behind`, untrained."""
+    from torch import nn
+
+    return nn.Linear(layers.config.hidden_size * len(BEHIND), 1)
+
+
+def states_behind(states: Any, lengths: Any) -> Any:
+    """Of each token the states of tokens after it, side by side; the last one's where none is.
+
+    Args:
+        states: [rows, tokens, width].
+        lengths: Tokens of each row, [rows].
+    """
+    import torch
+
+    rows, tokens, width = states.shape
+    seen = []
+    for behind in BEHIND:
+        at = torch.arange(tokens, device=states.device)[None] + behind
+        at = torch.minimum(at, lengths[:, None] - 1)[..., None].expand(rows, tokens, width)
+        seen.append(states.gather(1, at))
+    return torch.cat(seen, -1)
 
 
 def window_starts(tokens: int, room: int) -> list[int]:
@@ -159,28 +236,22 @@ def window_starts(tokens: int, room: int) -> list[int]:
     return list(range(0, max(tokens - OVERLAP, 1), room - OVERLAP))
 
 
-def framed(asked: list[int], part: list[int]) -> list[int]:
-    """What the encoder reads: the task, then a part of the text."""
-    return [_CLS, *asked, _SEP, *part, _SEP]
-
-
-def padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """Rows of token ids as one tensor, and which of it are tokens; both [rows, longest]."""
+def padded(rows: Sequence[Sequence[int]]) -> Any:
+    """Rows of token ids as one tensor, [rows, longest]; no token sees what comes after it."""
     import torch
 
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    mask = torch.zeros(ids.shape)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = 1
-    return ids, mask
+    return ids
 
 
 @cache
-def turn_encoder() -> TurnEncoder | None:
-    """The encoder of this process; None where MiniLM's package is not installed."""
-    weights = find_weights()
-    if weights is None:
-        logger.warning("Restarts are searched by words alone, which find fewer: %s", INSTALL)
+def turn_reader() -> TurnReader | None:
+    """The reader of this process; None where the package with its weights is not installed."""
+    try:
+        package_file(find_subject(SUBJECT).model)
+    except EsrError as error:
+        logger.warning("Restarts are searched by words alone, which find fewer. %s", error)
         return None
-    return TurnEncoder(weights)
+    return TurnReader(Path(str(resources.files("esr_eval.data"))) / "turns")
