@@ -20,11 +20,12 @@ ENOUGH = 4
 
 
 class Cue(NamedTuple):
-    """One pattern: its kind (each counts once in a group), its weight and what it matches."""
+    """One pattern: its kind (each counts once in a group), weight, words, and their language."""
 
     kind: str
     weight: int
     pattern: re.Pattern[str]
+    english: bool
 
 
 _IN = r"[^.!?\n:]"
@@ -556,18 +557,19 @@ _OTHERS: dict[str, dict[str, list[tuple[int, str]]]] = {
 }  # fmt: skip
 
 
-def _compiled(kinds: dict[str, list[tuple[int, str]]]) -> list[Cue]:
+def _compiled(kinds: dict[str, list[tuple[int, str]]], english: bool) -> list[Cue]:
     return [
-        Cue(kind, weight, re.compile(pattern))
+        Cue(kind, weight, re.compile(pattern), english)
         for kind, patterns in kinds.items()
         for weight, pattern in patterns
     ]
 
 
 _READ = [
-    (re.compile(_SMALL_WORDS[language]), _compiled(kinds)) for language, kinds in _OTHERS.items()
+    (re.compile(_SMALL_WORDS[language]), _compiled(kinds, english=False))
+    for language, kinds in _OTHERS.items()
 ]
-_ALWAYS = _compiled(_ENGLISH)
+_ALWAYS = _compiled(_ENGLISH, english=True)
 
 
 def cues_for(text: str) -> list[Cue]:

@@ -4,8 +4,8 @@ Restarts are searched beside the judge, because an independent group found that 
 three restarts that a phrase search found. Two ways are joined. Cues of `patterns.py` that stand
 close together are added up: what was written, what is wrong with it, what was asked, an excuse, a
 slip in the first person, a new start. Runs of clauses without punctuation are read like sentences,
-in twelve languages, and any number of restarts is found. And a trained encoder (`turns.py`) adds
-wordings that no cue names.
+in twelve languages, and any number of restarts is found. And a trained reader (`turns.py`) adds
+wordings that no cue names, and takes back what English cues find where it sees no turn at all.
 
 It does not know: a silent change of topic (no words turn away), a restart that a character or a
 letter tells (left out on purpose), and irony. docs/judges.md has its precision and recall by kind,
@@ -13,7 +13,8 @@ on passages by other hands than those who wrote it.
 """
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_reader
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, Scores, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -44,8 +45,14 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = 0.95
-"""Score from which the encoder alone makes a restart."""
+SURE = -0.1
+"""Logit from which the reader alone makes a restart; set on ordinary answers and on "fresh"."""
+
+_UNLIKELY = SURE - 3
+"""Below this the reader takes back what English cues find: it has learned from English alone."""
+
+_ABOUT = (30, 10)
+"""Characters before the cues and behind them in which the reader may see the turn."""
 
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
@@ -132,6 +139,12 @@ class _Hit(NamedTuple):
     end: int
     kind: str
     weight: int
+    english: bool
+
+
+class _ByWords(NamedTuple):
+    restart: Restart
+    english: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
@@ -158,25 +171,29 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
 
 
 async def find_restarts_aside(response: str, task: str) -> list[Restart]:
-    """The same in a thread: the encoder takes long enough to starve an event loop."""
+    """The same in a thread: the reader takes long enough to starve an event loop."""
     return await anyio.to_thread.run_sync(find_restarts, response, task)
 
 
 @lru_cache(maxsize=512)
 def _found(response: str, task: str) -> tuple[Restart, ...]:
     masked = _mask_quoted(response[:_MOST])
-    found = _by_words(response, masked, task)
-    encoder = turn_reader()
-    if encoder is None:
-        return tuple(found)
+    by_words = _by_words(response, masked, task)
+    reader = turn_reader()
+    if reader is None:
+        return tuple(one.restart for one in by_words)
     read = response[:LONGEST]
     at = [place for place in places(read) if masked[place] != _BLANK]
+    scores = reader.scores(read, at, task)
+    found = [
+        one.restart for one in by_words if not (one.english and _denied(one.restart, at, scores))
+    ]
     learned: list[int] = []
-    for place, score in zip(at, encoder.scores(read, at, task), strict=True):
+    for place, score in zip(at, scores, strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
         if score >= SURE and not near:
             if not learned or place - learned[-1] > _NEAR_TURN:
-                # To the end of its clause: the encoder tells where it begins, and no more.
+                # To the end of its clause: the reader tells where it begins, and no more.
                 clause = _CLAUSE_END.search(response, place, place + _SPAN)
                 one = _restart(response, place, clause.end() if clause else place + _SPAN)
                 follow = _WORD.findall(response, one.end, one.end + _SPAN)
@@ -185,16 +202,24 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     return tuple(sorted(found))
 
 
+def _denied(restart: Restart, at: Sequence[int], scores: Scores) -> bool:
+    """Whether the reader looked at a restart of the cues, and saw no turn near it."""
+    before, behind = _ABOUT
+    low = bisect_left(at, restart.start - before)
+    seen = scores[low : bisect_right(at, restart.end + behind)]
+    return len(seen) > 0 and seen.max() < _UNLIKELY
+
+
 def _restart(response: str, start: int, end: int) -> Restart:
     return Restart(start, end, " ".join(response[start:end].split())[:120])
 
 
-def _by_words(response: str, masked: str, task: str) -> list[Restart]:
+def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
     """What the cues find, in the text without its quoted parts."""
     text = _comparable(masked)
     words = _content_words(task)
     more = _MORE if _EDITING.search(task) else 0
-    found: list[Restart] = []
+    found: list[_ByWords] = []
     for group in _groups(_hits(text)):
         weight = _weight(group)
         enough = ENOUGH + more * ({hit.kind for hit in group} <= _OF_TEXTS)
@@ -211,7 +236,8 @@ def _by_words(response: str, masked: str, task: str) -> list[Restart]:
             continue
         if _WORD.search(response, end) is None:
             continue
-        found.append(_restart(response, start, end))
+        english = all(hit.english for hit in group)
+        found.append(_ByWords(_restart(response, start, end), english))
     return found
 
 
@@ -250,7 +276,9 @@ def _comparable(text: str) -> str:
 
 def _hits(text: str) -> list[_Hit]:
     hits = [
-        _Hit(match.start() + _blank_before(match[0]), match.end(), cue.kind, cue.weight)
+        _Hit(
+            match.start() + _blank_before(match[0]), match.end(), cue.kind, cue.weight, cue.english
+        )
         for cue in cues_for(text)
         for match in cue.pattern.finditer(text)
     ]
@@ -392,7 +420,7 @@ def restarts() -> Scorer:
             explanation=phrases or "No restart phrase.",
             metadata={
                 "restarts": [restart._asdict() for restart in found[:20]],
-                "detector": "words alone" if turn_reader() is None else "words and encoder",
+                "detector": "words alone" if turn_reader() is None else "words and reader",
             },
         )
 

@@ -52,9 +52,12 @@ OVERLAP = 64
 AT_ONCE = 8
 """Windows in one pass."""
 
+MOST = 2_048
+"""Tokens of a response that are read, four times the usual limit; what comes later is left to the
+words alone."""
+
 LONGEST = 20_000
-"""Characters of a response that are read, some ten times what 512 tokens have; what comes later is
-left to the words alone."""
+"""Characters in which places are sought: more than so many tokens mostly have."""
 
 FEWEST_WORDS = 4
 """After fewer words there is nothing to turn away from."""
@@ -114,7 +117,7 @@ class TurnReader:
         self._head: Any = None
 
     def scores(self, text: str, at: Sequence[int], task: str) -> Scores:
-        """How likely a restart begins at each place, as a logit.
+        """How likely a restart begins at each place, as a logit; NaN behind what is read.
 
         A place that two windows show is read in the one that shows more around it.
 
@@ -123,21 +126,24 @@ class TurnReader:
             at: Places in it, see `places`.
             task: What was asked; may be empty.
         """
-        found = np.zeros(len(at))
+        found = np.full(len(at), np.nan)
         if not at:
             return found
         with self._lock:
             self._load()
             tokens, (lead, room) = self.tokens(text), self.frame(task)
-            starts = window_starts(len(tokens.ids), room)
+            ids = tokens.ids[:MOST]
+            starts = window_starts(len(ids), room)
             wanted: dict[int, list[tuple[int, int]]] = {}
             for index, place in enumerate(at):
                 token = tokens.at(place)
+                if token >= len(ids):
+                    break
                 start = min(starts, key=lambda start: abs(2 * (token - start) - room))
                 wanted.setdefault(start, []).append((index, len(lead) + token - start))
             rows = {
                 # Nothing behind the last place's read-outs can change them.
-                start: [*lead, *tokens.ids[start : start + room]][: seen[-1][1] + BEHIND[-1] + 1]
+                start: [*lead, *ids[start : start + room]][: seen[-1][1] + BEHIND[-1] + 1]
                 for start, seen in wanted.items()
             }
             order = sorted(rows, key=lambda start: len(rows[start]))
@@ -179,13 +185,13 @@ class TurnReader:
         from safetensors.torch import load_file
 
         assert self._adapter is not None
-        layers = lower_layers(runtime(self._adapter))
-        for module in layers.modules():
+        model = lower_half(runtime(self._adapter))
+        for module in model.modules():
             if isinstance(module, BaseTunerLayer):
-                module.merge()  # type: ignore[operator]  # each kind of adapter has its own
-        self._head = read_out(layers)
+                module.merge()
+        self._head = read_out(model)
         self._head.load_state_dict(load_file(self._adapter / "head.safetensors"))
-        self._layers = layers
+        self._layers = model.model
 
 
 def runtime(adapter: Path | None = None) -> Runtime:
@@ -194,23 +200,23 @@ def runtime(adapter: Path | None = None) -> Runtime:
     return Runtime(subject=SUBJECT, model=model, adapter=str(adapter) if adapter else None)
 
 
-def lower_layers(of: Runtime) -> Any:
-    """The subject's lower layers, on the CPU; states come out with a length of one per number."""
+def lower_half(of: Runtime) -> Any:
+    """The subject without its upper layers, on the CPU; its states come out in unit scale."""
     from torch import nn
 
     from esr_eval.model.loading import load_model
 
-    layers = load_model(of, "cpu").model
-    layers.layers = layers.layers[:LAYERS]
-    layers.norm = nn.RMSNorm(layers.config.hidden_size, elementwise_affine=False)
-    return layers
+    model = load_model(of, "cpu")
+    model.model.layers = model.model.layers[:LAYERS]
+    model.model.norm = nn.RMSNorm(model.config.hidden_size, elementwise_affine=False)
+    return model
 
 
-def read_out(layers: Any) -> Any:
-    """A read-out for `states_behind`, untrained."""
+def read_out(model: Any) -> Any:
+    """An untrained read-out of `states_behind`."""
     from torch import nn
 
-    return nn.Linear(layers.config.hidden_size * len(BEHIND), 1)
+    return nn.Linear(model.config.hidden_size * len(BEHIND), 1)
 
 
 def states_behind(states: Any, lengths: Any) -> Any:
