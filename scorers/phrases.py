@@ -14,7 +14,6 @@ on passages by other hands than those who wrote it.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, Scores, places, turn_reader
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -48,11 +47,14 @@ _BEFORE = 90
 SURE = -0.1
 """Logit from which the reader alone makes a restart; set on ordinary answers and on "fresh"."""
 
-_UNLIKELY = SURE - 3
+_UNLIKELY = SURE - 7
 """Below this the reader takes back what English cues find: it has learned from English alone."""
 
 _ABOUT = (30, 10)
 """Characters before the cues and behind them in which the reader may see the turn."""
+
+_SEEN = 100
+"""Characters behind the cues, at least, for the reader to deny them: it judges by what follows."""
 
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
@@ -185,9 +187,16 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     read = response[:LONGEST]
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
-    found = [
-        one.restart for one in by_words if not (one.english and _denied(one.restart, at, scores))
-    ]
+
+    def denied(restart: Restart) -> bool:
+        """Whether the reader looked there and behind, and saw no turn."""
+        before, behind = _ABOUT
+        low = bisect_left(at, restart.start - before)
+        seen = scores[low : bisect_right(at, restart.end + behind)]
+        all_seen = len(response) - restart.end >= _SEEN
+        return all_seen and len(seen) > 0 and bool(seen.max() < _UNLIKELY)
+
+    found = [one.restart for one in by_words if not (one.english and denied(one.restart))]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
@@ -200,14 +209,6 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
                 found += [one] if len(follow) > FEWEST_WORDS else []
             learned.append(place)
     return tuple(sorted(found))
-
-
-def _denied(restart: Restart, at: Sequence[int], scores: Scores) -> bool:
-    """Whether the reader looked at a restart of the cues, and saw no turn near it."""
-    before, behind = _ABOUT
-    low = bisect_left(at, restart.start - before)
-    seen = scores[low : bisect_right(at, restart.end + behind)]
-    return len(seen) > 0 and seen.max() < _UNLIKELY
 
 
 def _restart(response: str, start: int, end: int) -> Restart:

@@ -33,6 +33,7 @@ from esr_eval.scorers.turns import (
 )
 
 HERE = Path(__file__).parent
+MLP = ("gate_proj", "up_proj", "down_proj")
 RANK = 16
 BATCH = 32
 RATE = 8e-4
@@ -140,7 +141,7 @@ class Trained(torch.nn.Module):
             LoraConfig(
                 r=RANK,
                 lora_alpha=2 * RANK,
-                target_modules=[f"{name}_proj" for name in "q k v o gate up down".split()],
+                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", *MLP],
                 layers_to_transform=list(range(LAYERS)),
                 layers_pattern="layers",
                 task_type="CAUSAL_LM",
@@ -187,7 +188,8 @@ def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = [*passages(), *snippets()][:most]
+    texts = [*passages(), *snippets()]
+    texts = draw.sample(texts, most or len(texts))
     without = [text for text in texts if not text.turns]
     click.echo(f"{len(texts):,} texts, {len(without):,} of them without a restart, on {device}")
     tokens, reader = TurnReader(None), Trained().to(device)
