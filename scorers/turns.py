@@ -52,8 +52,8 @@ OVERLAP = 64
 AT_ONCE = 8
 """Windows in one pass."""
 
-MOST = 2_048
-"""Tokens of a response that are read, four times the usual limit; what comes later is left to the
+MOST = 1_536
+"""Tokens of a response that are read, three times the usual limit; what comes later is left to the
 words alone."""
 
 LONGEST = 20_000

