@@ -266,8 +266,7 @@ def test_planted_subjects_are_told_apart_from_log_to_sentence(runs):
 
 
 def test_the_log_itself_tells_resistance_and_asymmetry(runs):
-    found = metrics_of(runs["guards"])
-    told = {key.removeprefix("resisting_"): value for key, value in found["errored"].items()}
+    told = metrics_of(runs["guards"])
     cell = whole(runs["guards"]).found
     assert told["resists_harm"] == pytest.approx(cell.harm.resists.estimate.value)
     assert told["resists_protection"] == 0
