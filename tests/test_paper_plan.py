@@ -289,7 +289,11 @@ def test_the_estimate_tells_half_the_price_and_how_long_answers_can_take(tmp_pat
     assert "in batches, at 50 % of the list price: answers can take up to 24 hours" in said
     assert "in batches" not in plain.output
     rows = [
-        {line.split()[0]: line.split()[-1] for line in one.output.splitlines() if line.split()}
+        {
+            cells[1].strip(): cells[-2]
+            for line in one.output.splitlines()
+            if (cells := line.split("│"))[2:]
+        }
         for one in (plain, batched)
     ]
     (full, half) = (float(row["main"]) for row in rows)

@@ -114,9 +114,9 @@ def batch_note(judge: str) -> str:
         else "counted at the list price, as its provider's reduction differs by model"
     )
     return (
-        f"Verdicts are asked for in batches, {price}: answers can take up to {BATCH_HOURS} hours a "
-        "step, mostly one. Calibrations, which wait for every round, and further judges are asked "
-        "one by one."
+        f"Verdicts are asked for in batches, {price}: answers can take up to {BATCH_HOURS} hours, "
+        "and mostly take one. Calibrations, which wait for every round, and further judges are "
+        "asked one by one."
     )
 
 
