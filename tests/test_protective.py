@@ -298,6 +298,9 @@ def test_summary_shows_what_the_report_does_at_80_columns_and_as_numbers(runs, t
     cells = cells_of("run", pushes_of(read_stored(log)))
     assert points(cells[-1].found.beyond) in " ".join(shown.output.split())
     wanted = {one.metric: one.value for one in cells_frame(cells).itertuples()}
+    assert "all: towards harm" in shown.output and "refusal," not in shown.output
+    full = CliRunner().invoke(app, ["summary", "--all", str(log)], env={"COLUMNS": "80"})
+    assert "refusal, 0.2rms: towards harm" in full.output
     told = CliRunner().invoke(app, ["summary", str(log), "--json", "--csv", str(numbers)])
     rows = json.loads(told.stdout)
     assert {row["metric"]: row["value"] for row in rows} == pytest.approx(wanted)

@@ -59,7 +59,7 @@ def summary(
     )
     from esr_eval.scorers.scores import scale_doubt
 
-    runs, others = read_summarised(logs, note)
+    runs, others = read_summarised(logs, note, every)
     names = short_names(runs)
     by_path = {run.log.path: (name, run.log) for name, run in zip(names, runs, strict=True)}
     again = [one for path, named in by_path.items() for one in reliability_of(*named, path)]

@@ -97,7 +97,8 @@ class OwnNumbers(NamedTuple):
     Attributes:
         scorer: Whose scores.
         rows: Its scored samples, of a log.
-        cells: What they come to, under the run's name.
+        cells: What they come to, under the run's name; all of the run together comes last, if ever.
+        pooled: Whether it does.
         table: Shows that.
         frame: The same, one line for each number.
     """
@@ -105,6 +106,7 @@ class OwnNumbers(NamedTuple):
     scorer: str
     rows: Callable[[StoredLog], Any]
     cells: Callable[[str, Any], Any]
+    pooled: bool
     table: Callable[[Any], Table]
     frame: Callable[[Any], pd.DataFrame]
 
@@ -114,6 +116,7 @@ OWN_NUMBERS = {
         injected.SCORER,
         injected.probes_of,
         injected.cells_of,
+        False,
         injected.cells_table,
         injected.cells_frame,
     ),
@@ -121,6 +124,7 @@ OWN_NUMBERS = {
         protective.SCORER,
         protective.pushes_of,
         protective.cells_of,
+        True,
         protective.sides_table,
         protective.cells_frame,
     ),
@@ -129,13 +133,14 @@ OWN_NUMBERS = {
 
 
 def read_summarised(
-    paths: Sequence[Path], note: Note
+    paths: Sequence[Path], note: Note, every: bool = False
 ) -> tuple[list[Condition], list[tuple[Table, pd.DataFrame]]]:
     """Read logs and whole folders of logs, a folder's in the order in which they were made.
 
     Args:
         paths: Logs and folders.
         note: Told of the logs that are left out.
+        every: Whether tables show the parts of a run, too, where it has been taken together.
 
     Returns:
         Logs with attempts, a condition for each judge; of the others, table and numbers.
@@ -156,7 +161,8 @@ def read_summarised(
         logs = [log for log, numbers, _ in found if numbers is own]
         for name, log in zip(run_names(logs), logs, strict=True):
             cells = own.cells(name, own.rows(log))
-            told.append((own.table(cells), own.frame(cells).assign(**_about(log))))
+            shown = cells if every or not own.pooled else cells[-1:]
+            told.append((own.table(shown), own.frame(cells).assign(**_about(log))))
     return runs, told
 
 
