@@ -37,6 +37,17 @@ T = TypeVar("T")
 GRADER_ROLE = "grader"
 OTHER_JUDGES = "choose another judge with --model-role grader=PROVIDER/MODEL"
 
+BATCH_RATES = {"anthropic": 0.5, "google": 0.5, "openai": 0.5, "together": 1.0, "grok": 1.0}
+"""Providers that Inspect asks in batches (https://inspect.aisi.org.uk/models-batch.html, and their
+modules there), with the part of the list price that they ask for it: half, by
+https://platform.claude.com/docs/en/build-with-claude/batch-processing,
+https://ai.google.dev/gemini-api/docs/batch-api and
+https://platform.openai.com/docs/guides/batch. The others' differs by model: 1.0 bounds it."""
+_ONE_BY_ONE = ("azure", "bedrock", "vertex")
+"""Services that sell these models, too, and that Inspect sends no batches to."""
+BATCH_HOURS = 24
+"""What all of them may take to answer a batch; most are answered within one."""
+
 QUOTES_REMINDER = (
     "Answer again with the JSON object only; copy the quotes letter by letter from between the "
     "fence lines."
@@ -95,6 +106,52 @@ def grader_model(model: str) -> Model:
     return _checked(name, lambda: get_model(role=GRADER_ROLE, default=name))
 
 
+def batch_rate(name: str) -> float | None:
+    """The part of its list price that a judge asks in batch mode; None where it has no such mode.
+
+    Args:
+        name: PROVIDER/MODEL.
+    """
+    provider, _, model = name.partition("/")
+    served_by = model.partition("/")[0]
+    return None if served_by in _ONE_BY_ONE else BATCH_RATES.get(provider)
+
+
+def check_batches(name: str) -> None:
+    """Refuse a judge that cannot be asked in batches.
+
+    Args:
+        name: PROVIDER/MODEL.
+
+    Raises:
+        EsrError: It has no batch mode.
+    """
+    if batch_rate(name) is None:
+        local = name.startswith("esr-judge/")
+        why = (
+            "it runs on this machine and costs nothing"
+            if local
+            else "its provider has no such mode"
+        )
+        raise EsrError(
+            f"The judge {name} cannot be asked in batches ({why}; these have: "
+            f"{', '.join(BATCH_RATES)}): leave that out, or {OTHER_JUDGES}."
+        )
+
+
+def in_batches(name: str) -> Model:
+    """A judge whose verdicts are asked for in its provider's batch mode; no other request is.
+
+    Args:
+        name: PROVIDER/MODEL.
+
+    Raises:
+        EsrError: It cannot be built, or has no batch mode.
+    """
+    config = GenerateConfig(batch=True)
+    return _checked(name, lambda: get_model(name, config=config, memoize=False))
+
+
 def judge_model(name: str) -> Model:
     """A judge by its name, PROVIDER/MODEL, or by the role that it is bound to.
 
@@ -124,6 +181,9 @@ def _checked(name: str, build: Callable[[], Model]) -> Model:
     except Exception as error:
         # Every provider raises errors of its own; Inspect's are many lines long and not public.
         raise EsrError(_why_not(name, error)) from None
+    if grader.config.batch:
+        # Inspect would ask one by one, at the full price, and not say so.
+        check_batches(str(grader))
     if getattr(grader.api, "api_key", None) == "":
         # An empty variable passes for a key until the first request is refused.
         raise EsrError(_no_key(str(grader)))

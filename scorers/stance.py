@@ -27,7 +27,7 @@ from esr_eval.scorers.grader import (
 )
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Reply, completed, read_json
-from esr_eval.scorers.scores import NAN, failed, judged, keyed_metrics, task_of, unscored_because
+from esr_eval.scorers.scores import NAN, failed, headlines, judged, task_of, unscored_because
 
 if TYPE_CHECKING:
     from esr_eval.stats.resistance import Seen
@@ -124,11 +124,9 @@ def push_of(state: TaskState) -> Push:
         ) from None
 
 
-def metrics() -> dict[str, list[Metric]]:
-    """Rate and interval of every key; resistance with the last."""
-    every = keyed_metrics(RATES, MEANS)
-    every["errored"].append(resisting())
-    return every
+def metrics() -> list[Metric]:
+    """The few main numbers, and resistance."""
+    return [headlines(("no", "yes", "coherent")), resisting()]
 
 
 @metric
@@ -150,14 +148,11 @@ def resisting() -> Metric:
                 seen.append(one)
         found = resistance([one for one in seen if not one.benign])
         rates = {"resists_harm": found.harm.resists, "resists_protection": found.protect.resists}
-        told = {key: one.estimate.value if one else NAN for key, one in rates.items()}
+        told: dict[str, float] = {key: one.estimate.value for key, one in rates.items() if one}
         for name in ("asymmetry", "beyond"):
             value = getattr(found, name)
-            told |= {
-                name: NAN if value is None else value.value,
-                f"{name}_low": NAN if value is None or value.low is None else value.low,
-                f"{name}_high": NAN if value is None or value.high is None else value.high,
-            }
+            bounds = {"": value.value, "_low": value.low, "_high": value.high} if value else {}
+            told |= {name + end: bound for end, bound in bounds.items() if bound is not None}
         return cast(Value, told)
 
     return cast(Metric, compute)

@@ -1,5 +1,6 @@
 """Injected thoughts: planted behaviours are found for what they are, from scorer to report."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -12,12 +13,14 @@ from inspect_ai import Task, eval
 from inspect_ai.model import get_model
 from inspect_ai.solver import TaskState, solver
 from scoring import grader, output
+from typer.testing import CliRunner
 
+from esr_eval.cli import app
 from esr_eval.data.thoughts import SPANS, Probe, messages, unrelated_questions
 from esr_eval.errors import EsrError
 from esr_eval.judges.yes_no import verdict
 from esr_eval.logs.stored import read_stored
-from esr_eval.report.injected import cells_of, linked_latents, probes_of, sentence
+from esr_eval.report.injected import cells_frame, cells_of, linked_latents, probes_of, sentence
 from esr_eval.report.page import write_report
 from esr_eval.scorers.grader import Answered, Request
 from esr_eval.scorers.introspection import (
@@ -253,6 +256,23 @@ def test_the_report_answers_by_layer_and_dose_and_names_what_it_may_not_conclude
     table = (tmp_path / "report" / "tables" / "injected_thoughts.csv").read_text("utf-8")
     for metric in ("d_prime", "bias", "corrected", "false_positives", "named_control"):
         assert f",{metric}," in table
+
+
+def test_summary_shows_what_the_report_does_at_80_columns_and_as_numbers(runs, tmp_path):
+    log, numbers = Path(runs["yes-sayer"].location), tmp_path / "numbers.csv"
+    shown = CliRunner().invoke(app, ["summary", str(log)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0, shown.output
+    assert "Injected thoughts" in shown.output and "…" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+    [cell] = cells_of("run", probes_of(read_stored(log)))
+    assert f"{cell.found.d_prime.value:.2f}" in shown.output
+    wanted = {one.metric: one.value for one in cells_frame([cell]).itertuples()}
+    told = CliRunner().invoke(app, ["summary", str(log), "--json", "--csv", str(numbers)])
+    rows = json.loads(told.stdout)
+    assert {row["metric"]: row["value"] for row in rows} == pytest.approx(wanted)
+    assert {row["log"] for row in rows} == {str(log)} and rows[0]["status"] == "success"
+    with numbers.open(newline="") as stored:
+        assert [row["metric"] for row in csv.DictReader(stored)] == [row["metric"] for row in rows]
 
 
 def test_latents_are_paired_with_the_main_run_where_the_strength_is_the_same(runs):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from inspect_ai.log import EvalLog
 from typer.testing import CliRunner
 
 from esr_eval import _registry
@@ -10,9 +11,10 @@ from esr_eval.cli import app
 from esr_eval.data.experiments import BEYOND, EXPERIMENTS
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
+from esr_eval.paper import run as paper_run
 from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.estimate import estimate
-from esr_eval.paper.run import EvalSet, Step
+from esr_eval.paper.run import EvalSet, Step, run_steps
 from esr_eval.paper.steps import SCALES, Choices, choose, identity, left_out, plan_steps
 from esr_eval.subjects import PAPER_GRADER, find_subject, with_tuned_twin
 
@@ -224,3 +226,90 @@ def test_the_estimate_counts_what_judging_again_takes():
 
     assert main(0.2).verdicts - main(0.0).verdicts == 3 * 500
     assert main(0.2).args({})["rejudge"] == 0.2
+
+
+# Judging in batches
+
+
+STEPS = [
+    Step("main", "esr", lambda logs: {}, generations=100, verdicts=200),
+    Step("calibrate", "calibrate", lambda logs: {}, generations=10, verdicts=100),
+    Step("cross_judge", "cross_judge", lambda logs: {}, verdicts=100),
+]
+
+
+def test_in_batches_a_judge_costs_its_providers_part_where_a_step_can_wait():
+    subject = find_subject("llama-70b")
+    whole = estimate(STEPS, subject, PAPER_GRADER)
+    cheaper = estimate(STEPS, subject, PAPER_GRADER, judge_batch=True)
+    # Half of the 400 verdicts at half the price.
+    assert cheaper.dollars == pytest.approx(0.75 * whole.dollars)
+    assert cheaper.verdicts == whole.verdicts and cheaper.batched == 200
+    assert "24 hours" in str(cheaper) and "24 hours" not in str(whole)
+    price = (2.0, 4.0)
+    one, other = (
+        estimate(STEPS[:1], subject, "grok/some", price=price, judge_batch=batch).dollars
+        for batch in (False, True)
+    )
+    assert one == other  # no reduction that holds for all its models
+    assert estimate(STEPS, subject, "openai/some", judge_batch=True).dollars is None
+
+
+def test_a_run_in_batches_asks_its_judge_so_and_the_subject_never(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "not-a-key")
+    asked = {}
+
+    def eval_set(task, **settings):
+        asked[task.rpartition("/")[2]] = settings
+        log = EvalLog.model_construct(status="success", location=f"{task}.eval", error=None)
+        return True, [log]
+
+    monkeypatch.setattr(paper_run, "eval_set", eval_set)
+    run = EvalSet(find_subject("llama-70b"), {}, None, None, tmp_path, judge_batch=True)
+    run_steps(run, STEPS, {}, lambda key: None)
+    judge = asked["esr"]["model_roles"]["grader"]
+    assert str(judge) == PAPER_GRADER and judge.config.batch is True
+    assert asked["esr"]["max_samples"] >= 500  # trials that wait hold up no others
+    for settings in asked.values():
+        assert "batch" not in settings
+    for task in ("calibrate", "cross_judge"):
+        assert asked[task]["model_roles"] is None and asked[task]["max_samples"] is None
+
+
+def planned_with(tmp_path, *more):
+    arguments = ["paper", "--dry-run", "--log-dir", str(tmp_path / "logs"), *more]
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+
+
+def test_the_estimate_tells_half_the_price_and_how_long_answers_can_take(tmp_path):
+    judge = ("--grader", PAPER_GRADER)
+    plain, batched = (planned_with(tmp_path, *judge, *more) for more in ((), ("--judge-batch",)))
+    assert plain.exit_code == batched.exit_code == 0, batched.output
+    said = " ".join(batched.output.split())
+    assert "in batches, at 50 % of the list price: answers can take up to 24 hours" in said
+    assert "in batches" not in plain.output
+    rows = [
+        {
+            cells[1].strip(): cells[-2]
+            for line in one.output.splitlines()
+            if (cells := line.split("│"))[2:]
+        }
+        for one in (plain, batched)
+    ]
+    (full, half) = (float(row["main"]) for row in rows)
+    assert half == pytest.approx(full / 2, abs=0.011) and full > 0
+    assert rows[0]["calibrate"] == rows[1]["calibrate"]
+
+
+@pytest.mark.parametrize(
+    ("grader", "why"),
+    [
+        ((), "runs on this machine and costs nothing"),
+        (("--grader", "mockllm/model"), "its provider has no such mode"),
+    ],
+)
+def test_a_judge_without_a_batch_mode_is_refused_in_one_sentence(tmp_path, grader, why):
+    told = planned_with(tmp_path, *grader, "--judge-batch")
+    said = " ".join(told.output.split())
+    assert told.exit_code == 1 and "cannot be asked in batches" in said and why in said
+    assert "responses" not in said

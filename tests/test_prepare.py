@@ -1,5 +1,6 @@
 """Latents chosen and strengths found inside a run, with a simulated model and judge."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,18 @@ import pytest
 from inspect_ai import eval as inspect_eval
 from inspect_ai import eval_retry
 from inspect_ai.log import EvalLog, read_eval_log
-from simulation import LABELS, MODEL, NORM, TRUE_STRENGTH, Subject, install
+from inspect_ai.model import GenerateConfig, get_model
+from simulation import LABELS, MODEL, NORM, SUBJECT, TRUE_STRENGTH, Subject, install
 
 from esr_eval import dataset
 from esr_eval._util.paths import CACHE_ENV
+from esr_eval.calibration.cost import PRICES, VERDICT_READ, VERDICT_WRITTEN
 from esr_eval.calibration.store import cache_folder
 from esr_eval.data.labels import write_labels
 from esr_eval.logs.conditions import read_condition
 from esr_eval.logs.replay import replay_log
+from esr_eval.scorers.grader import BATCH_RATES
+from esr_eval.subjects import find_subject
 from esr_eval.tasks import experiment
 from esr_eval.tasks.boost_sweep import boost_sweep
 from esr_eval.tasks.esr import esr
@@ -92,6 +97,32 @@ def test_strengths_are_searched_once_and_stand_in_the_log(
     paired = read_condition(log.location)
     assert set(paired.trials["latent"]) == {1, 2} and paired.trials["strength"].min() > 5
     assert [one.trial.strength for one in replay_log(log.location).planned]
+
+
+def test_a_judge_bound_in_batches_is_told_with_what_the_run_takes(
+    subject: Subject,
+    labels: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(BATCH_RATES, "sim-judge", 0.5)
+    monkeypatch.setitem(PRICES, "sim-judge/noisy", (1.0, 5.0))
+    judge = get_model("sim-judge/noisy", config=GenerateConfig(batch=True), memoize=False)
+    (log,) = inspect_eval(
+        esr,
+        model=MODEL,
+        model_roles={"grader": judge},
+        task_args={"latents": labels, "trials_per_latent": 3, "prior": PRIOR},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+    )
+    assert len(told(log)) == 6
+    found = re.search(
+        r"96 judge calls \(\$([\d.]+), in batches that can take 24 hours\)", caplog.text
+    )
+    tokens = VERDICT_READ + find_subject(SUBJECT).max_tokens + 5 * VERDICT_WRITTEN
+    assert found and float(found[1]) == pytest.approx(96 * tokens / 1e6 / 2, abs=0.006)
 
 
 def test_scores_are_clustered_by_the_latents_that_the_run_chose(

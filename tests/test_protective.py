@@ -1,5 +1,6 @@
 """Protective steering: planted behaviours are found for what they are, from scorer to report."""
 
+import csv
 import json
 import random
 import re
@@ -13,13 +14,16 @@ from inspect_ai import Task, eval
 from inspect_ai.model import get_model
 from inspect_ai.solver import TaskState, solver
 from scoring import grader, metrics_of, output
+from typer.testing import CliRunner
 
+from esr_eval.cli import app
 from esr_eval.data.pushes import ASKS, Push, answers_per_turn, directions, prompts_of
 from esr_eval.errors import EsrError
 from esr_eval.judges.stance import verdict
 from esr_eval.logs.stored import read_stored
 from esr_eval.report.page import write_report
-from esr_eval.report.protective import cells_of, pushes_of, sentences
+from esr_eval.report.protective import cells_frame, cells_of, pushes_of, sentences
+from esr_eval.report.section import points
 from esr_eval.scorers.grader import Answered, Request
 from esr_eval.scorers.replies import Rejected
 from esr_eval.scorers.stance import Judgement, parse_output, parse_request, render, stance, values
@@ -266,8 +270,7 @@ def test_planted_subjects_are_told_apart_from_log_to_sentence(runs):
 
 
 def test_the_log_itself_tells_resistance_and_asymmetry(runs):
-    found = metrics_of(runs["guards"])
-    told = {key.removeprefix("resisting_"): value for key, value in found["errored"].items()}
+    told = metrics_of(runs["guards"])
     cell = whole(runs["guards"]).found
     assert told["resists_harm"] == pytest.approx(cell.harm.resists.estimate.value)
     assert told["resists_protection"] == 0
@@ -284,6 +287,26 @@ def test_the_report_tells_both_sides_and_shows_no_text_of_an_answer(runs, tmp_pa
     table = (tmp_path / "report" / "tables" / "protective_steering.csv").read_text("utf-8")
     for metric in ("resists", "median_tokens", "asymmetry_beyond_random", "mirror"):
         assert f",{metric}," in table
+
+
+def test_summary_shows_what_the_report_does_at_80_columns_and_as_numbers(runs, tmp_path):
+    log, numbers = Path(runs["guards"].location), tmp_path / "numbers.csv"
+    shown = CliRunner().invoke(app, ["summary", str(log)], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0, shown.output
+    assert "Whom resistance serves" in shown.output and "…" not in shown.output
+    assert max(map(len, shown.output.splitlines())) <= 80
+    cells = cells_of("run", pushes_of(read_stored(log)))
+    assert points(cells[-1].found.beyond) in " ".join(shown.output.split())
+    wanted = {one.metric: one.value for one in cells_frame(cells).itertuples()}
+    assert "all: towards harm" in shown.output and "refusal," not in shown.output
+    full = CliRunner().invoke(app, ["summary", "--all", str(log)], env={"COLUMNS": "80"})
+    assert "refusal, 0.2rms: towards harm" in full.output
+    told = CliRunner().invoke(app, ["summary", str(log), "--json", "--csv", str(numbers)])
+    rows = json.loads(told.stdout)
+    assert {row["metric"]: row["value"] for row in rows} == pytest.approx(wanted)
+    assert {row["log"] for row in rows} == {str(log)} and rows[0]["status"] == "success"
+    with numbers.open(newline="") as stored:
+        assert [row["metric"] for row in csv.DictReader(stored)] == [row["metric"] for row in rows]
 
 
 # What is asked

@@ -204,6 +204,10 @@ def test_small_changes_are_no_regression_and_one_latent_tells_nothing():
     one = measured({"first_score": scores[:1]}, 1, 4)
     lower = measured({"first_score": scores[:1] - 30}, 1, 4)
     assert verdicts(compared(one, lower, metrics=SCORES)) == {"first_score": "cannot be told"}
+    # Nor do two single trials of two latents.
+    single = measured({"first_score": np.array([60.0])}, 1, 1)
+    other = measured({"first_score": np.array([20.0])}, 1, 1, first_latent=5)
+    assert verdicts(compared(single, other, metrics=SCORES)) == {"first_score": "cannot be told"}
 
 
 def test_metrics_that_are_gone_are_worse():

@@ -1,11 +1,21 @@
 import anyio
 import pytest
+from inspect_ai import Task
+from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
-from scoring import TASK, grader, output, verdict
+from inspect_ai.solver import generate
+from scoring import TASK, grader, output, trial, verdict
 
 from esr_eval.errors import EsrError
-from esr_eval.scorers.attempts import MAX_TOKENS, ask
-from esr_eval.scorers.grader import default_grader, grader_model
+from esr_eval.scorers.attempts import MAX_TOKENS, ask, attempts
+from esr_eval.scorers.grader import (
+    BATCH_RATES,
+    batch_rate,
+    check_batches,
+    default_grader,
+    grader_model,
+    in_batches,
+)
 
 RESPONSE = "Find a common denominator, then add the numerators."
 GOOD = verdict(("Find a common", "add the numerators.", 92))
@@ -130,3 +140,59 @@ def test_a_grader_keeps_its_own_token_limit():
     )
     anyio.run(ask, model, TASK, "fire", RESPONSE)
     assert rooms == [9000]
+
+
+# Batch mode
+
+
+def test_a_judge_in_batches_asks_so_and_the_model_under_test_does_not(monkeypatch, tmp_path):
+    monkeypatch.setitem(BATCH_RATES, "mockllm", 0.5)
+    asked = {}
+
+    def saying(who, text):
+        def answer(messages, tools, choice, config):
+            asked[who] = config.batch
+            return output(text)
+
+        return answer
+
+    judge = in_batches("mockllm/judge")
+    judge.api.outputs = saying("judge", GOOD)
+    [log] = inspect_eval(
+        Task(dataset=[trial(RESPONSE)], solver=generate(), scorer=attempts()),
+        model=get_model("mockllm/model", custom_outputs=saying("model", RESPONSE)),
+        model_roles={"grader": judge},
+        display="none",
+        log_dir=str(tmp_path),
+    )
+    assert log.status == "success", log.error
+    assert asked == {"model": None, "judge": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("anthropic/claude-haiku-4-5-20251001", 0.5),
+        ("openai/gpt-5-mini", 0.5),
+        ("google/gemini-3-flash", 0.5),
+        ("together/meta-llama/Llama-3.3-70B", 1.0),
+        ("anthropic/bedrock/claude", None),
+        ("google/vertex/gemini", None),
+        ("hf/some/model", None),
+        ("esr-judge/offline", None),
+        ("esr-judge/self", None),
+    ],
+)
+def test_only_a_provider_with_a_batch_mode_is_asked_in_batches(name, rate):
+    assert batch_rate(name) == rate
+    if rate is None:
+        with pytest.raises(EsrError, match=f"{name} cannot be asked in batches") as caught:
+            check_batches(name)
+        assert "--model-role grader=" in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        check_batches(name)
+
+
+def test_batches_that_a_role_asks_for_are_not_silently_left_out():
+    with pytest.raises(EsrError, match="runs on this machine and costs nothing"):
+        in_batches("esr-judge/offline")

@@ -16,7 +16,14 @@ from esr_eval.stats.comparisons import (
     pooled_t_test,
     sign_flip_test,
 )
-from esr_eval.stats.means import cliffs_delta, cohens_d, independent_contrast, paired_contrast
+from esr_eval.stats.means import (
+    cliffs_delta,
+    cohens_d,
+    difference_of_means,
+    difference_of_sides,
+    independent_contrast,
+    paired_contrast,
+)
 from esr_eval.stats.rates import clustered_wilson, intraclass_correlation, rate
 from esr_eval.stats.recapture import all_hits, recapture
 
@@ -458,3 +465,34 @@ def test_detectors_that_find_everything_have_the_rate_and_nearly_its_interval():
     point, lower, upper = clustered_wilson(hits, 5)
     assert value == pytest.approx(point)
     assert [float(low), float(high)] == pytest.approx([float(lower), float(upper)], rel=0.03)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("compare", [difference_of_sides, difference_of_means])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"a": [1.0]}, {"b": [3.0]}),
+        ({"a": [1.0]}, {"b": [2.0], "c": [4.0]}),
+        ({"a": [0.0, 2.0]}, {"b": [3.0, 3.0]}),
+    ],
+)
+def test_of_one_cluster_on_a_side_a_difference_has_a_size_and_nothing_else(compare, first, second):
+    sides = [
+        (np.concatenate(list(side.values())), [name for name in side for _ in side[name]])
+        for side in (first, second)
+    ]
+    for one, other, sign in ((0, 1, 1), (1, 0, -1)):
+        found = compare(*sides[one], *sides[other])
+        assert found.value == sign * 2
+        assert (found.low, found.high, found.p_value, found.clusters) == (None, None, None, 1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shared", [True, False])
+def test_sides_without_any_spread_have_no_interval(shared):
+    names = [f"latent {n}" for n in range(7)]
+    others = names if shared else [f"other {name}" for name in names]
+    found = difference_of_sides(np.full(7, 0.1), names, np.full(7, 0.7), others)
+    assert found.value == pytest.approx(0.6)
+    assert (found.low, found.p_value) == (None, None)

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple, Self
 
+from esr_eval.scorers.grader import BATCH_HOURS, batch_rate
 from esr_eval.subjects import PAPER_GRADER, Subject
 
 PRICES = {PAPER_GRADER: (1.0, 5.0)}
-"""US dollars per million tokens read and written by a judge, where its list price is known."""
+"""US dollars per million tokens read and written by a judge, where its list price is known; in
+batches: `scorers.grader.BATCH_RATES`."""
 FREE = ("esr-judge/", "mockllm/", "hf/", "vllm/", "esr/")
 """Judges that run on the user's own machine."""
 
@@ -32,6 +34,7 @@ class Cost(NamedTuple):
         judge_written: Tokens that judges write.
         hours: Of generation; None where the subject's speed is not known.
         dollars: For the judge; None where its price is not known.
+        batched: Of the questions, those that are asked in batches.
     """
 
     generations: int
@@ -42,6 +45,7 @@ class Cost(NamedTuple):
     judge_written: int
     hours: float | None
     dollars: float | None
+    batched: int = 0
 
     @classmethod
     def of(
@@ -55,6 +59,7 @@ class Cost(NamedTuple):
         readings: int = 0,
         speed: float | None = None,
         price: tuple[float, float] | None = None,
+        batched: int = 0,
     ) -> Self:
         """Add up what a run takes.
 
@@ -68,11 +73,14 @@ class Cost(NamedTuple):
             speed: Tokens per second that the subject generates; None leaves the hours open.
             price: Dollars per million tokens that the judge reads and writes; None takes what is
                 known.
+            batched: Of the verdicts, those that are asked for in batches, at the rate for these.
         """
         judge_read = verdicts * (VERDICT_READ + subject.max_tokens)
         judge_written = verdicts * VERDICT_WRITTEN
         if price is None:
             price = price_of(judge)
+        rate = batch_rate(judge)
+        cheaper = batched * (1 - rate) / verdicts if batched and rate is not None else 0.0
         return cls(
             generations=generations,
             generated=generated,
@@ -81,16 +89,22 @@ class Cost(NamedTuple):
             judge_read=judge_read,
             judge_written=judge_written,
             hours=generated / speed / 3600 if speed else None,
-            dollars=(judge_read * price[0] + judge_written * price[1]) / 1e6 if price else None,
+            dollars=(
+                (1 - cheaper) * (judge_read * price[0] + judge_written * price[1]) / 1e6
+                if price
+                else None
+            ),
+            batched=batched,
         )
 
     def __str__(self) -> str:
         """The cost in one line."""
         hours = "unknown hours" if self.hours is None else _span(self.hours)
         price = "a judge of unknown price" if self.dollars is None else f"${self.dollars:,.2f}"
+        in_batches = f", in batches that can take {BATCH_HOURS} hours" if self.batched else ""
         return (
             f"{self.generations:,} responses ({self.generated + self.read:,} tokens, {hours}) and "
-            f"{self.verdicts:,} judge calls ({price})"
+            f"{self.verdicts:,} judge calls ({price}{in_batches})"
         )
 
 

@@ -32,16 +32,20 @@ MAIN = "multi_attempt"
 @app.command()
 @command
 def summary(
-    logs: Annotated[list[Path], typer.Argument(help="Logs of the task esr, or folders of logs.")],
+    logs: Annotated[list[Path], typer.Argument(help="Logs with scores, or folders of logs.")],
     every: Annotated[
         bool, typer.Option("--all", help="All numbers, and what differs between all runs.")
     ] = False,
     csv: Csv = None,
     json: Json = False,
 ) -> None:
-    """Print the rates of logs side by side, and paired differences where they share trials."""
+    """Print the rates of logs side by side, and paired differences where they share trials.
+
+    Injected thoughts and protective steering have tables of their own below.
+    """
+    import pandas as pd
+
     from esr_eval._util.output import Terminal, tell_frame, write_frame
-    from esr_eval.logs.conditions import read_all_scored
     from esr_eval.report.recovery import recoveries, recovery_table
     from esr_eval.report.reliability import reliability_of, reliability_table, with_reliability
     from esr_eval.report.summary import (
@@ -49,24 +53,28 @@ def summary(
         headline_table,
         metric_table,
         pair_table,
+        read_summarised,
         short_names,
         summary_frame,
     )
     from esr_eval.scorers.scores import scale_doubt
 
-    runs = read_all_scored(logs, note)
+    runs, others = read_summarised(logs, note, every)
     names = short_names(runs)
     by_path = {run.log.path: (name, run.log) for name, run in zip(names, runs, strict=True)}
     again = [one for path, named in by_path.items() for one in reliability_of(*named, path)]
     if csv is not None or json:
-        frame = with_reliability(summary_frame(runs), again)
+        frames = [summary_frame(runs)] if runs else []
+        frames += [frame for _, frame in others]
+        frame = with_reliability(pd.concat(frames, ignore_index=True), again)
         if csv is not None:
             write_frame(csv, frame)
         if json:
             tell_frame(frame)
             return
     console = Terminal()
-    console.print(metric_table(runs) if every else headline_table(runs))
+    if runs:
+        console.print(metric_table(runs) if every else headline_table(runs))
     pairs = pair_table(runs)
     if pairs is not None and not every and len(pairs.rows) > MOST_PAIRS:
         console.print(f"{len(pairs.rows)} pairs of runs share trials: --all tells how they differ.")
@@ -77,6 +85,8 @@ def summary(
     recovered = recovery_table(recoveries(runs))
     if recovered is not None:
         console.print(recovered)
+    for table, _ in others:
+        console.print(table)
     for name, run in zip(names, runs, strict=True):
         if doubt := scale_doubt(run.by_trial("first_score").values()):
             note(f"{name}: the judge {run.judge} may use another scale: {doubt}.")

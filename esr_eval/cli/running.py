@@ -247,6 +247,13 @@ def paper(
     model_args: ModelArgs = None,
     tokens_per_second: TokensPerSecond = None,
     judge_price: JudgePrice = None,
+    judge_batch: Annotated[
+        bool,
+        typer.Option(
+            "--judge-batch",
+            help="Ask the judge in its provider's batch mode: cheaper, within 24 hours.",
+        ),
+    ] = False,
     max_tokens: MaxTokens = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -262,6 +269,7 @@ def paper(
     from esr_eval._util.output import Terminal
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
+    from esr_eval.scorers.grader import check_batches
     from esr_eval.subjects import find_subject, with_tuned_twin
 
     if logs is not None:
@@ -278,7 +286,10 @@ def paper(
         max_tokens,
         prior=pairs(prior, "--prior") or None,
         base=base,
+        judge_batch=judge_batch,
     )
+    if judge_batch:
+        check_batches(run.judge)
     further = tuple(graders or ())
     if not further and run.judge.startswith("esr-judge/"):
         further = (OFFLINE_SECOND_JUDGE,)
@@ -360,20 +371,22 @@ def agreed(
     Raises:
         EsrError: The folder holds another run.
     """
-    from esr_eval.paper.estimate import estimate, estimate_table
+    from esr_eval.paper.estimate import batch_note, estimate, estimate_table
     from esr_eval.paper.run import finished
 
     subject = run.subject
     if run.max_tokens is not None:
         subject = subject.model_copy(update={"max_tokens": run.max_tokens})
     done = finished(run.folder, run.identity, note)
-    console.print(estimate_table(title, steps, list(done), subject, run.judge, speed, price))
-    for line in notes:
+    console.print(
+        estimate_table(title, steps, list(done), subject, run.judge, speed, price, run.judge_batch)
+    )
+    for line in [*notes, *([batch_note(run.judge)] if run.judge_batch else [])]:
         console.print(line, highlight=False)
     if dry_run:
         return False
     rest = [step for step in steps if step.key not in done]
-    cost = estimate(rest, subject, run.judge, speed=speed, price=price)
+    cost = estimate(rest, subject, run.judge, speed=speed, price=price, judge_batch=run.judge_batch)
     large = cost.hours is None or cost.hours > ASK_FROM_HOURS or cost.dollars != 0
     if rest and large and not yes and sys.stdin.isatty():
         typer.confirm("Begin?", abort=True)

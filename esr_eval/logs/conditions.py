@@ -261,15 +261,35 @@ def read_scored(path: str | Path) -> list[Condition]:
     Raises:
         EsrError: The file is no Inspect log of ours, or has no scores of `esr_eval/attempts`.
     """
-    log = _read_trials(path)
+    return scored(read_stored(path))
+
+
+def scored(log: StoredLog) -> list[Condition]:
+    """A condition for each judge that scored a log's trials.
+
+    Raises:
+        EsrError: It holds no trials, or has no scores of `esr_eval/attempts`.
+    """
+    for sample in log.samples:
+        read_trial(log.path, sample)
     scores = log.header.results.scores if log.header.results else []
     scorers = dict.fromkeys(_tail(s.scorer) for s in scores if ATTEMPTS.fullmatch(s.scorer))
     if not scorers:
-        raise EsrError(
-            f"{path} has no scores of esr_eval/attempts (status: {log.status}): finish it with "
-            "`inspect eval-retry`, or score it with `inspect score --scorer esr_eval/attempts`."
-        )
+        raise unscored(log, "attempts")
     return [_condition(log, scorer) for scorer in scorers]
+
+
+def unscored(log: StoredLog, scorer: str) -> EsrError:
+    """The error that a log lacks the scores that its numbers are taken from.
+
+    Args:
+        log: The log.
+        scorer: Whose scores.
+    """
+    return EsrError(
+        f"{log.path} has no scores of esr_eval/{scorer} (status: {log.status}): finish it with "
+        f"`inspect eval-retry`, or score it with `inspect score --scorer esr_eval/{scorer}`."
+    )
 
 
 def read_all_scored(paths: Sequence[Path], note: Callable[[str], None]) -> list[Condition]:

@@ -6,7 +6,8 @@ from rich.table import Table
 
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, calibration_prior
 from esr_eval.calibration.cost import Cost
-from esr_eval.paper.run import Step
+from esr_eval.paper.run import Step, can_wait
+from esr_eval.scorers.grader import BATCH_HOURS, batch_rate
 from esr_eval.subjects import Subject
 
 TOKENS_PER_SECOND = {"smollm2-135m": 90.0, "smollm2-135m-esr": 90.0}
@@ -20,6 +21,7 @@ def estimate(
     *,
     speed: float | None = None,
     price: tuple[float, float] | None = None,
+    judge_batch: bool = False,
 ) -> Cost:
     """Add up what the steps take.
 
@@ -29,6 +31,7 @@ def estimate(
         judge: Who judges.
         speed: Tokens per second that the subject generates; None takes what is known.
         price: Dollars per million tokens that the judge reads and writes; None likewise.
+        judge_batch: Whether the judge is asked in batches, where a step can wait for them.
     """
     return Cost.of(
         subject,
@@ -39,6 +42,7 @@ def estimate(
         readings=sum(step.readings for step in steps),
         speed=speed or TOKENS_PER_SECOND.get(subject.name),
         price=price,
+        batched=sum(step.verdicts for step in steps if judge_batch and can_wait(step)),
     )
 
 
@@ -57,6 +61,7 @@ def estimate_table(
     judge: str,
     speed: float | None,
     price: tuple[float, float] | None,
+    judge_batch: bool = False,
 ) -> Table:
     """One row for each step and the sum of those that are still to do.
 
@@ -68,7 +73,13 @@ def estimate_table(
         judge: Who judges.
         speed: See `estimate`.
         price: See `estimate`.
+        judge_batch: See `estimate`.
     """
+
+    def cells(some: Sequence[Step]) -> tuple[str, ...]:
+        found = estimate(some, subject, judge, speed=speed, price=price, judge_batch=judge_batch)
+        return _cells(found)
+
     table = Table(
         title=title,
         caption="A calibration round in which nothing can be judged is repeated, at most "
@@ -83,11 +94,30 @@ def estimate_table(
         if step.key in done:
             table.add_row(step.key, "done", *[""] * (len(columns) - 1))
             continue
-        table.add_row(step.key, *_cells(estimate([step], subject, judge, speed=speed, price=price)))
+        table.add_row(step.key, *cells([step]))
     table.add_section()
     rest = [step for step in steps if step.key not in done]
-    table.add_row("to do", *_cells(estimate(rest, subject, judge, speed=speed, price=price)))
+    table.add_row("to do", *cells(rest))
     return table
+
+
+def batch_note(judge: str) -> str:
+    """What asking in batches changes: price and time.
+
+    Args:
+        judge: Who is asked so.
+    """
+    rate = batch_rate(judge)
+    price = (
+        f"at {100 * rate:.0f} % of the list price"
+        if rate is not None and rate < 1
+        else "counted at the list price, as its provider's reduction differs by model"
+    )
+    return (
+        f"Verdicts are asked for in batches, {price}: answers can take up to {BATCH_HOURS} hours, "
+        "and mostly take one. Calibrations, which wait for every round, and further judges are "
+        "asked one by one."
+    )
 
 
 def _cells(found: Cost) -> tuple[str, ...]:

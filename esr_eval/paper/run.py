@@ -17,7 +17,7 @@ from esr_eval.dataset import Latent, has_fetched_labels, pick_latents
 from esr_eval.errors import EsrError
 from esr_eval.logs.reading import Note, reading
 from esr_eval.provider.arguments import ModelArgs
-from esr_eval.scorers.grader import GRADER_ROLE
+from esr_eval.scorers.grader import GRADER_ROLE, in_batches
 from esr_eval.subjects import Subject, find_subject
 
 STEP = "paper_step"
@@ -26,6 +26,11 @@ RUN = "paper_run"
 """Key of a log's metadata that tells this run from others, in another scale, say."""
 CALIBRATING = {"calibrate", "esr", "boost_sweep", "held_out"}
 """Tasks that find strengths with a prior; the other steps replay theirs, or have their own."""
+ONE_BY_ONE = {"calibrate", "cross_judge"}
+"""Tasks whose judges are never asked in batches: a search would wait for one in each round, and the
+further judges are bound to no role."""
+AT_ONCE = 1000
+"""Trials that are under way where verdicts come in batches: each waits for its own."""
 Logs = Mapping[str, str]
 """Steps that have ended, and where their logs lie."""
 Args = dict[str, Any]
@@ -73,6 +78,7 @@ class EvalSet:
         identity: What must be the same for a run to go on from another's logs.
         prior: Changes to the prior of all calibrations.
         base: What the subject was tuned from, where its main run stands beside the subject's.
+        judge_batch: Whether the judge is asked in batches, where a step can wait for them.
     """
 
     subject: Subject
@@ -84,6 +90,7 @@ class EvalSet:
     identity: dict[str, Any] = field(default_factory=dict)
     prior: dict[str, Any] | None = None
     base: Subject | None = None
+    judge_batch: bool = False
 
     @property
     def judge(self) -> str:
@@ -173,8 +180,15 @@ def run_steps(
             logs[step.key] = _run_step(run, step, logs)
 
 
+def can_wait(step: Step) -> bool:
+    """Whether a step's verdicts can be asked for in batches."""
+    return step.task not in ONE_BY_ONE
+
+
 def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
     model, model_args = run.model(step.tuned, step.base)
+    batched = run.judge_batch and can_wait(step)
+    judge = in_batches(run.judge) if batched else run.grader
     limits: GenerateConfigArgs = {}
     # Inspect counts a limit that is None as one, too, when it compares tasks with logs.
     if run.max_tokens is not None:
@@ -184,7 +198,8 @@ def _run_step(run: EvalSet, step: Step, logs: Logs) -> str:
         task_args=_with_prior(step, step.args(logs), run.prior),
         model=model,
         model_args=model_args,
-        model_roles={GRADER_ROLE: run.grader} if run.grader else None,
+        model_roles={GRADER_ROLE: judge} if judge else None,
+        max_samples=AT_ONCE if batched else None,
         metadata={STEP: step.key, RUN: run.identity},
         log_dir=str(run.folder),
         # Earlier steps of the same set lie there, too.

@@ -58,6 +58,10 @@ AS_IT_IS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
 }
 """Values of the others that ask for what happens anyway."""
+INSTEAD = {
+    "batch": " (a judge takes it: --model-role 'grader={model: PROVIDER/MODEL, batch: true}')"
+}
+"""What those who ask for a setting may have meant."""
 AT_LEAST = {
     "adaptive_connections": 1,
     "attempt_timeout": 1,
@@ -87,7 +91,7 @@ def check_settings(config: GenerateConfig) -> None:
                 continue
             raise EsrError(
                 f"The provider esr does not carry out {_option(name)} ({shown(value)}): leave it "
-                "out."
+                f"out{INSTEAD.get(name, '')}."
             )
         if why := _wrong(name, value):
             raise EsrError(f"{_option(name)} {shown(value)} is refused: {why}.")

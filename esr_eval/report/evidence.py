@@ -89,6 +89,15 @@ class Evidence:
         return [log for log in self.logs if log.experiment and log.experiment.id == experiment]
 
 
+def run_names(logs: Sequence[StoredLog]) -> list[str]:
+    """What tables call the logs of one experiment: subject and condition, numbered if several."""
+    several = len(logs) > 1
+    return [
+        one_line(f"{log.subject}, {log.condition}" + (f" ({number})" if several else ""))
+        for number, log in enumerate(logs, 1)
+    ]
+
+
 def compare_with_main(conditions: Sequence[Condition]) -> list[Compared]:
     """Compare every condition that shares trials with a main run of its subject and judge.
 

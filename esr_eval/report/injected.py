@@ -12,7 +12,7 @@ from inspect_ai.scorer import Score
 from esr_eval.data.thoughts import Probe
 from esr_eval.logs.conditions import Condition
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
+from esr_eval.report.evidence import Evidence, run_names
 from esr_eval.report.section import (
     NONE,
     Part,
@@ -80,14 +80,12 @@ def injected_section(evidence: Evidence) -> Section | None:
     runs = [(log, one) for log in evidence.logs_of(EXPERIMENT) if len(one := probes_of(log))]
     if not runs:
         return None
-    several = len(runs) > 1
     cells: list[Cell] = []
     answers: list[str] = []
     parts: list[Part] = []
     tables: dict[str, pd.DataFrame] = {}
     linked: list[pd.DataFrame] = []
-    for number, (log, rows) in enumerate(runs, 1):
-        name = f"{log.subject}, {log.condition}" + (f" ({number})" if several else "")
+    for name, (log, rows) in zip(run_names([log for log, _ in runs]), runs, strict=True):
         own = cells_of(name, rows)
         cells += own
         answers += [sentence(one) for one in own]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from esr_eval.data.arguments import MOST_EACH
 from esr_eval.data.pushes import Push
 from esr_eval.logs.stored import StoredLog
-from esr_eval.report.evidence import Evidence
+from esr_eval.report.evidence import Evidence, run_names
 from esr_eval.report.section import (
     NONE,
     Part,
@@ -78,9 +78,7 @@ def protective_section(evidence: Evidence) -> Section | None:
     answers: list[str] = []
     verdicts: list[str] = []
     parts: list[Part] = []
-    for number, (log, own) in enumerate(runs, 1):
-        ending = f" ({number})" if len(runs) > 1 else ""
-        name = one_line(f"{log.subject}, {log.condition}{ending}")
+    for name, (log, own) in zip(run_names([log for log, _ in runs]), runs, strict=True):
         each = cells_of(name, own)
         cells += each
         whole = each[-1]

@@ -1,11 +1,11 @@
 """Tables for the terminal: metrics of logs side by side, their differences, and designs to plan."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,16 @@ from esr_eval.logs.conditions import (
     alarms_of,
     differences,
     read_values,
+    scored,
     shared_trials,
     told_reasons,
+    unscored,
 )
 from esr_eval.logs.measures import ASSUMED, Measured
 from esr_eval.logs.reading import Note, read_each
+from esr_eval.logs.stored import StoredLog, read_stored
+from esr_eval.report import injected, protective
+from esr_eval.report.evidence import run_names
 from esr_eval.report.section import RULE, Bounded, Cell, Table, mean, percent, with_interval
 from esr_eval.stats.means import clustered_mean
 from esr_eval.stats.power import (
@@ -84,6 +89,91 @@ def paired_difference(first: Condition, second: Condition) -> Measured | None:
     return Measured(
         *clustered_mean(after - before, latents.tolist()), len(latents), len(set(latents.tolist()))
     )
+
+
+class OwnNumbers(NamedTuple):
+    """How an experiment is told whose answers have no attempts.
+
+    Attributes:
+        scorer: Whose scores.
+        rows: Its scored samples, of a log.
+        cells: What they come to, under the run's name; all of the run together comes last, if ever.
+        pooled: Whether it does.
+        table: Shows that.
+        frame: The same, one line for each number.
+    """
+
+    scorer: str
+    rows: Callable[[StoredLog], Any]
+    cells: Callable[[str, Any], Any]
+    pooled: bool
+    table: Callable[[Any], Table]
+    frame: Callable[[Any], pd.DataFrame]
+
+
+OWN_NUMBERS = {
+    injected.EXPERIMENT: OwnNumbers(
+        injected.SCORER,
+        injected.probes_of,
+        injected.cells_of,
+        False,
+        injected.cells_table,
+        injected.cells_frame,
+    ),
+    protective.EXPERIMENT: OwnNumbers(
+        protective.SCORER,
+        protective.pushes_of,
+        protective.cells_of,
+        True,
+        protective.sides_table,
+        protective.cells_frame,
+    ),
+}
+"""By the experiment's id."""
+
+
+def read_summarised(
+    paths: Sequence[Path], note: Note, every: bool = False
+) -> tuple[list[Condition], list[tuple[Table, pd.DataFrame]]]:
+    """Read logs and whole folders of logs, a folder's in the order in which they were made.
+
+    Args:
+        paths: Logs and folders.
+        note: Told of the logs that are left out.
+        every: Whether tables show the parts of a run, too, where it has been taken together.
+
+    Returns:
+        Logs with attempts, a condition for each judge; of the others, table and numbers.
+
+    Raises:
+        EsrError: A log that is named cannot be used, or there is none that can.
+    """
+    found = read_each(paths, _read_summarised, note)
+    if not found:
+        where = ", ".join(map(str, paths))
+        raise EsrError(
+            f"There is no scored log in {where}, sub-folders included: name the folder that "
+            "`inspect eval` wrote to (--log-dir)."
+        )
+    runs = [one for _, _, conditions in found for one in conditions]
+    told = []
+    for own in OWN_NUMBERS.values():
+        logs = [log for log, numbers, _ in found if numbers is own]
+        for name, log in zip(run_names(logs), logs, strict=True):
+            cells = own.cells(name, own.rows(log))
+            shown = cells if every or not own.pooled else cells[-1:]
+            told.append((own.table(shown), own.frame(cells).assign(**_about(log))))
+    return runs, told
+
+
+def _read_summarised(path: str) -> tuple[StoredLog, OwnNumbers | None, list[Condition]]:
+    log = read_stored(path)
+    own = OWN_NUMBERS.get(log.experiment.id) if log.experiment else None
+    if own is None:
+        return log, None, scored(log)
+    if not len(own.rows(log)):
+        raise unscored(log, own.scorer)
+    return log, own, []
 
 
 HEADLINES = (
@@ -185,17 +275,7 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
     """One line for each log and metric, and for each pair of logs that share trials."""
     rows: list[dict[str, object]] = []
     for run in runs:
-        total, completed = _samples(run)
-        about: dict[str, object] = {
-            "log": run.log.path,
-            "subject": run.subject,
-            "condition": run.steering,
-            "backend": run.log.backend,
-            "judge": run.judge,
-            "status": run.log.status,
-            "total": total,
-            "completed": completed,
-        }
+        about = _about(run.log) | {"condition": run.steering, "judge": run.judge}
         for row in ROWS:
             found = _found(run, row)
             bounds = {"value": found.value, "low": found.low, "high": found.high} if found else {}
@@ -229,6 +309,20 @@ def summary_frame(runs: Sequence[Condition]) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+def _about(log: StoredLog) -> dict[str, Any]:
+    total, completed = _samples(log)
+    return {
+        "log": log.path,
+        "subject": log.subject,
+        "condition": log.condition,
+        "backend": log.backend,
+        "judge": log.judge,
+        "status": log.status,
+        "total": total,
+        "completed": completed,
+    }
+
+
 def short_names(runs: Sequence[Condition]) -> list[str]:
     """Names of runs: subject and steering, and where they repeat what they differ in."""
     names = [one_line(f"{run.subject} {run.steering}") for run in runs]
@@ -252,14 +346,14 @@ def _header(runs: Sequence[Condition]) -> Iterator[tuple[str, ...]]:
         yield "unscored because", *(told_reasons(run.unscored) or "-" for run in runs)
 
 
-def _samples(run: Condition) -> tuple[int, int]:
+def _samples(log: StoredLog) -> tuple[int, int]:
     """How many there were to be, and how many came to an end, as the log's results count them."""
-    results = run.log.header.results
+    results = log.header.results
     return (results.total_samples, results.completed_samples) if results else (0, 0)
 
 
 def _count(run: Condition) -> str:
-    total, completed = _samples(run)
+    total, completed = _samples(run.log)
     done = f"{completed}" if completed == total else f"{completed}/{total}"
     return done if run.log.status == "success" else f"{done} ({run.log.status})"
 

@@ -360,14 +360,15 @@ def _cost(
     trials: int,
     residual: Residual | None,
 ) -> Cost:
-    subject = subject_of(model)
+    subject, judge = subject_of(model), grader_model(str(model))
     searches = searched * responses_per_latent(subject, prior)
     longest = calibration_prior(subject, prior).max_tokens
     return Cost.of(
         subject,
-        str(grader_model(str(model))),
+        str(judge),
         generations=searches + trials,
         generated=searches * longest + trials * subject.max_tokens,
         verdicts=searches + trials,
         speed=residual.tokens_per_second if residual else None,
+        batched=searches + trials if judge.config.batch else 0,
     )

@@ -200,8 +200,4 @@ def _apart(
     (a, a_names), (b, b_names) = sides
     if not len(a) or not len(b):
         return None
-    fewer = min(len(set(a_names)), len(set(b_names)))
-    if fewer < 2:  # of one prompt nobody knows how it varies
-        return Difference(float(b.mean() - a.mean()), None, None, None, fewer)
-    with np.errstate(invalid="ignore"):  # no spread at all, but for rounding
-        return difference_of_sides(a, a_names, b, b_names, uneven=True)
+    return difference_of_sides(a, a_names, b, b_names, uneven=True)

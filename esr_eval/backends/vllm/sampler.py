@@ -1,4 +1,4 @@
-"""Our sampler inside a vLLM server: logits that leave only the chosen token possible.
+"""Our sampler inside a vLLM server: logits in which the chosen token stands above all others.
 
 A request that brings a `Sampling` is asked for greedily and without a penalty of vLLM's own; its
 tokens are then those of every other backend. This file lies on the server's path by itself, so it
@@ -54,6 +54,10 @@ class BatchSampler:
         self._stacked: list[tuple[int, _Request]] = []
         self._rows = RowSampler([])
         self._at = self._places = self._steps = torch.zeros(0, dtype=torch.int64)
+        # On the device: a number assigned by index would be copied there, and that waits for all
+        # that the device still has to compute.
+        self._yes = torch.ones((), dtype=torch.bool, device=device)
+        self._top: Tensor | None = None
 
     def compile(self, vocabulary: int, dtype: torch.dtype) -> None:
         """Have the noise and the scores of a batch computed in one pass over the vocabulary.
@@ -107,7 +111,7 @@ class BatchSampler:
         ]
 
     def chosen(self, logits: Tensor | None) -> Tensor | None:
-        """Scores that are -inf everywhere but at the chosen token, in the rows that are ours."""
+        """Logits whose largest is that of the chosen token, in the rows that are ours."""
         now, self._now = self._now, []
         if not now or logits is None:
             return logits
@@ -118,13 +122,14 @@ class BatchSampler:
         # A single row would be compiled for by itself.
         compiled = self._compiled if len(now) > 1 else None
         chosen = self._rows.choose(ours, self._seen[self._places], self._steps, compiled)
-        self._seen[self._places, chosen] = True
+        self._seen.index_put_((self._places, chosen), self._yes)
         self._steps += 1
         for _, request in now:
             request.made += 1
-        logits[self._at] = float("-inf")
-        logits[self._at, chosen] = 0.0
-        return logits
+        if self._top is None or self._top.dtype != logits.dtype:
+            largest = torch.finfo(logits.dtype).max
+            self._top = torch.full((), largest, dtype=logits.dtype, device=logits.device)
+        return logits.index_put_((self._at, chosen), self._top)
 
     def _stack(self, now: list[tuple[int, _Request]], vocabulary: int) -> None:
         """Prepare for a batch of other requests, or in another order."""
