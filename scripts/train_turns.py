@@ -1,6 +1,6 @@
 """Train the learned half of the phrase detector (`esr_eval.scorers.turns`).
 
-    python scripts/train_turns.py esr_eval/data/turns      # MINUTES
+    python scripts/train_turns.py esr_eval/data/turns      # a few minutes on a GPU, 75 on one core
 
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
