@@ -123,7 +123,7 @@ def test_every_correction_is_explicit():
     ends = [". ", "... ", "\n\n", " — "]
     for row, opening in enumerate(OPENINGS):
         for column, resumption in enumerate(RESUMPTIONS):
-            # Every opening and every resumption behind every end; reading all threefold takes long.
+            # Every opening and every resumption behind every end; to read each fourfold takes long.
             end, words = ends[(row + column) % 4], f"{opening} {resumption}".strip()
             text = f"The keeper climbs the tower at dusk and lights the lamp{end}{words} {ANSWER}"
             assert len(find_restarts(text)) == 1, words
