@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_the_wheel_alone_runs_the_task_by_its_registry_name(installed, tmp_path)
     log = read_eval_log(str(path))
     assert log.status == "success" and len(log.samples) == 2
     assert log.eval.task_registry_name == "esr_eval/esr"
-    assert log.eval.packages["esr-eval"] == "0.1.0"
+    assert log.eval.packages["esr-eval"] == version("esr-eval")
 
 
 def test_the_passages_for_judges_are_in_the_wheel(installed, tmp_path):
