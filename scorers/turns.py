@@ -254,10 +254,13 @@ def padded(rows: Sequence[Sequence[int]]) -> Any:
 
 @cache
 def turn_reader() -> TurnReader | None:
-    """The reader of this process; None where the package with its weights is not installed."""
+    """The reader of this process; None where its weights are not there, or cannot be unpacked."""
     try:
         package_file(find_subject(SUBJECT).model)
-    except EsrError as error:
+        from esr_eval.model.loading import model_source
+
+        model_source(runtime())
+    except (EsrError, OSError) as error:
         logger.warning("Restarts are searched by words alone, which find fewer. %s", error)
         return None
     return TurnReader(Path(str(resources.files("esr_eval.data"))) / "turns")

