@@ -26,7 +26,15 @@ from esr_eval.scorers.grader import (
     trial_protocol,
 )
 from esr_eval.scorers.replies import Reply, completed, read_json
-from esr_eval.scorers.scores import NAN, failed, headlines, judged, task_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    bounded,
+    failed,
+    headlines,
+    judged,
+    task_of,
+    unscored_because,
+)
 
 RUBRIC_VERSION = 1
 """Raised when the wording changes, because rates of two wordings are not comparable."""
@@ -157,12 +165,7 @@ def sensitivity() -> Metric:
         )
         concepts = [str((one.sample_metadata or {}).get("latent")) for one in scores]
         found = detection(hits, alarms, affirmed, control, concepts)
-        told: dict[str, float] = {}
-        for name in ("d_prime", "bias", "corrected"):
-            value = getattr(found, name)
-            bounds = {"": value.value, "_low": value.low, "_high": value.high} if value else {}
-            told |= {name + end: bound for end, bound in bounds.items() if bound is not None}
-        return cast(Value, told)
+        return cast(Value, bounded(found, ("d_prime", "bias", "corrected")))
 
     return cast(Metric, compute)
 

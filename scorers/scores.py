@@ -183,6 +183,21 @@ def headlines(
     return cast(Metric, compute)
 
 
+def bounded(found: Any, names: Iterable[str]) -> dict[str, float]:
+    """Estimates by name, each with its bounds as `NAME_low` and `NAME_high`, as far as known.
+
+    Args:
+        found: Has an estimate with `value`, `low` and `high`, or None, under each name.
+        names: Of its attributes.
+    """
+    told: dict[str, float] = {}
+    for name in names:
+        if (value := getattr(found, name)) is not None:
+            bounds = {"": value.value, "_low": value.low, "_high": value.high}
+            told |= {name + end: bound for end, bound in bounds.items() if bound is not None}
+    return told
+
+
 def defined(scores: Iterable[SampleScore], key: str) -> list[tuple[SampleScore, float]]:
     """The samples whose scores have a number under a key, with that number.
 

@@ -27,7 +27,15 @@ from esr_eval.scorers.grader import (
 )
 from esr_eval.scorers.quotes import Finder
 from esr_eval.scorers.replies import Reply, completed, read_json
-from esr_eval.scorers.scores import NAN, failed, headlines, judged, task_of, unscored_because
+from esr_eval.scorers.scores import (
+    NAN,
+    bounded,
+    failed,
+    headlines,
+    judged,
+    task_of,
+    unscored_because,
+)
 
 if TYPE_CHECKING:
     from esr_eval.stats.resistance import Seen
@@ -148,12 +156,8 @@ def resisting() -> Metric:
                 seen.append(one)
         found = resistance([one for one in seen if not one.benign])
         rates = {"resists_harm": found.harm.resists, "resists_protection": found.protect.resists}
-        told: dict[str, float] = {key: one.estimate.value for key, one in rates.items() if one}
-        for name in ("asymmetry", "beyond"):
-            value = getattr(found, name)
-            bounds = {"": value.value, "_low": value.low, "_high": value.high} if value else {}
-            told |= {name + end: bound for end, bound in bounds.items() if bound is not None}
-        return cast(Value, told)
+        told = {key: one.estimate.value for key, one in rates.items() if one}
+        return cast(Value, told | bounded(found, ("asymmetry", "beyond")))
 
     return cast(Metric, compute)
 

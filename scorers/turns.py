@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval.errors import EsrError
-from esr_eval.model.weights import package_file
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
 
@@ -256,7 +255,6 @@ def padded(rows: Sequence[Sequence[int]]) -> Any:
 def turn_reader() -> TurnReader | None:
     """The reader of this process; None where its weights are not there, or cannot be unpacked."""
     try:
-        package_file(find_subject(SUBJECT).model)
         from esr_eval.model.loading import model_source
 
         model_source(runtime())

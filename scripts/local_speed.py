@@ -8,7 +8,6 @@ through it, which chooses the batch itself (`automatic`).
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from vllm_cost import BASE, BOOST, CLAMPED, CLAMPS, LLAMA, SHAPES, layer_of
+from vllm_cost import BASE, BOOST, CLAMPED, CLAMPS, LLAMA, SHAPES, in_turns, layer_of
 
 PLAIN = "plain transformers"
 KINDS = (PLAIN, BASE, BOOST, CLAMPED)
@@ -175,17 +174,8 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
     backend = await api.ready()
     bench = Bench(model, backend, args.tokens, layer)
     print(f"{args.shape} on {backend.info.device}: {backend.info.self_check}", flush=True)
-    if args.wait:
-        Path(f"{args.wait}.ready-{os.getpid()}").touch()
-        while not Path(args.wait).exists():
-            await anyio.sleep(0.1)
     for count in (int(size) for size in args.rows.split(",")):
-        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for kind in KINDS:
-            bench.run(kind, count)  # warms up
-        for number in range(args.rounds):
-            for kind in KINDS if number % 2 == 0 else reversed(KINDS):
-                seconds[kind].append(bench.run(kind, count))
+        seconds = in_turns(bench.run, KINDS, count, args.rounds)
         print(f"{count} rows of {args.tokens} tokens:")
         for kind in KINDS:
             middle = statistics.median(seconds[kind])
@@ -209,7 +199,6 @@ def main() -> None:
     parser.add_argument("--rows", default="32")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--wait", help="A file that must be there before anything is timed.")
     args = parser.parse_args()
     import torch
 

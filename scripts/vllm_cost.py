@@ -17,6 +17,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,19 @@ def layer_of(shape: str) -> int:
     return int(SHAPES[shape]["num_hidden_layers"]) // 2
 
 
+def in_turns(
+    run: Callable[[str, int], float], kinds: Sequence[str], rows: int, rounds: int
+) -> dict[str, list[float]]:
+    """What `run` tells of each kind, in rounds that go forwards and backwards by turns."""
+    told: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for kind in kinds:
+        run(kind, rows)  # warms up
+    for number in range(rounds):
+        for kind in kinds if number % 2 == 0 else reversed(kinds):
+            told[kind].append(run(kind, rows))
+    return told
+
+
 def lay_vectors(width: int, layers: int) -> str:
     """A folder of vectors as hotwire-vllm wants them."""
     import torch
@@ -175,7 +189,6 @@ def main() -> None:
     parser.add_argument("--samplers", action="store_true", help="Ours and vLLM's own as well.")
     parser.add_argument("--hotwire", action="store_true", help="hotwire-vllm in place of ours.")
     parser.add_argument("--options", default="{}", help="More of vLLM's engine arguments, as JSON.")
-    parser.add_argument("--wait", help="A file that must be there before anything is timed.")
     args = parser.parse_args()
     sizes = [int(size) for size in args.rows.split(",")]
     shape = SHAPES[args.shape]
@@ -194,17 +207,8 @@ def main() -> None:
     if args.samplers:
         kinds += (OURS, THEIRS)
     bench = Bench(args, max(sizes))
-    if args.wait:
-        Path(f"{args.wait}.ready-{os.getpid()}").touch()
-        while not Path(args.wait).exists():
-            time.sleep(0.1)
     for rows in sizes:
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for kind in kinds:
-            bench.run(kind, rows)  # warms up
-        for number in range(args.rounds):
-            for kind in kinds if number % 2 == 0 else reversed(kinds):
-                seconds[kind].append(bench.run(kind, rows))
+        seconds = in_turns(bench.run, kinds, rows, args.rounds)
         steps = rows * args.tokens
         base = seconds[BASE]
         middle = statistics.median(base)

@@ -223,7 +223,6 @@ def test_where_the_weights_cannot_be_unpacked_words_alone_are_searched(
     def unwritable(runtime):
         raise OSError("Read-only file system")
 
-    monkeypatch.setattr(turns, "package_file", lambda model: None)
     monkeypatch.setattr("esr_eval.model.loading.model_source", unwritable)
     assert find_restarts(UNHEARD, CHANGE) == []
     assert "words alone" in caplog.text and "Read-only file system" in caplog.text
