@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.log import EvalLog
@@ -86,6 +87,44 @@ def run(samples, judge, tmp_path, **task) -> EvalLog:
         log_dir=str(tmp_path),
     )
     return log
+
+
+def on_embedded(task: Callable, **arguments) -> Task:
+    """A task on the embedded subject, whose weights stay where they are."""
+    subject = get_model("esr/smollm2-135m", memoize=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esr_eval.solvers.get_model", lambda: subject)
+        return task(**arguments)
+
+
+def planted_logs(
+    plain: Task, behave: Callable, hows, scorer, judge, folder: Path
+) -> dict[str, EvalLog]:
+    """A log of each planted behaviour, on the samples of a task.
+
+    Args:
+        plain: The task.
+        behave: Makes the solver that behaves so.
+        hows: The behaviours.
+        scorer: Scores its answers.
+        judge: Says what a grader says to messages.
+        folder: Gets the logs.
+    """
+    logs = {}
+    for how in hows:
+        [logs[how]] = eval(
+            Task(
+                dataset=plain.dataset,
+                solver=behave(how),
+                scorer=scorer,
+                metadata=plain.metadata,
+            ),
+            model="mockllm/model",
+            model_roles={"grader": grader(lambda messages, *_: judge(messages))},
+            display="none",
+            log_dir=str(folder / how),
+        )
+    return logs
 
 
 def metrics_of(log):

@@ -9,10 +9,9 @@ import anyio
 import numpy as np
 import pytest
 from evals import embedded
-from inspect_ai import Task, eval
 from inspect_ai.model import get_model
 from inspect_ai.solver import TaskState, solver
-from scoring import grader, output
+from scoring import on_embedded, output, planted_logs
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -196,38 +195,20 @@ def behave(how):
     return solve
 
 
+def injected_task(**arguments):
+    return on_embedded(injected_thought, **arguments)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A log of each planted behaviour, on the questions that the task asks; judged offline."""
     plain = injected_task(n_latents=6, trials_per_latent=2, unrelated=1, strengths="60")
-    folder = tmp_path_factory.mktemp("planted")
 
-    def judge(messages, tools, choice, config):
+    def judge(messages):
         return verdict(parse_request(messages), None)
 
-    logs = {}
-    for how in ("detector", "yes-sayer", "null"):
-        [logs[how]] = eval(
-            Task(
-                dataset=plain.dataset,
-                solver=behave(how),
-                scorer=introspection(),
-                metadata=plain.metadata,
-            ),
-            model="mockllm/model",
-            model_roles={"grader": grader(judge)},
-            display="none",
-            log_dir=str(folder / how),
-        )
-    return logs
-
-
-def injected_task(**arguments):
-    """The task on the embedded subject, whose weights stay where they are."""
-    subject = get_model("esr/smollm2-135m", memoize=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esr_eval.solvers.get_model", lambda: subject)
-        return injected_thought(**arguments)
+    hows, folder = ("detector", "yes-sayer", "null"), tmp_path_factory.mktemp("planted")
+    return planted_logs(plain, behave, hows, introspection(), judge, folder)
 
 
 def cell_of(log):

@@ -10,10 +10,9 @@ import anyio
 import numpy as np
 import pytest
 from evals import embedded
-from inspect_ai import Task, eval
 from inspect_ai.model import get_model
 from inspect_ai.solver import TaskState, solver
-from scoring import grader, metrics_of, output
+from scoring import metrics_of, on_embedded, output, planted_logs
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -213,36 +212,18 @@ def behave(how):
 
 
 def planned(**arguments):
-    """The task on the embedded subject, whose weights stay where they are."""
-    subject = get_model("esr/smollm2-135m", memoize=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esr_eval.solvers.get_model", lambda: subject)
-        return protective(**arguments)
+    return on_embedded(protective, **arguments)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A log of each planted behaviour, on the prompts that the task asks; judged offline."""
-    plain, folder = planned(n_prompts=8), tmp_path_factory.mktemp("planted")
 
-    def judge(messages, tools, choice, config):
+    def judge(messages):
         return verdict(parse_request(messages), None)
 
-    logs = {}
-    for how in ("always", "guards", "null"):
-        [logs[how]] = eval(
-            Task(
-                dataset=plain.dataset,
-                solver=behave(how),
-                scorer=stance(),
-                metadata=plain.metadata,
-            ),
-            model="mockllm/model",
-            model_roles={"grader": grader(judge)},
-            display="none",
-            log_dir=str(folder / how),
-        )
-    return logs
+    hows, folder = ("always", "guards", "null"), tmp_path_factory.mktemp("planted")
+    return planted_logs(planned(n_prompts=8), behave, hows, stance(), judge, folder)
 
 
 def whole(log):
