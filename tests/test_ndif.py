@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from evals import HERE, beyond
 from inspect_ai import eval as inspect_eval
 from parity_cases import boost, rows
 
@@ -341,6 +342,19 @@ def test_an_eval_outlives_its_server(ndif_server, tmp_path, monkeypatch):
     assert got == want
     assert all(edited > 0 for _, _, edited in got.values())
     assert sum(tokens for _, tokens, _ in got.values()) == sum(t for _, t, _ in want.values())
+
+
+def test_both_questions_beyond_the_paper_get_the_local_answers(ndif_server, tmp_path, monkeypatch):
+    model = {
+        "model_base_url": ndif_server.url,
+        "model_args": {"backend": "ndif", "batch_size": 8, "wait": 300},
+    }
+    found = {}
+    for name, where in {"here": HERE, "there": model}.items():
+        # Directions are taken by each: neither finds the other's in the cache.
+        monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path / f"{name}-cache"))
+        found[name] = beyond(tmp_path / name, where)
+    assert found["there"] == found["here"]
 
 
 # As NDIF runs the code of strangers: in another process than the model

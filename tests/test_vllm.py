@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+from evals import HERE, beyond
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
 from parity_cases import cases, rows
@@ -187,6 +188,23 @@ def check_that_rounding_parted(backend, vllm_backend, sample):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("esr_eval.steering.sampling.gumbel_noise", tilted)
         assert backend.generate([row(backend)])[0].tokens[at] == got[at], (at, got[at], want[at])
+
+
+def test_both_questions_beyond_the_paper_get_the_local_answers(vllm_server, tmp_path, monkeypatch):
+    model = {
+        "model_base_url": vllm_server.url,
+        "model_args": {"backend": "vllm", "wait": 300},
+    }
+    found = {}
+    for name, where in {"here": HERE, "there": model}.items():
+        # Directions are taken by each: neither finds the other's in the cache.
+        monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path / f"{name}-cache"))
+        found[name] = beyond(tmp_path / name, where)
+    here, there = found["here"], found["there"]
+    assert here.keys() == there.keys()
+    # Its kernels round differently, and strengths are measured with them.
+    assert sum(there[key] != here[key] for key in here) <= 1 + len(here) // 20
+    assert all((edited > 0) == (here[key][1] > 0) for key, (_, edited) in there.items())
 
 
 @pytest.mark.heavy
