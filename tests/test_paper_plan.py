@@ -1,9 +1,11 @@
 """The whole-paper run on paper: its steps, what each needs, and what all of it takes."""
 
+import io
 from dataclasses import replace
 
 import pytest
 from inspect_ai.log import EvalLog
+from rich.console import Console
 from typer.testing import CliRunner
 
 from esr_eval import _registry
@@ -13,7 +15,7 @@ from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
 from esr_eval.paper import run as paper_run
 from esr_eval.paper import steps as paper_steps
-from esr_eval.paper.estimate import estimate
+from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import EvalSet, Step, run_steps
 from esr_eval.paper.steps import SCALES, Choices, choose, identity, left_out, plan_steps
 from esr_eval.subjects import PAPER_GRADER, find_subject, with_tuned_twin
@@ -289,16 +291,26 @@ def test_the_estimate_tells_half_the_price_and_how_long_answers_can_take(tmp_pat
     assert "in batches, at 50 % of the list price: answers can take up to 24 hours" in said
     assert "in batches" not in plain.output
     rows = [
-        {
-            cells[1].strip(): cells[-2]
-            for line in one.output.splitlines()
-            if (cells := line.split("│"))[2:]
-        }
+        {cells[0]: cells[-1] for line in one.output.splitlines() if (cells := line.split())}
         for one in (plain, batched)
     ]
     (full, half) = (float(row["main"]) for row in rows)
     assert half == pytest.approx(full / 2, abs=0.011) and full > 0
     assert rows[0]["calibrate"] == rows[1]["calibrate"]
+
+
+def test_no_number_of_the_estimate_is_cut_at_80_columns():
+    subject, print_to = find_subject("llama-70b"), Console(width=80, file=io.StringIO())
+    steps = [
+        Step("meta_resist_manipulation", "esr", lambda logs: {}, generations=4, verdicts=8),
+        Step("main", "esr", lambda logs: {}, generations=150_000, verdicts=450_000),
+    ]
+    print_to.print(estimate_table("title", steps, [], subject, PAPER_GRADER, 40.0, None))
+    lines = print_to.file.getvalue().splitlines()
+    [main] = [line.split() for line in lines if line.startswith("main")]
+    assert main == ["main", "150", "k", "83.5", "M", "450", "k", "639.9", "M", "533.33", "837.90"]
+    assert not any("…" in line for line in lines)
+    assert any("responses" in line and "dollars" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, calibration_prior
@@ -82,12 +83,15 @@ def estimate_table(
 
     table = Table(
         title=title,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
         caption="A calibration round in which nothing can be judged is repeated, at most "
         f"{MAX_EMPTY_ROUNDS} times a latent, and a judge is asked again after a reply that cannot "
         "be used: both come on top.",
     )
     table.add_column("step", no_wrap=True)
-    columns = ("responses", "tokens", "judge calls", "judge tokens", "hours", "dollars")
+    columns = ("responses", "tokens", "judge\ncalls", "judge\ntokens", "hours", "dollars")
     for column in columns:
         table.add_column(column, justify="right")
     for step in steps:
@@ -122,10 +126,21 @@ def batch_note(judge: str) -> str:
 
 def _cells(found: Cost) -> tuple[str, ...]:
     return (
-        f"{found.generations:,}",
-        f"{found.generated + found.read:,}",
-        f"{found.verdicts:,}",
-        f"{found.judge_read + found.judge_written:,}",
-        "?" if found.hours is None else f"{found.hours:.2f}",
-        "?" if found.dollars is None else f"{found.dollars:,.2f}",
+        _short(found.generations),
+        _short(found.generated + found.read),
+        _short(found.verdicts),
+        _short(found.judge_read + found.judge_written),
+        "?" if found.hours is None else _exact(found.hours),
+        "?" if found.dollars is None else _exact(found.dollars),
     )
+
+
+def _short(number: int) -> str:
+    """At most seven characters, so that a row fits 80 columns."""
+    if number < 100_000:
+        return f"{number:,}"
+    return f"{number / 1e3:,.0f} k" if number < 10_000_000 else f"{number / 1e6:,.1f} M"
+
+
+def _exact(number: float) -> str:
+    return f"{number:,.2f}" if number < 1_000 else f"{number:,.0f}"
