@@ -221,6 +221,22 @@ def test_a_paper_names_its_own_option_where_labels_are_missing(tmp_path, monkeyp
     assert "pass --latents FILE.csv" in said and "-T" not in said
 
 
+def test_further_judges_are_counted_at_their_own_price():
+    subject = find_subject("llama-70b")
+    own = Step("main", "esr", lambda logs: {}, verdicts=100)
+
+    def dollars(*judges, price=None):
+        asked = 100 * len(judges)
+        further = Step("more", "cross_judge", lambda logs: {}, verdicts=asked, judges=judges)
+        return estimate([own, further], subject, "esr-judge/offline", price=price).dollars
+
+    paid = estimate([own], subject, PAPER_GRADER).dollars
+    assert dollars("hf/some", PAPER_GRADER) == pytest.approx(paid) and paid > 0
+    assert dollars("hf/some") == 0
+    assert dollars("openai/some", PAPER_GRADER) is None
+    assert dollars("openai/some", PAPER_GRADER, price=(1.0, 5.0)) == pytest.approx(3 * paid)
+
+
 def test_the_estimate_counts_what_judging_again_takes():
     def main(share):
         steps = plan_steps(Choices(SCALES["full"], rejudge=share))

@@ -97,6 +97,16 @@ class Cost(NamedTuple):
             batched=batched,
         )
 
+    def plus_verdicts(self, other: Self) -> Self:
+        """The same with the verdicts of another judge on top."""
+        known = self.dollars is not None and other.dollars is not None
+        return self._replace(
+            verdicts=self.verdicts + other.verdicts,
+            judge_read=self.judge_read + other.judge_read,
+            judge_written=self.judge_written + other.judge_written,
+            dollars=(self.dollars or 0.0) + (other.dollars or 0.0) if known else None,
+        )
+
     def __str__(self) -> str:
         """The cost in one line."""
         hours = "unknown hours" if self.hours is None else _span(self.hours)

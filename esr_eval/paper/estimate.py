@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, calibration_prior
-from esr_eval.calibration.cost import Cost
+from esr_eval.calibration.cost import Cost, price_of
 from esr_eval.paper.run import Step, can_wait
 from esr_eval.scorers.grader import BATCH_HOURS, batch_rate
 from esr_eval.subjects import Subject
@@ -31,20 +31,30 @@ def estimate(
         subject: Who answers.
         judge: Who judges.
         speed: Tokens per second that the subject generates; None takes what is known.
-        price: Dollars per million tokens that the judge reads and writes; None likewise.
+        price: Dollars per million tokens that the judge reads and writes; None likewise. A further
+            judge whose price is not known is taken at the same.
         judge_batch: Whether the judge is asked in batches, where a step can wait for them.
     """
-    return Cost.of(
+    own = [step for step in steps if not step.judges]
+    found = Cost.of(
         subject,
         judge,
         generations=sum(step.generations for step in steps),
         generated=sum(step.generations * _longest(step, subject) for step in steps),
-        verdicts=sum(step.verdicts for step in steps),
+        verdicts=sum(step.verdicts for step in own),
         readings=sum(step.readings for step in steps),
         speed=speed or TOKENS_PER_SECOND.get(subject.name),
         price=price,
-        batched=sum(step.verdicts for step in steps if judge_batch and can_wait(step)),
+        batched=sum(step.verdicts for step in own if judge_batch and can_wait(step)),
     )
+    for step in steps:
+        for other in step.judges:
+            each = step.verdicts // len(step.judges)
+            theirs = price_of(other) or price
+            found = found.plus_verdicts(
+                Cost.of(subject, other, generations=0, generated=0, verdicts=each, price=theirs)
+            )
+    return found
 
 
 def _longest(step: Step, subject: Subject) -> int:

@@ -51,6 +51,7 @@ class Step:
         generations: Responses that the subject writes.
         readings: Forward passes over finished answers.
         verdicts: Questions to a judge.
+        judges: Who is asked in place of the run's judge, each of them equally often.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Step:
     generations: int = 0
     readings: int = 0
     verdicts: int = 0
+    judges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -428,7 +428,9 @@ def _cross_judge(choices: Choices) -> Step:
         }
 
     verdicts = len(choices.graders) * choices.scale.cross_judge
-    return Step("cross_judge", "cross_judge", args, sources, verdicts=verdicts)
+    return Step(
+        "cross_judge", "cross_judge", args, sources, verdicts=verdicts, judges=choices.graders
+    )
 
 
 def _episodes(choices: Choices) -> tuple[str, str]:
