@@ -27,10 +27,27 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOK = ROOT / "docs" / "examples" / "from-logs.ipynb"
 FENCE = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`((?:esr-eval|inspect|make) [^`]+)`(?!`)")
-READING = {"agreement", "compare", "finetune table", "power", "subjects", "summary"}
+READING = {
+    *("activations", "agreement", "compare", "detectors", "finetune table", "paper", "power"),
+    *("report", "subjects", "summary"),
+}
 """Commands that load no model, and take seconds."""
+STORED = ROOT / "tests" / "data" / "logs"
+LOGS = {
+    "activations LOG": "activations.eval",
+    "agreement LOG": "cross_judge.eval",
+    "detectors LOG": "detectors.eval",
+    "FOUND": "detectors.eval",
+    "LOG": "esr.eval",
+    "logs/LOG.eval": "esr.eval",
+    "BASE": "esr.eval",
+    "NEW": "esr.eval",
+    "LOGS": "",
+}
+"""Logs to read where a page prints a capital word, after some command or after any."""
 SMALL = re.compile(
-    r"tasks/(esr|injected_thought)\.py --model esr/smollm2-135m( -T (?!rejudge)\S+)*$"
+    r"tasks/(esr|finetuned|injected_thought|vectors)\.py --model esr/smollm2-135m(-esr)?"
+    r"( -T (?!rejudge)\S+)*$"
 )
 """Evaluations that need no GPU, key or hub, and are quick once answers are short and few."""
 
@@ -115,8 +132,7 @@ def test_every_esr_eval_command_that_is_printed_parses(words):
 
 
 def inspect_command(words):
-    [script] = entry_points(group="console_scripts", name="inspect")
-    command, rest = script.load().__globals__["inspect"], words[1:]
+    command, rest = inspect_main(), words[1:]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"inspect has no command {rest[0]}"
         command, rest = command.commands[rest[0]], rest[1:]
@@ -158,10 +174,21 @@ def test_every_make_target_that_is_printed_exists(words):
     assert next(word for word in words[1:] if "=" not in word) in targets
 
 
+def filled(words):
+    """A printed line with stored logs where the reader names theirs."""
+    return [
+        str(STORED / LOGS[key])
+        if (key := f"{words[1]} {word}") in LOGS or (key := word) in LOGS
+        else word
+        for word in words
+    ]
+
+
 def needs_nothing(words):
     """Whether a command only reads what the repository has."""
     if names_only(words) and words[1:] != ["subjects"]:
         return False
+    words = filled(words)
     try:
         path, command, rest = esr_eval_command(words)
         given = command.make_context("", list(rest)).params
@@ -171,7 +198,9 @@ def needs_nothing(words):
     read = [one for some in logs for one in (some if isinstance(some, list | tuple) else [some])]
     files = [str(one) for one in read if isinstance(one, str | Path)]
     found = all((ROOT / name).exists() for name in files)
-    return found and " ".join(path) in READING
+    # A plan is read; what it plans is another test's.
+    planned = path != ("paper",) or (given["dry_run"] and "smollm2" in given["model"])
+    return found and planned and " ".join(path) in READING
 
 
 @pytest.mark.parametrize(
@@ -180,24 +209,50 @@ def needs_nothing(words):
 def test_every_printed_command_that_only_reads_the_repository_runs(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "logs", tmp_path / "logs")
-    done = CliRunner().invoke(app, words[1:])
+    done = CliRunner().invoke(app, filled(words)[1:])
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        words
+        for one in all_printed("inspect")
+        if (words := one.values[0])[1] == "score" and "--model-role" not in words
+    ],
+    ids=shlex.join,
+)
+def test_every_printed_scoring_that_asks_no_paid_judge_runs(words, tmp_path):
+    [stored] = [word for word in filled(words) if word.endswith(".eval")]
+    log = shutil.copy(stored, tmp_path)
+    given = [log if word == stored else word for word in filled(words)]
+    # Asked whether to overwrite the log, as Inspect asks everyone, the reader does.
+    done = Clicked().invoke(inspect_main(), [*given[1:], "--display", "none"], input="o\n")
+    assert done.exit_code == 0, done.output
+    scorer = words[words.index("--scorer") + 1].rpartition("/")[2]
+    named = [score.scorer.rpartition("/")[2] for score in read_eval_log(log).results.scores]
+    assert scorer in named
+
+
+def inspect_main():
+    [script] = entry_points(group="console_scripts", name="inspect")
+    return script.load().__globals__["inspect"]
 
 
 def quick_evaluations():
     """Printed evaluations of the small model, those of one size only once."""
     found = [one.values[0] for one in all_printed("inspect")]
     lines = [words for words in found if SMALL.search(shlex.join(words))]
-    return [words for words in lines if "n_latents=24" not in words]
+    # Once short, lines that differ in sizes alone are one.
+    return list({re.sub(r"_latents?=\d+|seed=\d+", "", shlex.join(w)): w for w in lines}.values())
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("words", quick_evaluations(), ids=shlex.join)
 def test_every_printed_evaluation_that_needs_no_gpu_key_or_hub_runs(words, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    [script] = entry_points(group="console_scripts", name="inspect")
     short = ["--max-tokens", "8", "--limit", "2", "--log-dir", str(tmp_path), "--display", "none"]
-    done = Clicked().invoke(script.load().__globals__["inspect"], [*words[1:], *short])
+    done = Clicked().invoke(inspect_main(), [*words[1:], *short])
     assert done.exit_code == 0, done.output
     [info] = list_eval_logs(str(tmp_path))
     log = read_eval_log(info.name)
