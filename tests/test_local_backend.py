@@ -7,7 +7,7 @@ from esr_eval.dataset import prompts
 from esr_eval.errors import EsrError
 from esr_eval.spec import AddVector, Boost, Clamp, Readout, Steering
 from esr_eval.steering.requests import Row
-from esr_eval.steering.sampling import Sampling
+from esr_eval.steering.sampling import Sampling, scores
 
 pytestmark = pytest.mark.model
 LAYER = 14
@@ -56,6 +56,21 @@ def test_a_row_alone_equals_the_row_in_a_batch_of_16(backend):
     assert [one.tokens for one in together] == [one.tokens for one in alone]
     assert [one.edited_positions for one in together] == [one.edited_positions for one in alone]
     assert all(len(one.tokens) > 0 for one in together)
+
+
+def test_scores_that_were_compiled_choose_the_same_tokens(backend, monkeypatch):
+    rows = different_rows(backend, 4, 0.6)
+    want, asked = backend.generate(rows), []
+    assert backend._compiled is None  # on a CPU
+
+    def compiled(*args):
+        asked.append(len(args[0]))
+        return scores(*args)
+
+    monkeypatch.setattr(backend, "_compiled", compiled)
+    assert backend.generate(rows) == want
+    assert set(asked) == {4}
+    assert backend.generate(rows[:1]) == want[:1] and set(asked) == {4}
 
 
 def test_unsteered_greedy_equals_plain_transformers(backend):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from esr_eval.steering.sampling import RowSampler, Sampling, gumbel_noise, row_key
+from esr_eval.steering.sampling import RowSampler, Sampling, compiled_scores, gumbel_noise, row_key
 
 
 def sampling(seed=0, temperature=1.0, top_p=None, top_k=None, penalty=1.0, n=16):
@@ -104,3 +104,14 @@ def test_repetition_penalty_is_the_usual_one():
     ours = RowSampler([sampling(0, 0.0, penalty=1.8)]).choose(logits, seen, at(0, 1))
     theirs = RepetitionPenaltyLogitsProcessor(1.8)(ids, logits.clone()).argmax(-1)
     assert torch.equal(ours, theirs)
+
+
+def test_compiled_scores_are_the_scores():
+    compiled = compiled_scores(501, torch.float32, "cpu")
+    if compiled is None:
+        pytest.skip("there is no compiler")
+    logits = 4 * torch.randn(9, 501, generator=torch.Generator().manual_seed(1))
+    sampler = RowSampler([sampling(seed, 0.4 * (seed % 3), penalty=1.2) for seed in range(9)])
+    for step in range(3):
+        chosen = sampler.choose(logits, logits > 1, at(step, 9))
+        assert torch.equal(chosen, sampler.choose(logits, logits > 1, at(step, 9), compiled))

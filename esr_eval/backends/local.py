@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from esr_eval.steering.requests import (
     out_of_range,
     read_results,
 )
+from esr_eval.steering.sampling import Scores, compiled_scores
 
 SHARE = 0.6
 """Share of a GPU's free memory that rows may take; activations and nnsight need the rest."""
@@ -122,7 +123,7 @@ class LocalBackend(Backend):
     ) -> tuple[list[Generated], float]:
         """Generate; also how far the first two rows' first logits are apart, if asked for."""
         ids, mask = padded([row.prompt for row in rows], self.pad, self._model.device)
-        decoding = Decoding(rows, ids, mask, self.ends, compare)
+        decoding = Decoding(rows, ids, mask, self.ends, compare, self._compiled)
         plan = plan_batch(rows, self.sae, self._layer_device)
         with self._engine, torch.inference_mode():
             out = self._trace(ids, mask, decoding, plan, rows)
@@ -221,6 +222,15 @@ class LocalBackend(Backend):
                 out = tracer.result.save()
         result: Tensor = out
         return result
+
+    @cached_property
+    def _compiled(self) -> Scores | None:
+        """On a GPU only: on a CPU, compiling takes longer than many a run gains by it."""
+        if self._model.device.type != "cuda":
+            return None
+        # transformers hands logits on in 32 bits.
+        vocabulary = self._model.config.get_text_config().vocab_size
+        return compiled_scores(vocabulary, torch.float32, self._model.device)
 
     def _layer_device(self, layer: int) -> torch.device:
         device: torch.device = next(self._layers[layer].parameters()).device

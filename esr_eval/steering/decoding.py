@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from esr_eval.steering.requests import Row
-from esr_eval.steering.sampling import RowSampler
+from esr_eval.steering.sampling import RowSampler, Scores
 
 
 class Decoding:
@@ -20,6 +20,7 @@ class Decoding:
         mask: Tensor,
         end_tokens: Sequence[int],
         compare: bool = False,
+        compiled: Scores | None = None,
     ) -> None:
         """Prepare a batch.
 
@@ -29,6 +30,7 @@ class Decoding:
             mask: Their attention mask, (batch, position).
             end_tokens: Ids that end a response.
             compare: Whether to note how far the first two rows' logits are apart (`apart`).
+            compiled: See `sampling.compiled_scores`.
         """
         device = mask.device
         self._sampler = RowSampler([row.sampling for row in rows], device)
@@ -45,6 +47,7 @@ class Decoding:
         self.finite = torch.ones_like(self.alive)
         self.apart = 0.0
         self._compare = compare
+        self._compiled = compiled
         self._chosen: list[Tensor] = []
 
     def to(self, device: torch.device) -> "Decoding":
@@ -85,7 +88,7 @@ class Decoding:
         self.finite &= ~self.alive | torch.isfinite(logits.amax(-1))
         self.alive &= self.finite
         steps = torch.full_like(self.limits, self._step)
-        chosen = self._sampler.choose(logits, self._seen, steps)
+        chosen = self._sampler.choose(logits, self._seen, steps, self._compiled)
         chosen = torch.where(self.alive, chosen, self._ends[0])
         self._chosen.append(chosen)
         self._seen.scatter_(1, chosen.unsqueeze(1), True)

@@ -8,6 +8,7 @@ the two best stand closer than that error. (Inverting the cumulative distributio
 errors of all tokens before the chosen one.)
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Scores = Callable[..., Tensor]
+"""`scores`, or what does the same."""
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIERS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
@@ -116,6 +122,37 @@ def scores(
     return noise
 
 
+def compiled_scores(
+    vocabulary: int, dtype: torch.dtype, device: torch.device | str
+) -> Scores | None:
+    """`scores` in one pass over the vocabulary, where a dozen and more pass over it in turn.
+
+    The largest is not looked for in that pass: torch 2.13 compiles its place wrongly on a CPU.
+
+    Args:
+        vocabulary: Number of logits.
+        dtype: Their type.
+        device: Where they are.
+
+    Returns:
+        None where there is no compiler, or what it makes chooses other tokens.
+    """
+    settings = [Sampling(seed, 0.7 * (seed % 3), None, None, 1.1, 1) for seed in range(7)]
+    rows, steps = RowSampler(settings, device), torch.arange(7).to(device)
+    try:
+        compiled: Scores = torch.compile(scores, dynamic=True)
+        with torch.inference_mode():
+            drawn = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0))
+            logits = (4 * drawn).to(device, dtype)
+            wanted = rows.choose(logits, logits > 0, steps)
+            if not torch.equal(wanted, rows.choose(logits, logits > 0, steps, compiled)):
+                raise RuntimeError("it chooses other tokens")
+    except Exception as error:  # of whatever compiler there is
+        logger.warning("esr-eval chooses tokens uncompiled: %s", error)
+        return None
+    return compiled
+
+
 def punished(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Logits in float32, those of tokens seen before with the repetition penalty."""
     logits, penalty = logits.float(), penalty.unsqueeze(1)
@@ -151,7 +188,7 @@ class RowSampler:
         logits: Tensor,
         seen: Tensor,
         steps: Tensor,
-        compiled: "Callable[..., Tensor] | None" = None,
+        compiled: "Scores | None" = None,
     ) -> Tensor:
         """Choose one token per row.
 
@@ -159,7 +196,7 @@ class RowSampler:
             logits: Next-token logits, (batch, vocabulary).
             seen: For every row which tokens occurred so far, boolean (batch, vocabulary).
             steps: Number of tokens that each row generated before this one, int64 (batch,).
-            compiled: `scores`, compiled.
+            compiled: See `compiled_scores`.
 
         Returns:
             Token ids, (batch,).
@@ -170,7 +207,8 @@ class RowSampler:
         if self._most_kept or self._any_top_p:
             logits = self._truncated(punished(logits, seen, penalty))
             penalty = torch.ones_like(penalty)
-        score = compiled or scores
+        # A single row would be compiled for by itself.
+        score = compiled if compiled and len(logits) > 1 else scores
         return score(logits, seen, penalty, self._keys, steps, self._temperature).argmax(-1)
 
     def _truncated(self, logits: Tensor) -> Tensor:

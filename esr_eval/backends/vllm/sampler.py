@@ -6,15 +6,12 @@ needs nothing but torch and numpy there.
 """
 
 import json
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from esr_eval.steering.sampling import RowSampler, Sampling, scores
-
-logger = logging.getLogger(__name__)
+from esr_eval.steering.sampling import RowSampler, Sampling, Scores, compiled_scores
 
 
 def read_sampling(told: str) -> Sampling:
@@ -46,7 +43,7 @@ class BatchSampler:
     def __init__(self, device: torch.device) -> None:
         """Start with no request."""
         self._device = device
-        self._compiled: Callable[..., Tensor] | None = None
+        self._compiled: Scores | None = None
         self._requests: dict[str, _Request] = {}
         self._free: list[int] = []
         self._seen: Tensor | None = None
@@ -60,29 +57,13 @@ class BatchSampler:
         self._top: Tensor | None = None
 
     def compile(self, vocabulary: int, dtype: torch.dtype) -> None:
-        """Have the noise and the scores of a batch computed in one pass over the vocabulary.
-
-        Where there is no compiler, or it chooses other tokens, all stays as it is. The largest is
-        not looked for in that pass: torch 2.13 compiles its place wrongly on a CPU.
+        """Choose by compiled scores, where they are to be had.
 
         Args:
             vocabulary: Number of logits.
             dtype: Their type.
         """
-        settings = [Sampling(seed, 0.7 * (seed % 3), None, None, 1.1, 1) for seed in range(7)]
-        rows, steps = RowSampler(settings, self._device), torch.arange(7).to(self._device)
-        try:
-            compiled = torch.compile(scores, dynamic=True)
-            with torch.inference_mode():
-                drawn = torch.randn(7, vocabulary, generator=torch.Generator().manual_seed(0))
-                logits = (4 * drawn).to(self._device, dtype)
-                wanted = rows.choose(logits, logits > 0, steps)
-                if not torch.equal(wanted, rows.choose(logits, logits > 0, steps, compiled)):
-                    raise RuntimeError("it chooses other tokens")
-        except Exception as error:  # of whatever compiler there is
-            logger.warning("esr-eval chooses tokens uncompiled: %s", error)
-        else:
-            self._compiled = compiled
+        self._compiled = compiled_scores(vocabulary, dtype, self._device)
 
     def admit(self, name: str, told: str, prompt: Sequence[int]) -> None:
         """Take a request that vLLM begins to compute; one that it computes anew is known."""
@@ -119,9 +100,7 @@ class BatchSampler:
             self._stack(now, logits.shape[-1])
         assert self._seen is not None
         ours = logits if len(now) == len(logits) else logits[self._at]
-        # A single row would be compiled for by itself.
-        compiled = self._compiled if len(now) > 1 else None
-        chosen = self._rows.choose(ours, self._seen[self._places], self._steps, compiled)
+        chosen = self._rows.choose(ours, self._seen[self._places], self._steps, self._compiled)
         self._seen.index_put_((self._places, chosen), self._yes)
         self._steps += 1
         for _, request in now:
