@@ -39,7 +39,7 @@ PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-heavy test-hub lint format types clean
+.PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-browser test-heavy test-hub lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -96,6 +96,13 @@ test-ndif: $(READY)  ## the parity suite and faults against a real NDIF server o
 test-vllm: $(READY)  ## the same against a real vLLM server on loopback
 	$(BIN)/esr-eval serve vllm install
 	$(BIN)/python -m pytest -m "$(VLLM)"
+
+test-browser: $(VENV)/.browser  ## the page of `esr-eval play` and Inspect's viewer in headless Chromium
+	$(BIN)/python -m pytest -m browser tests/test_looks.py tests/test_play.py
+
+$(VENV)/.browser: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r pyproject.toml --extra play playwright
+	@touch $@
 
 test-heavy: $(READY)  ## the tests that `make test` leaves out as they take long
 	$(BIN)/python -m pytest -m "heavy and not vllm"

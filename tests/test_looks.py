@@ -4,10 +4,14 @@ import html
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from evals import embedded
 from typer.testing import CliRunner
 
 from esr_eval.cli import app
@@ -84,6 +88,56 @@ def test_a_browser_shows_the_figure_first_and_filters_episodes(page, width, tmp_
     assert found["broken"] == found["folded"] == found["stops"] == 0
     for value in ("restart-yes", "better-yes", "condition"):
         assert 0 < found[value] == found[f"{value}-due"] < found["all"]
+
+
+@pytest.mark.model
+@pytest.mark.browser
+@browser
+def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
+    player = pytest.importorskip("playwright.sync_api")
+    few = {"n_latents": 1, "trials_per_latent": 1, "max_tokens": 8}
+    for steering in (True, False):
+        embedded("esr", tmp_path / "logs", steering=steering, **few)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [Path(sys.executable).parent / "inspect", "view", "--log-dir", tmp_path / "logs"]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", port])
+    try:
+        with player.sync_playwright() as play:
+            chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            tab = chromium.new_page(viewport={"width": 1400, "height": 900})
+            for _ in range(600):
+                if server.poll() is not None or reached(tab, f"http://127.0.0.1:{port}"):
+                    break
+                time.sleep(0.2)
+            rows = tab.locator("[role=row]")
+            for condition in ("steered", "unsteered"):
+                row = rows.filter(has_text=re.compile(rf"smollm2-135m(, |\s+){condition}"))
+                row.first.wait_for(timeout=60_000)
+                assert row.count() == 1
+            tab.screenshot(path=tmp_path / "list.png")
+            rows.filter(has_text=re.compile(r"smollm2-135m, steered")).click()
+            rows.filter(has_text="attempt").first.click(timeout=60_000)
+            tab.get_by_text("positions changed").wait_for(timeout=60_000)
+            tab.screenshot(path=tmp_path / "sample.png")
+            seen = tab.get_by_text("positions changed").bounding_box()
+            assert seen["y"] < 900, "what was boosted is not on the first screen"
+            told = tab.inner_text("body")
+            assert all(f'"{key}"' in told for key in ("latent", "label", "strength", "receipt"))
+            chromium.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def reached(tab, address):
+    try:
+        tab.goto(address)
+    except Exception as error:  # playwright's, which may not be installed
+        assert "ERR_CONNECTION_REFUSED" in str(error)
+        return False
+    return True
 
 
 def test_the_first_screen_is_a_figure_and_a_line_for_each_experiment(page):

@@ -173,6 +173,7 @@ def listening(process):
 
 
 @pytest.mark.model
+@pytest.mark.browser
 @pytest.mark.skipif(
     CHROMIUM is None or not all(map(importlib.util.find_spec, ("gradio", "playwright"))),
     reason="needs gradio, playwright and chromium",
@@ -184,7 +185,7 @@ def test_the_page_in_a_browser(tmp_path):
     with Path(tmp_path / "out").open("w", encoding="utf-8") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out)
     try:
-        for _ in range(300):
+        for _ in range(1200):
             if url := re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "out").read_text()):
                 break
             assert server.poll() is None, (tmp_path / "out").read_text()
@@ -220,6 +221,7 @@ def test_the_page_in_a_browser(tmp_path):
         server.wait(20)
 
 
+@pytest.mark.browser
 def test_gradio_reports_nothing_to_others(monkeypatch):
     pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
