@@ -69,8 +69,9 @@ def judges(
 
     wanted = judges or list(OFFLINE)
     chosen = choose_passages(read_passages(passages), split, limit, seed)
-    with aside(as_json):
-        check_judges(wanted, model)
+    if not dry_run:  # what it would take needs no key
+        with aside(as_json):
+            check_judges(wanted, model)
     if not _agreed(wanted, chosen, judge_price, dry_run, yes):
         return
     args = {
