@@ -6,13 +6,14 @@ distribution over where the root is, test its median, and shift probability towa
 the noisy answer points to. Pure arithmetic: no model, no judge, no Inspect.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from scipy.special import betainc
 
 from esr_eval.errors import EsrError
@@ -109,17 +110,82 @@ class Round(BaseModel):
         return float(np.mean(self.scores)) if self.scores else None
 
 
-class Bisection(BaseModel):
+class Search(BaseModel):
     """The search for one strength: its prior and the rounds so far.
 
-    Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
+    Immutable: `observed` returns the next state. The posterior follows from the rounds, so the
     JSON form is the history alone, and an interrupted search continues where it stopped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    method: ClassVar[str]
 
     prior: CalibrationPrior
     rounds: tuple[Round, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> Self:
+        if self.prior.method != self.method:
+            raise ValueError(f"it is no search with method={self.method}")
+        return self
+
+    @property
+    @abstractmethod
+    def tests(self) -> tuple[float, ...]:
+        """Strengths to test next, together; a round each."""
+
+    @property
+    @abstractmethod
+    def responses(self) -> int:
+        """Responses of a round."""
+
+    @property
+    @abstractmethod
+    def most_rounds(self) -> int:
+        """Rounds with evidence that end the search."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether the search has ended well."""
+
+    @property
+    @abstractmethod
+    def strength(self) -> float:
+        """The strength found."""
+
+    @abstractmethod
+    def quantile(self, q: float) -> float:
+        """Posterior quantile of the strength."""
+
+    @property
+    def counted(self) -> int:
+        """Rounds with evidence."""
+        return sum(bool(tested.scores) for tested in self.rounds)
+
+    @property
+    def empty(self) -> int:
+        """Rounds in which nothing could be judged; they move nothing and are repeated."""
+        return len(self.rounds) - self.counted
+
+    @property
+    def failed(self) -> bool:
+        """Whether too many rounds stayed without a judgement to go on."""
+        return not self.finished and self.empty > MAX_EMPTY_ROUNDS
+
+    def observed(self, *tested: Round) -> Self:
+        """The state after these rounds."""
+        return type(self)(prior=self.prior, rounds=(*self.rounds, *tested))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `model_validate` restores the same state."""
+        return self.model_dump(mode="json")
+
+
+class Bisection(Search):
+    """The paper's search."""
+
+    method = "paper"
 
     @cached_property
     def grid(self) -> npt.NDArray[np.float64]:
@@ -151,24 +217,29 @@ class Bisection(BaseModel):
         return float(np.interp(q, np.cumsum(self.posterior), self.grid))
 
     @property
-    def counted(self) -> int:
-        """Rounds with evidence."""
-        return sum(bool(tested.scores) for tested in self.rounds)
+    def strength(self) -> float:
+        """The median."""
+        return self.median
 
     @property
-    def empty(self) -> int:
-        """Rounds in which nothing could be judged; they move nothing and are repeated."""
-        return len(self.rounds) - self.counted
+    def tests(self) -> tuple[float, ...]:
+        """The median alone."""
+        return (self.median,)
+
+    @property
+    def responses(self) -> int:
+        """As the prior says."""
+        return self.prior.samples_per_round
+
+    @property
+    def most_rounds(self) -> int:
+        """As the prior says."""
+        return self.prior.rounds
 
     @property
     def finished(self) -> bool:
         """Whether all rounds have been counted."""
         return self.counted >= self.prior.rounds
-
-    @property
-    def failed(self) -> bool:
-        """Whether too many rounds stayed without a judgement to go on."""
-        return not self.finished and self.empty > MAX_EMPTY_ROUNDS
 
     def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
         """The state after testing the current median.
@@ -178,9 +249,4 @@ class Bisection(BaseModel):
                 none could be judged, which leaves the posterior as it is.
             unscored: Responses that could not be judged or held no attempt.
         """
-        tested = Round(strength=self.median, scores=tuple(scores), unscored=unscored)
-        return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `model_validate` restores the same state."""
-        return self.model_dump(mode="json")
+        return self.observed(Round(strength=self.median, scores=tuple(scores), unscored=unscored))

@@ -1,0 +1,218 @@
+"""The strength at which the mean first-attempt score is the target, from a curve of scores.
+
+Bisection asks only on which side of the target a score lies. Here first scores fall with the
+strength along a logistic curve, and a posterior over its threshold (the strength searched for), its
+slope and its floor is kept on a grid. A score counts by the quasi-likelihood of a share
+(Wedderburn 1974): nothing but mean and variance is assumed, so scores near 20 and near 85 serve as
+well as scores that spread. Slopes are relative to the threshold, which makes one prior of the slope
+serve every model. It is fixed: what one latent gets must not depend on the others of its run.
+"""
+
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit, softmax
+from scipy.stats import norm
+
+from esr_eval.calibration.bisection import Search
+from esr_eval.subjects import CalibrationPrior
+
+SHARE = 0.4
+"""Responses of a search, of those that the paper's method takes under the same prior."""
+
+AT_ONCE = 2
+"""Strengths tested at a time, with one response each: two tell more than one strength asked twice,
+and their answers share a batch."""
+
+SCORE_WEIGHT = 2.4
+"""What one score counts, in answers that are all right or all wrong: their variance over that of
+scores, whose standard deviation is near 28 at a mean of 30."""
+
+SLOPES = np.array([1.5, 2.2, 3.3, 5, 7.5, 11, 16])
+"""Of the logit of the score, over a change of the strength by the threshold."""
+SLOPE_MEDIAN, SLOPE_SPREAD = 5.5, 0.6
+"""Of the log-normal prior of the slope; the shipped strengths' rounds have one of some 4.5 to 6."""
+
+FLOORS = {0.0: 0.7, 1 / 3: 0.2, 2 / 3: 0.1}
+"""Scores of answers that are all about the latent, in targets, and how probable they are."""
+CEILING = 0.88
+"""Where the curve begins, of the way from the target to 100."""
+
+WIDE = 0.1
+"""Probability that the subject's prior is wrong; the threshold then is log-normal around it."""
+
+GRID, CANDIDATES = 300, 60
+"""Thresholds of the grid, and strengths of them that are considered for the next test."""
+
+NEAR = (1 / 3, 0.3)
+"""Strengths are tested where the score is expected near the target: so far below it, of the target,
+to so far above it, of what is left to 100. Further off, a curve that is not logistic misleads."""
+
+BAD, GOOD = 0.12, 0.85
+"""The two answers that a test is expected to give, as shares of 100."""
+
+Array = npt.NDArray[np.float64]
+
+
+def most_responses(prior: CalibrationPrior) -> int:
+    """Judged responses after which a search ends."""
+    pairs = round(SHARE * prior.rounds * prior.samples_per_round / AT_ONCE)
+    return AT_ONCE * max(1, pairs)
+
+
+class Grid(NamedTuple):
+    """The curves under consideration, of all thresholds for each slope and floor.
+
+    Attributes:
+        strengths: The thresholds, which are the strengths that may be tested, too.
+        share: Expected share of 100 of each curve (columns) at each strength (rows).
+        log_prior: Of each curve.
+        log_threshold: Of each curve.
+    """
+
+    strengths: Array
+    share: Array
+    log_prior: Array
+    log_threshold: Array
+
+    def evidence(self, at: Array | int, scores: float, answers: float) -> Array:
+        """Log-likelihood of each curve for answers at a row or rows.
+
+        Args:
+            at: Row or rows.
+            scores: Sum of the answers' shares of 100.
+            answers: How many these are.
+        """
+        share = self.share[at]
+        log = scores * np.log(share) + (answers - scores) * np.log1p(-share)
+        return np.asarray(SCORE_WEIGHT * log, dtype=np.float64)
+
+
+@lru_cache(maxsize=8)
+def grid_of(prior: CalibrationPrior) -> Grid:
+    """The grid of a prior: dense where the threshold is expected, and wide."""
+    fine = np.geomspace(max(prior.lower, prior.upper / 1000), prior.upper, 5000)
+    # Densities over the logarithm, which the fine grid is even in.
+    expected = fine * norm.pdf(fine, prior.prior_mean, prior.prior_std)
+    wide = norm.pdf(np.log(fine / prior.prior_mean))
+    expected, wide = expected / expected.sum(), wide / wide.sum()
+    dense = np.cumsum(0.6 * expected + 0.2 * wide + 0.2 / len(fine))
+    cells = np.interp(np.arange(GRID + 1) / GRID, dense, fine)
+    strengths = np.interp((np.arange(GRID) + 0.5) / GRID, dense, fine)
+    mass = np.cumsum((1 - WIDE) * expected + WIDE * wide)
+    threshold = np.maximum(np.diff(np.interp(cells, fine, mass)), 1e-12)
+    slopes = norm.pdf(np.log(SLOPES / SLOPE_MEDIAN) / SLOPE_SPREAD)
+    target = prior.target / 100
+    top = target + CEILING * (1 - target)
+    ratio = strengths[:, None] / strengths
+    shares, masses = [], []
+    for floor, probable in FLOORS.items():
+        low = floor * target
+        at_target = logit((target - low) / (top - low))
+        for slope, likely in zip(SLOPES, slopes, strict=True):
+            shares.append(low + (top - low) * expit(at_target - slope * (ratio - 1)))
+            masses.append(threshold * probable * likely)
+    curves = len(shares)
+    return Grid(
+        strengths=strengths,
+        share=np.clip(np.concatenate(shares, axis=1), 0.005, 0.995),
+        log_prior=np.log(np.concatenate(masses)),
+        log_threshold=np.tile(np.log(strengths), curves),
+    )
+
+
+@lru_cache(maxsize=8)
+def _foreseen(prior: CalibrationPrior) -> tuple[Array, Array, Array]:
+    """Rows that may be tested, and the likelihoods of a bad and of a good answer there."""
+    grid = grid_of(prior)
+    rows = np.arange(0, GRID, GRID // CANDIDATES)
+    bad, good = (np.exp(grid.evidence(rows, answer, 1)) for answer in (BAD, GOOD))
+    return rows, bad, good
+
+
+class CurveSearch(Search):
+    """The search for one strength by the curve of its scores."""
+
+    method = "curve"
+
+    @property
+    def responses(self) -> int:
+        """One at each strength."""
+        return 1
+
+    @property
+    def most_rounds(self) -> int:
+        """As many as responses."""
+        return most_responses(self.prior)
+
+    @property
+    def empty(self) -> int:
+        """Pairs of tests in which nothing could be judged."""
+        pairs = range(0, len(self.rounds), AT_ONCE)
+        return sum(not any(one.scores for one in self.rounds[at : at + AT_ONCE]) for at in pairs)
+
+    @property
+    def finished(self) -> bool:
+        """Whether enough was judged."""
+        return sum(len(tested.scores) for tested in self.rounds) >= self.most_rounds
+
+    @cached_property
+    def log_posterior(self) -> Array:
+        """Of each curve of the grid, but for a constant."""
+        grid = grid_of(self.prior)
+        log = grid.log_prior.copy()
+        for tested in self.rounds:
+            row = int(np.argmin(np.abs(grid.strengths - tested.strength)))
+            log += grid.evidence(row, sum(tested.scores) / 100, len(tested.scores))
+        return log
+
+    @cached_property
+    def expected(self) -> Array:
+        """Expected share of 100 at each strength of the grid; it falls."""
+        return np.asarray(grid_of(self.prior).share @ softmax(self.log_posterior), np.float64)
+
+    @property
+    def tests(self) -> tuple[float, ...]:
+        """Where the threshold's posterior is expected to be narrowed most; then the same again.
+
+        The second of a pair is chosen as if the first had given the score that is expected there.
+        """
+        grid = grid_of(self.prior)
+        log, found = self.log_posterior, []
+        for _ in range(AT_ONCE):
+            row = _most_telling(self.prior, softmax(log))
+            found.append(float(grid.strengths[row]))
+            log = log + grid.evidence(row, float(grid.share[row] @ softmax(log)), 1)
+        return tuple(found)
+
+    @property
+    def strength(self) -> float:
+        """Where the expected score is the target."""
+        grid = grid_of(self.prior)
+        return float(np.interp(self.prior.target / 100, self.expected[::-1], grid.strengths[::-1]))
+
+    def quantile(self, q: float) -> float:
+        """Posterior quantile of the threshold."""
+        grid = grid_of(self.prior)
+        mass = softmax(self.log_posterior).reshape(-1, GRID).sum(axis=0)
+        return float(np.interp(q, np.cumsum(mass), grid.strengths))
+
+
+def _most_telling(prior: CalibrationPrior, posterior: Array) -> int:
+    """Row at which an answer leaves the least variance of the threshold's logarithm."""
+    grid = grid_of(prior)
+    rows, bad, good = _foreseen(prior)
+    share = grid.share[rows] @ posterior
+    target = prior.target / 100
+    near = (share >= target * (1 - NEAR[0])) & (share <= target + (1 - target) * NEAR[1])
+    if not near.any():
+        near = np.arange(len(rows)) == np.argmin(np.abs(share - target))
+    moments = np.stack([posterior * grid.log_threshold**power for power in range(3)], axis=1)
+    is_good = np.clip((share - BAD) / (GOOD - BAD), 0.02, 0.98)
+    left = np.zeros(len(rows))
+    for likelihood, probable in ((bad, 1 - is_good), (good, is_good)):
+        mass, mean, square = (likelihood @ moments).T
+        left += probable * (square / mass - (mean / mass) ** 2)
+    return int(rows[np.argmin(np.where(near, left, np.inf))])
