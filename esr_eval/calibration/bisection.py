@@ -44,22 +44,20 @@ def calibration_prior(
     relative = RELATIVE_PRIOR.model_copy(update={"max_tokens": max(1, subject.max_tokens // 2)})
     fields = (subject.calibration or relative).model_dump()
     try:
-        return CalibrationPrior.model_validate({**fields, **(changes or {})})
+        prior = CalibrationPrior.model_validate({**fields, **(changes or {})})
     except ValidationError as error:
         wrong = ", ".join(str(part["loc"][0]) for part in error.errors())
         raise EsrError(
             f"The calibration prior of {subject.name} is invalid ({wrong}): pass for example "
             '-T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
         ) from None
-
-
-def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = None) -> int:
-    """Responses that finding one latent's strength takes: the search's, and the check's.
-
-    A round in which nothing could be judged is repeated and comes on top.
-    """
-    prior = calibration_prior(subject, changes)
-    return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
+    if prior.method == "curve" and (prior.prior_mean <= 0 or prior.lower < 0):
+        raise EsrError(
+            f"method=curve searches strengths above 0, but the calibration prior of {subject.name} "
+            f"has prior_mean {prior.prior_mean:g} and lower {prior.lower:g}: change these, or pass "
+            "method=paper."
+        )
+    return prior
 
 
 def probability_above(

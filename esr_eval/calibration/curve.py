@@ -8,16 +8,17 @@ well as scores that spread. Slopes are relative to the threshold, which makes on
 serve every model. It is fixed: what one latent gets must not depend on the others of its run.
 """
 
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit, softmax
 from scipy.stats import norm
 
-from esr_eval.calibration.bisection import Search
-from esr_eval.subjects import CalibrationPrior
+from esr_eval.calibration.bisection import CHECK_SAMPLES, Bisection, Search, calibration_prior
+from esr_eval.subjects import CalibrationPrior, Subject
 
 SHARE = 0.4
 """Responses of a search, of those that the paper's method takes under the same prior."""
@@ -43,8 +44,10 @@ CEILING = 0.88
 WIDE = 0.1
 """Probability that the subject's prior is wrong; the threshold then is log-normal around it."""
 
-GRID, CANDIDATES = 300, 60
-"""Thresholds of the grid, and strengths of them that are considered for the next test."""
+GRID = 300
+"""Thresholds of the grid."""
+TESTED = np.arange(0, GRID, 5)
+"""Those of them that may be tested."""
 
 NEAR = (1 / 3, 0.3)
 """Strengths are tested where the score is expected near the target: so far below it, of the target,
@@ -77,7 +80,7 @@ class Grid(NamedTuple):
     log_prior: Array
     log_threshold: Array
 
-    def evidence(self, at: Array | int, scores: float, answers: float) -> Array:
+    def evidence(self, at: npt.NDArray[np.int64] | int, scores: float, answers: float) -> Array:
         """Log-likelihood of each curve for answers at a row or rows.
 
         Args:
@@ -125,11 +128,10 @@ def grid_of(prior: CalibrationPrior) -> Grid:
 
 @lru_cache(maxsize=8)
 def _foreseen(prior: CalibrationPrior) -> tuple[Array, Array, Array]:
-    """Rows that may be tested, and the likelihoods of a bad and of a good answer there."""
+    """Shares at the strengths that may be tested; likelihoods of a bad and of a good answer."""
     grid = grid_of(prior)
-    rows = np.arange(0, GRID, GRID // CANDIDATES)
-    bad, good = (np.exp(grid.evidence(rows, answer, 1)) for answer in (BAD, GOOD))
-    return rows, bad, good
+    bad, good = (np.exp(grid.evidence(TESTED, answer, 1)) for answer in (BAD, GOOD))
+    return grid.share[TESTED], bad, good
 
 
 class CurveSearch(Search):
@@ -203,16 +205,30 @@ class CurveSearch(Search):
 def _most_telling(prior: CalibrationPrior, posterior: Array) -> int:
     """Row at which an answer leaves the least variance of the threshold's logarithm."""
     grid = grid_of(prior)
-    rows, bad, good = _foreseen(prior)
-    share = grid.share[rows] @ posterior
+    shares, bad, good = _foreseen(prior)
+    share = shares @ posterior
     target = prior.target / 100
     near = (share >= target * (1 - NEAR[0])) & (share <= target + (1 - target) * NEAR[1])
     if not near.any():
-        near = np.arange(len(rows)) == np.argmin(np.abs(share - target))
+        near = np.arange(len(share)) == np.argmin(np.abs(share - target))
     moments = np.stack([posterior * grid.log_threshold**power for power in range(3)], axis=1)
     is_good = np.clip((share - BAD) / (GOOD - BAD), 0.02, 0.98)
-    left = np.zeros(len(rows))
+    left = np.zeros(len(share))
     for likelihood, probable in ((bad, 1 - is_good), (good, is_good)):
         mass, mean, square = (likelihood @ moments).T
         left += probable * (square / mass - (mean / mass) ** 2)
-    return int(rows[np.argmin(np.where(near, left, np.inf))])
+    return int(TESTED[np.argmin(np.where(near, left, np.inf))])
+
+
+def begin(prior: CalibrationPrior) -> Search:
+    """A search by the prior's method that has not begun."""
+    return CurveSearch(prior=prior) if prior.method == "curve" else Bisection(prior=prior)
+
+
+def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = None) -> int:
+    """Responses that finding one latent's strength takes: the search's, and the check's.
+
+    One that cannot be judged, in bisection a round of these, is repeated and comes on top.
+    """
+    search = begin(calibration_prior(subject, changes))
+    return search.most_rounds * search.responses + CHECK_SAMPLES

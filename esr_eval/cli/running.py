@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,7 @@ from esr_eval.data.arguments import (
     GRADERS,
     PORT,
     SHARE,
+    with_method,
 )
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
@@ -233,6 +234,10 @@ def paper(
         list[str] | None,
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
+    method: Annotated[
+        Literal["paper", "curve"] | None,
+        typer.Option(help="How strengths are searched: paper, or curve on 40 % of its responses."),
+    ] = None,
     rejudge: Annotated[
         float,
         typer.Option(help="Share of the main run that the judge scores again, blind."),
@@ -284,7 +289,7 @@ def paper(
         grader,
         log_dir,
         max_tokens,
-        prior=pairs(prior, "--prior") or None,
+        prior=with_method(pairs(prior, "--prior") or None, method),
         base=base,
         judge_batch=judge_batch,
     )

@@ -200,6 +200,7 @@ LogFile = Annotated[str, AfterValidator(_file_to_read)]
 PassageFile = Annotated[str, AfterValidator(_file_to_read)]
 SplitName = Literal["dev", "fresh", "held_out", "own"]
 Prior = dict[str, Any] | None
+Method = Literal["paper", "curve"] | None
 RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
 
@@ -434,3 +435,8 @@ FOLDER_TO_WRITE = AfterValidator(_optional(_folder_to_write))
 LOG_FOLDER = AfterValidator(_optional(_log_folder))
 FILE_TO_READ = AfterValidator(_optional(_file))
 """Marks of paths, in commands; logs are told of where they are read."""
+
+
+def with_method(prior: dict[str, Any] | None, method: str | None) -> dict[str, Any] | None:
+    """Changes to the prior with the method of the searches, where one was named."""
+    return prior if method is None else {**(prior or {}), "method": method}
