@@ -5,10 +5,20 @@ import math
 
 import numpy as np
 import pytest
+from curves import KINDS, errors, prior_of, root_mean_square
 from scipy.stats import truncnorm
 
-from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Bisection, Round, probability_above
-from esr_eval.subjects import CalibrationPrior, subjects
+from esr_eval.calibration.bisection import (
+    CHECK_SAMPLES,
+    MAX_EMPTY_ROUNDS,
+    Bisection,
+    Round,
+    calibration_prior,
+    probability_above,
+)
+from esr_eval.calibration.curve import CurveSearch, begin, responses_per_latent
+from esr_eval.errors import EsrError
+from esr_eval.subjects import CalibrationPrior, find_subject, subjects
 
 PRIOR = CalibrationPrior(prior_mean=70, prior_std=40, lower=0, upper=200, rounds=10)
 
@@ -128,3 +138,95 @@ def test_scores_outside_0_to_100_are_refused() -> None:
         Round(strength=1.0, scores=(101.0,))
     with pytest.raises(ValueError, match="between 0 and 100"):
         Round(strength=1.0, scores=(math.nan,))
+
+
+CURVE = PRIOR.model_copy(update={"method": "curve", "samples_per_round": 2})
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama-70b", "logistic"), ("gemma-9b", "bimodal")])
+def test_curve_takes_40_percent_of_the_responses_and_errs_less_than_bisection_on_as_many(
+    name: str, kind: str
+) -> None:
+    prior = prior_of(name, samples_per_round=5)
+    paper, all_responses = errors(KINDS[kind], prior, 60)
+    few, same_responses = errors(KINDS[kind], prior.model_copy(update={"samples_per_round": 2}), 60)
+    curve, responses = errors(KINDS[kind], prior.model_copy(update={"method": "curve"}), 60)
+    assert (all_responses, same_responses) == (50, 20) and 19 < responses <= 20
+    assert root_mean_square(curve) < root_mean_square(few)
+    assert root_mean_square(curve) < 1.5 * root_mean_square(paper)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ramp", "prior too low", "prior too high"])
+def test_curve_that_is_not_as_expected_still_leads_near_the_target(kind: str) -> None:
+    off, _ = errors(KINDS[kind], prior_of("llama-70b", method="curve"), 20)
+    assert root_mean_square(off) < 13 and abs(np.mean(off)) < 6
+
+
+def test_curve_ends_before_its_last_response_where_the_score_is_known_well_enough() -> None:
+    off, responses = errors(
+        KINDS["little noise"], prior_of("llama-70b", method="curve", rounds=30), 5
+    )
+    assert 20 < responses < 60
+    assert root_mean_square(off) < 6
+
+
+def test_curve_tests_a_higher_strength_after_a_high_score() -> None:
+    start = CurveSearch(prior=CURVE)
+    high, low = start.observe([90.0]), start.observe([5.0])
+    assert low.strength < start.strength < high.strength
+    assert low.next_strength < start.next_strength < high.next_strength
+
+
+def test_posterior_of_the_curve_narrows_to_where_scores_fall() -> None:
+    search, widths = CurveSearch(prior=CURVE.model_copy(update={"rounds": 25})), []
+    while not search.finished:
+        widths.append(search.quantile(0.95) - search.quantile(0.05))
+        search = search.observe([85.0 if search.next_strength < 50 else 20.0])
+        assert CURVE.lower <= search.strength <= CURVE.upper
+    assert widths[-1] < widths[0] / 3
+    assert search.strength == pytest.approx(50, rel=0.3)
+
+
+@pytest.mark.parametrize("score", [0.0, 100.0])
+def test_one_sided_answers_leave_the_curve_finite_and_within_its_bounds(score: float) -> None:
+    search = CurveSearch(prior=CURVE.model_copy(update={"rounds": 100}))
+    while not search.finished:
+        search = search.observe([score])
+    assert CURVE.lower <= search.strength <= CURVE.upper
+    assert np.isfinite(search.log_posterior).all()
+
+
+def test_curve_gives_up_when_hardly_anything_is_judged() -> None:
+    start = CurveSearch(prior=CURVE)
+    search = start
+    for _ in range(MAX_EMPTY_ROUNDS):
+        search = search.observe([], unscored=1)
+    assert search.next_strength == start.next_strength and not search.failed
+    assert search.observe([], unscored=1).failed
+    for _ in range(4):
+        search = search.observe([50.0])
+    assert not search.observe([], unscored=1).failed
+
+
+def test_state_of_the_curve_survives_json_exactly() -> None:
+    search = CurveSearch(prior=CURVE).observe([80.0]).observe([], unscored=1).observe([12.5])
+    restored = CurveSearch.model_validate(json.loads(json.dumps(search.to_json())))
+    assert restored == search
+    assert (restored.next_strength, restored.strength) == (search.next_strength, search.strength)
+    with pytest.raises(ValueError, match="method=paper"):
+        Bisection.model_validate(search.to_json())
+
+
+def test_each_method_has_its_search_and_number_of_responses() -> None:
+    assert isinstance(begin(PRIOR), Bisection) and isinstance(begin(CURVE), CurveSearch)
+    assert responses_per_latent(find_subject("llama-70b")) == 50 + CHECK_SAMPLES
+    by_curve = {"method": "curve"}
+    assert responses_per_latent(find_subject("llama-70b"), by_curve) == 20 + CHECK_SAMPLES
+    assert responses_per_latent(find_subject("gemma-9b"), by_curve) == 4 + CHECK_SAMPLES
+
+
+def test_curve_over_strengths_below_zero_is_refused() -> None:
+    subject = find_subject("llama-8b")
+    assert calibration_prior(subject, {"lower": -5}).lower == -5
+    with pytest.raises(EsrError, match="method=paper"):
+        calibration_prior(subject, {"lower": -5, "method": "curve"})

@@ -13,6 +13,7 @@ import pytest
 from esr_eval._util.files import scratch_folder, share
 from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
+from esr_eval.calibration.curve import CurveSearch, begin
 from esr_eval.calibration.store import (
     Checkpoint,
     Setting,
@@ -80,6 +81,7 @@ def test_nothing_but_finished_files_is_left(folder: Path) -> None:
         {"prior": PRIOR.model_copy(update={"rounds": 3})},
         {"prior": PRIOR.model_copy(update={"target": 40.0})},
         {"prior": PRIOR.model_copy(update={"max_tokens": 64})},
+        {"prior": PRIOR.model_copy(update={"method": "curve"})},
         {"prompts": "other"},
         {"temperature": 0.7},
         {"grader": "anthropic/claude-haiku-4-5-20251001"},
@@ -251,6 +253,10 @@ def test_a_strength_found_in_another_way_serves_and_says_so() -> None:
     save(record(3, "seas", wanted.model_copy(update=other)))
     assert known()[3].how == "calibrated with another prior, set of tasks, temperature, label"
     assert 4 not in known()
+    # Nor does the method move the strength that is looked for.
+    by_curve = {"prior": calibration_prior(subject, {"rounds": 3, "method": "curve"})}
+    save(record(4, "lakes", wanted.model_copy(update=by_curve)))
+    assert known()[4].how == "calibrated with another method"
     served = wanted.runtime.model_copy(update={"backend": "vllm"})
     exact = wanted.model_copy(
         update={"runtime": served, "prior": calibration_prior(subject, {"rounds": 3})}
@@ -315,6 +321,16 @@ def test_checkpoint_lives_until_its_record_is_saved(folder: Path) -> None:
     assert find_checkpoint(saved.key, seed=1) is None
     save(saved)
     assert find_checkpoint(saved.key, seed=0) is None
+
+
+def test_checkpoint_of_a_curve_is_read_as_one() -> None:
+    prior = PRIOR.model_copy(update={"method": "curve"})
+    search = begin(prior).observe([50.0]).observe([], unscored=1)
+    key = SETTING.model_copy(update={"prior": prior}).key(3, "oceans")
+    save_checkpoint(Checkpoint(key=key, seed=0, search=search))
+    found = find_checkpoint(key, seed=0)
+    assert found is not None and found.search == search
+    assert isinstance(found.search, CurveSearch)
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(

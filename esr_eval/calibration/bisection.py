@@ -111,7 +111,7 @@ class Round(BaseModel):
 class Search(BaseModel):
     """The search for one strength: its prior and the rounds so far.
 
-    Immutable: `observed` returns the next state. The posterior follows from the rounds, so the
+    Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
     JSON form is the history alone, and an interrupted search continues where it stopped.
     """
 
@@ -129,8 +129,8 @@ class Search(BaseModel):
 
     @property
     @abstractmethod
-    def tests(self) -> tuple[float, ...]:
-        """Strengths to test next, together; a round each."""
+    def next_strength(self) -> float:
+        """The strength to test next."""
 
     @property
     @abstractmethod
@@ -171,9 +171,16 @@ class Search(BaseModel):
         """Whether too many rounds stayed without a judgement to go on."""
         return not self.finished and self.empty > MAX_EMPTY_ROUNDS
 
-    def observed(self, *tested: Round) -> Self:
-        """The state after these rounds."""
-        return type(self)(prior=self.prior, rounds=(*self.rounds, *tested))
+    def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
+        """The state after testing the next strength.
+
+        Args:
+            scores: Judged first-attempt scores (0-100) of the responses; empty when none could be
+                judged, which leaves the posterior as it is.
+            unscored: Responses that could not be judged or held no attempt.
+        """
+        tested = Round(strength=self.next_strength, scores=tuple(scores), unscored=unscored)
+        return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data from which `model_validate` restores the same state."""
@@ -220,9 +227,9 @@ class Bisection(Search):
         return self.median
 
     @property
-    def tests(self) -> tuple[float, ...]:
-        """The median alone."""
-        return (self.median,)
+    def next_strength(self) -> float:
+        """The median."""
+        return self.median
 
     @property
     def responses(self) -> int:
@@ -238,13 +245,3 @@ class Bisection(Search):
     def finished(self) -> bool:
         """Whether all rounds have been counted."""
         return self.counted >= self.prior.rounds
-
-    def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
-        """The state after testing the current median.
-
-        Args:
-            scores: Judged first-attempt scores (0-100) of the responses at `median`; empty when
-                none could be judged, which leaves the posterior as it is.
-            unscored: Responses that could not be judged or held no attempt.
-        """
-        return self.observed(Round(strength=self.median, scores=tuple(scores), unscored=unscored))

@@ -21,11 +21,11 @@ from esr_eval.calibration.bisection import CHECK_SAMPLES, Bisection, Search, cal
 from esr_eval.subjects import CalibrationPrior, Subject
 
 SHARE = 0.4
-"""Responses of a search, of those that the paper's method takes under the same prior."""
+"""Most responses of a search, of those that the paper's method takes under the same prior."""
 
-AT_ONCE = 2
-"""Strengths tested at a time, with one response each: two tell more than one strength asked twice,
-and their answers share a batch."""
+ENOUGH = 6.0
+"""Expected error of the score, in points, at which a search ends before that: less than the paper's
+50 responses leave."""
 
 SCORE_WEIGHT = 2.4
 """What one score counts, in answers that are all right or all wrong: their variance over that of
@@ -44,9 +44,9 @@ CEILING = 0.88
 WIDE = 0.1
 """Probability that the subject's prior is wrong; the threshold then is log-normal around it."""
 
-GRID = 300
+GRID = 200
 """Thresholds of the grid."""
-TESTED = np.arange(0, GRID, 5)
+TESTED = np.arange(0, GRID, 2)
 """Those of them that may be tested."""
 
 NEAR = (1 / 3, 0.3)
@@ -59,24 +59,22 @@ BAD, GOOD = 0.12, 0.85
 Array = npt.NDArray[np.float64]
 
 
-def most_responses(prior: CalibrationPrior) -> int:
-    """Judged responses after which a search ends."""
-    pairs = round(SHARE * prior.rounds * prior.samples_per_round / AT_ONCE)
-    return AT_ONCE * max(1, pairs)
-
-
 class Grid(NamedTuple):
     """The curves under consideration, of all thresholds for each slope and floor.
 
     Attributes:
         strengths: The thresholds, which are the strengths that may be tested, too.
         share: Expected share of 100 of each curve (columns) at each strength (rows).
+        log_share: Its logarithm.
+        log_rest: That of what is left to 100.
         log_prior: Of each curve.
         log_threshold: Of each curve.
     """
 
     strengths: Array
     share: Array
+    log_share: Array
+    log_rest: Array
     log_prior: Array
     log_threshold: Array
 
@@ -88,8 +86,7 @@ class Grid(NamedTuple):
             scores: Sum of the answers' shares of 100.
             answers: How many these are.
         """
-        share = self.share[at]
-        log = scores * np.log(share) + (answers - scores) * np.log1p(-share)
+        log = scores * self.log_share[at] + (answers - scores) * self.log_rest[at]
         return np.asarray(SCORE_WEIGHT * log, dtype=np.float64)
 
 
@@ -117,12 +114,14 @@ def grid_of(prior: CalibrationPrior) -> Grid:
         for slope, likely in zip(SLOPES, slopes, strict=True):
             shares.append(low + (top - low) * expit(at_target - slope * (ratio - 1)))
             masses.append(threshold * probable * likely)
-    curves = len(shares)
+    share = np.clip(np.concatenate(shares, axis=1), 0.005, 0.995)
     return Grid(
         strengths=strengths,
-        share=np.clip(np.concatenate(shares, axis=1), 0.005, 0.995),
+        share=share,
+        log_share=np.log(share),
+        log_rest=np.log1p(-share),
         log_prior=np.log(np.concatenate(masses)),
-        log_threshold=np.tile(np.log(strengths), curves),
+        log_threshold=np.tile(np.log(strengths), len(shares)),
     )
 
 
@@ -141,24 +140,23 @@ class CurveSearch(Search):
 
     @property
     def responses(self) -> int:
-        """One at each strength."""
+        """One: the next strength depends on it, and latents share batches."""
         return 1
 
     @property
     def most_rounds(self) -> int:
-        """As many as responses."""
-        return most_responses(self.prior)
-
-    @property
-    def empty(self) -> int:
-        """Pairs of tests in which nothing could be judged."""
-        pairs = range(0, len(self.rounds), AT_ONCE)
-        return sum(not any(one.scores for one in self.rounds[at : at + AT_ONCE]) for at in pairs)
+        """A share of the responses that bisection takes."""
+        return max(1, round(SHARE * self.prior.rounds * self.prior.samples_per_round))
 
     @property
     def finished(self) -> bool:
-        """Whether enough was judged."""
-        return sum(len(tested.scores) for tested in self.rounds) >= self.most_rounds
+        """Whether enough was judged, or the score is known well enough before."""
+        return self.counted >= self.most_rounds or self.error <= ENOUGH
+
+    @property
+    def failed(self) -> bool:
+        """Whether too little of what was asked could be judged to go on."""
+        return super().failed and self.empty > self.counted
 
     @cached_property
     def log_posterior(self) -> Array:
@@ -176,18 +174,24 @@ class CurveSearch(Search):
         return np.asarray(grid_of(self.prior).share @ softmax(self.log_posterior), np.float64)
 
     @property
-    def tests(self) -> tuple[float, ...]:
-        """Where the threshold's posterior is expected to be narrowed most; then the same again.
+    def next_strength(self) -> float:
+        """Where an answer is expected to narrow the posterior of the threshold most.
 
-        The second of a pair is chosen as if the first had given the score that is expected there.
+        That is, where it leaves the least variance of the threshold's logarithm.
         """
-        grid = grid_of(self.prior)
-        log, found = self.log_posterior, []
-        for _ in range(AT_ONCE):
-            row = _most_telling(self.prior, softmax(log))
-            found.append(float(grid.strengths[row]))
-            log = log + grid.evidence(row, float(grid.share[row] @ softmax(log)), 1)
-        return tuple(found)
+        grid, posterior = grid_of(self.prior), softmax(self.log_posterior)
+        shares, bad, good = _foreseen(self.prior)
+        share, target = shares @ posterior, self.prior.target / 100
+        near = (share >= target * (1 - NEAR[0])) & (share <= target + (1 - target) * NEAR[1])
+        if not near.any():
+            near = np.arange(len(share)) == np.argmin(np.abs(share - target))
+        moments = np.stack([posterior * grid.log_threshold**power for power in range(3)], axis=1)
+        is_good = np.clip((share - BAD) / (GOOD - BAD), 0.02, 0.98)
+        left = np.zeros(len(share))
+        for likelihood, probable in ((bad, 1 - is_good), (good, is_good)):
+            mass, mean, square = (likelihood @ moments).T
+            left += probable * (square / mass - (mean / mass) ** 2)
+        return float(grid.strengths[TESTED[np.argmin(np.where(near, left, np.inf))]])
 
     @property
     def strength(self) -> float:
@@ -195,29 +199,22 @@ class CurveSearch(Search):
         grid = grid_of(self.prior)
         return float(np.interp(self.prior.target / 100, self.expected[::-1], grid.strengths[::-1]))
 
+    @cached_property
+    def error(self) -> float:
+        """Root mean square distance of the score at `strength` from the target, by the posterior.
+
+        In points; taken at the strength of the grid that is next to it.
+        """
+        grid = grid_of(self.prior)
+        row = int(np.argmin(np.abs(grid.strengths - self.strength)))
+        off = 100 * grid.share[row] - self.prior.target
+        return float(np.sqrt(off**2 @ softmax(self.log_posterior)))
+
     def quantile(self, q: float) -> float:
         """Posterior quantile of the threshold."""
         grid = grid_of(self.prior)
         mass = softmax(self.log_posterior).reshape(-1, GRID).sum(axis=0)
         return float(np.interp(q, np.cumsum(mass), grid.strengths))
-
-
-def _most_telling(prior: CalibrationPrior, posterior: Array) -> int:
-    """Row at which an answer leaves the least variance of the threshold's logarithm."""
-    grid = grid_of(prior)
-    shares, bad, good = _foreseen(prior)
-    share = shares @ posterior
-    target = prior.target / 100
-    near = (share >= target * (1 - NEAR[0])) & (share <= target + (1 - target) * NEAR[1])
-    if not near.any():
-        near = np.arange(len(share)) == np.argmin(np.abs(share - target))
-    moments = np.stack([posterior * grid.log_threshold**power for power in range(3)], axis=1)
-    is_good = np.clip((share - BAD) / (GOOD - BAD), 0.02, 0.98)
-    left = np.zeros(len(share))
-    for likelihood, probable in ((bad, 1 - is_good), (good, is_good)):
-        mass, mean, square = (likelihood @ moments).T
-        left += probable * (square / mass - (mean / mass) ** 2)
-    return int(TESTED[np.argmin(np.where(near, left, np.inf))])
 
 
 def begin(prior: CalibrationPrior) -> Search:

@@ -199,14 +199,11 @@ class StrengthSearch:
         on_round(search)
         cache = resume and CACHE
         while not (search.finished or search.failed):
-            tests = enumerate(search.tests, len(search.rounds))
-            tested = await collect(
-                *(
-                    self._test(f"round {number + 1}", strength, number, search.responses, cache)
-                    for number, strength in tests
-                )
+            number = len(search.rounds)
+            tested = await self._test(
+                f"round {number + 1}", search.next_strength, number, search.responses, cache
             )
-            search = search.observed(*tested)
+            search = search.observe(tested.scores, tested.unscored)
             store.save_checkpoint(Checkpoint(key=key, seed=self.seed, search=search))
             on_round(search)
         if search.failed:
