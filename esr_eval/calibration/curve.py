@@ -229,3 +229,14 @@ def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = N
     """
     search = begin(calibration_prior(subject, changes))
     return search.most_rounds * search.responses + CHECK_SAMPLES
+
+
+def effort_notes(subject: Subject, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """What an estimate says of searches that may end before their last response."""
+    if calibration_prior(subject, changes).method != "curve":
+        return []
+    most = responses_per_latent(subject, changes)
+    return [
+        f"A search by method=curve takes at most {most} responses a latent, check included, and "
+        f"fewer where the score is expected within {ENOUGH:g} points of the target before."
+    ]

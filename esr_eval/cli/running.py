@@ -272,6 +272,7 @@ def paper(
     from dataclasses import replace
 
     from esr_eval._util.output import Terminal
+    from esr_eval.calibration.curve import effort_notes
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.scorers.grader import check_batches
@@ -320,6 +321,7 @@ def paper(
         notes=[
             *([f"Its base, {base.name}, runs {on_base}."] if base else []),
             *(f"Left out: experiment {reason}" for reason in left_out(choices)),
+            *effort_notes(run.subject, run.prior),
         ],
         speed=tokens_per_second,
         price=judge_price,
