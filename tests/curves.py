@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.special import expit
 from scipy.stats import norm, truncnorm
 
-from esr_eval.calibration.curve import begin
+from esr_eval.calibration.methods import begin
 from esr_eval.subjects import CalibrationPrior, find_subject
 
 TARGET = 0.3
@@ -121,7 +121,7 @@ def prior_of(name: str, **changes: Any) -> CalibrationPrior:
     return prior.model_copy(update=changes)
 
 
-def main(latents: int = 120) -> None:
+def main(latents: int = 240) -> None:
     """Print the table: all kinds of curves on 50 responses of the paper's, some on fewer."""
     print("| prior | curves | paper | curve |\n|---|---|---|---|")
     rows = [

@@ -14,7 +14,7 @@ from inspect_ai.model import GenerateConfig, ModelOutput
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 
 from esr_eval._util.paths import CACHE_ENV
-from esr_eval.calibration.curve import responses_per_latent
+from esr_eval.calibration.methods import responses_per_latent
 from esr_eval.calibration.search import bisect, round_plan
 from esr_eval.calibration.store import cache_folder
 from esr_eval.dataset import prompts

@@ -13,7 +13,8 @@ import pytest
 from esr_eval._util.files import scratch_folder, share
 from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
-from esr_eval.calibration.curve import CurveSearch, begin
+from esr_eval.calibration.curve import CurveSearch
+from esr_eval.calibration.methods import begin
 from esr_eval.calibration.store import (
     Checkpoint,
     Setting,
@@ -51,7 +52,7 @@ SETTING = Setting.of(RUNTIME, PRIOR, "esr-judge/offline", prompts=PROMPTS, tempe
 
 def record(latent: int = 3, label: str = "oceans", setting: Setting = SETTING) -> StrengthRecord:
     search = Bisection(prior=PRIOR).observe([90.0]).observe([20.0, 35.0], unscored=1)
-    check = Round(strength=search.median, scores=(25.0, 35.0), unscored=1)
+    check = Round(strength=search.strength, scores=(25.0, 35.0), unscored=1)
     return StrengthRecord.of(setting, latent, label, search, check=check, seed=0)
 
 
@@ -271,9 +272,9 @@ def test_a_record_in_units_of_the_norm_holds_strengths_of_the_latent() -> None:
     prior = RELATIVE_PRIOR.model_copy(update={"rounds": 1})
     setting = SETTING.model_copy(update={"prior": prior})
     search = Bisection(prior=prior).observe([90.0])
-    check = Round(strength=search.median, scores=(25.0,))
+    check = Round(strength=search.strength, scores=(25.0,))
     found = StrengthRecord.of(setting, 3, "oceans", search, check=check, seed=0, scale=50.0)
-    assert found.strength == pytest.approx(50 * search.median)
+    assert found.strength == pytest.approx(50 * search.strength)
     assert found.rounds[0].strength == pytest.approx(50 * 0.6, abs=1)
     assert found.check is not None and found.check.strength == pytest.approx(found.strength)
     save(found)

@@ -212,24 +212,19 @@ class Bisection(Search):
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), dtype=np.float64)
 
-    @property
-    def median(self) -> float:
-        """Posterior median: the strength to test next, and after the last round the result."""
-        return float(self.quantile(0.5))
-
     def quantile(self, q: float) -> float:
         """Posterior quantile, interpolated between grid points."""
         return float(np.interp(q, np.cumsum(self.posterior), self.grid))
 
     @property
     def strength(self) -> float:
-        """The median."""
-        return self.median
+        """The posterior's median."""
+        return self.quantile(0.5)
 
     @property
     def next_strength(self) -> float:
-        """The median."""
-        return self.median
+        """The posterior's median, too."""
+        return self.strength
 
     @property
     def responses(self) -> int:

@@ -8,19 +8,18 @@ well as scores that spread. Slopes are relative to the threshold, which makes on
 serve every model. It is fixed: what one latent gets must not depend on the others of its run.
 """
 
-from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit, softmax
 from scipy.stats import norm
 
-from esr_eval.calibration.bisection import CHECK_SAMPLES, Bisection, Search, calibration_prior
-from esr_eval.subjects import CalibrationPrior, Subject
+from esr_eval.calibration.bisection import Search
+from esr_eval.subjects import CalibrationPrior
 
-SHARE = 0.4
+SHARE_OF_RESPONSES = 0.4
 """Most responses of a search, of those that the paper's method takes under the same prior."""
 
 ENOUGH = 6.0
@@ -46,15 +45,6 @@ WIDE = 0.1
 
 GRID = 200
 """Thresholds of the grid."""
-TESTED = np.arange(0, GRID, 2)
-"""Those of them that may be tested."""
-
-NEAR = (1 / 3, 0.3)
-"""Strengths are tested where the score is expected near the target: so far below it, of the target,
-to so far above it, of what is left to 100. Further off, a curve that is not logistic misleads."""
-
-BAD, GOOD = 0.12, 0.85
-"""The two answers that a test is expected to give, as shares of 100."""
 
 Array = npt.NDArray[np.float64]
 
@@ -65,29 +55,18 @@ class Grid(NamedTuple):
     Attributes:
         strengths: The thresholds, which are the strengths that may be tested, too.
         share: Expected share of 100 of each curve (columns) at each strength (rows).
+        off: Square of its distance from the target, in points.
         log_share: Its logarithm.
         log_rest: That of what is left to 100.
         log_prior: Of each curve.
-        log_threshold: Of each curve.
     """
 
     strengths: Array
     share: Array
+    off: Array
     log_share: Array
     log_rest: Array
     log_prior: Array
-    log_threshold: Array
-
-    def evidence(self, at: npt.NDArray[np.int64] | int, scores: float, answers: float) -> Array:
-        """Log-likelihood of each curve for answers at a row or rows.
-
-        Args:
-            at: Row or rows.
-            scores: Sum of the answers' shares of 100.
-            answers: How many these are.
-        """
-        log = scores * self.log_share[at] + (answers - scores) * self.log_rest[at]
-        return np.asarray(SCORE_WEIGHT * log, dtype=np.float64)
 
 
 @lru_cache(maxsize=8)
@@ -118,19 +97,11 @@ def grid_of(prior: CalibrationPrior) -> Grid:
     return Grid(
         strengths=strengths,
         share=share,
+        off=(100 * share - prior.target) ** 2,
         log_share=np.log(share),
         log_rest=np.log1p(-share),
         log_prior=np.log(np.concatenate(masses)),
-        log_threshold=np.tile(np.log(strengths), len(shares)),
     )
-
-
-@lru_cache(maxsize=8)
-def _foreseen(prior: CalibrationPrior) -> tuple[Array, Array, Array]:
-    """Shares at the strengths that may be tested; likelihoods of a bad and of a good answer."""
-    grid = grid_of(prior)
-    bad, good = (np.exp(grid.evidence(TESTED, answer, 1)) for answer in (BAD, GOOD))
-    return grid.share[TESTED], bad, good
 
 
 class CurveSearch(Search):
@@ -146,7 +117,7 @@ class CurveSearch(Search):
     @property
     def most_rounds(self) -> int:
         """A share of the responses that bisection takes."""
-        return max(1, round(SHARE * self.prior.rounds * self.prior.samples_per_round))
+        return max(1, round(SHARE_OF_RESPONSES * self.prior.rounds * self.prior.samples_per_round))
 
     @property
     def finished(self) -> bool:
@@ -159,84 +130,45 @@ class CurveSearch(Search):
         return super().failed and self.empty > self.counted
 
     @cached_property
-    def log_posterior(self) -> Array:
-        """Of each curve of the grid, but for a constant."""
+    def posterior(self) -> Array:
+        """Probability of each curve of the grid."""
         grid = grid_of(self.prior)
         log = grid.log_prior.copy()
         for tested in self.rounds:
             row = int(np.argmin(np.abs(grid.strengths - tested.strength)))
-            log += grid.evidence(row, sum(tested.scores) / 100, len(tested.scores))
-        return log
-
-    @cached_property
-    def expected(self) -> Array:
-        """Expected share of 100 at each strength of the grid; it falls."""
-        return np.asarray(grid_of(self.prior).share @ softmax(self.log_posterior), np.float64)
+            share = sum(tested.scores) / 100
+            rest = len(tested.scores) - share
+            log += SCORE_WEIGHT * (share * grid.log_share[row] + rest * grid.log_rest[row])
+        return np.asarray(softmax(log), dtype=np.float64)
 
     @property
     def next_strength(self) -> float:
-        """Where an answer is expected to narrow the posterior of the threshold most.
+        """Where the expected score is nearest to the target.
 
-        That is, where it leaves the least variance of the threshold's logarithm.
+        A strength from which more is expected to be learnt lies further off, where a curve that is
+        not logistic misleads; simulated searches end no nearer to the target by it.
         """
-        grid, posterior = grid_of(self.prior), softmax(self.log_posterior)
-        shares, bad, good = _foreseen(self.prior)
-        share, target = shares @ posterior, self.prior.target / 100
-        near = (share >= target * (1 - NEAR[0])) & (share <= target + (1 - target) * NEAR[1])
-        if not near.any():
-            near = np.arange(len(share)) == np.argmin(np.abs(share - target))
-        moments = np.stack([posterior * grid.log_threshold**power for power in range(3)], axis=1)
-        is_good = np.clip((share - BAD) / (GOOD - BAD), 0.02, 0.98)
-        left = np.zeros(len(share))
-        for likelihood, probable in ((bad, 1 - is_good), (good, is_good)):
-            mass, mean, square = (likelihood @ moments).T
-            left += probable * (square / mass - (mean / mass) ** 2)
-        return float(grid.strengths[TESTED[np.argmin(np.where(near, left, np.inf))]])
+        grid = grid_of(self.prior)
+        expected = grid.share @ self.posterior
+        return float(grid.strengths[np.argmin(np.abs(expected - self.prior.target / 100))])
+
+    @cached_property
+    def _off(self) -> Array:
+        """Expected square of the score's distance from the target, at each strength."""
+        return np.asarray(grid_of(self.prior).off @ self.posterior, dtype=np.float64)
 
     @property
     def strength(self) -> float:
-        """Where the expected score is the target."""
-        grid = grid_of(self.prior)
-        return float(np.interp(self.prior.target / 100, self.expected[::-1], grid.strengths[::-1]))
+        """Where the score is expected to err least."""
+        return float(grid_of(self.prior).strengths[np.argmin(self._off)])
 
-    @cached_property
+    @property
     def error(self) -> float:
-        """Root mean square distance of the score at `strength` from the target, by the posterior.
-
-        In points; taken at the strength of the grid that is next to it.
-        """
-        grid = grid_of(self.prior)
-        row = int(np.argmin(np.abs(grid.strengths - self.strength)))
-        off = 100 * grid.share[row] - self.prior.target
-        return float(np.sqrt(off**2 @ softmax(self.log_posterior)))
+        """Expected (root mean square) distance of the score at `strength` from the target."""
+        return float(np.sqrt(self._off.min()))
 
     def quantile(self, q: float) -> float:
         """Posterior quantile of the threshold."""
         grid = grid_of(self.prior)
-        mass = softmax(self.log_posterior).reshape(-1, GRID).sum(axis=0)
+        mass = self.posterior.reshape(-1, GRID).sum(axis=0)
         return float(np.interp(q, np.cumsum(mass), grid.strengths))
-
-
-def begin(prior: CalibrationPrior) -> Search:
-    """A search by the prior's method that has not begun."""
-    return CurveSearch(prior=prior) if prior.method == "curve" else Bisection(prior=prior)
-
-
-def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = None) -> int:
-    """Responses that finding one latent's strength takes: the search's, and the check's.
-
-    One that cannot be judged, in bisection a round of these, is repeated and comes on top.
-    """
-    search = begin(calibration_prior(subject, changes))
-    return search.most_rounds * search.responses + CHECK_SAMPLES
-
-
-def effort_notes(subject: Subject, changes: Mapping[str, Any] | None = None) -> list[str]:
-    """What an estimate says of searches that may end before their last response."""
-    if calibration_prior(subject, changes).method != "curve":
-        return []
-    most = responses_per_latent(subject, changes)
-    return [
-        f"A search by method=curve takes at most {most} responses a latent, check included, and "
-        f"fewer where the score is expected within {ENOUGH:g} points of the target before."
-    ]

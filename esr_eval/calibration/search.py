@@ -15,7 +15,7 @@ from inspect_ai.util import collect, display_counter, span
 
 from esr_eval.calibration import store
 from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Round, Search
-from esr_eval.calibration.curve import begin
+from esr_eval.calibration.methods import begin
 from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.store import Checkpoint, Setting, StrengthRecord
 from esr_eval.dataset import Latent, Prompt, draw_tasks, prompts

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ from esr_eval.data.arguments import (
     GRADERS,
     PORT,
     SHARE,
+    Method,
     with_method,
 )
 from esr_eval.errors import EsrError
@@ -235,7 +236,7 @@ def paper(
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
     method: Annotated[
-        Literal["paper", "curve"] | None,
+        Method,
         typer.Option(help="How strengths are searched: paper, or curve on 40 % of its responses."),
     ] = None,
     rejudge: Annotated[
@@ -272,7 +273,7 @@ def paper(
     from dataclasses import replace
 
     from esr_eval._util.output import Terminal
-    from esr_eval.calibration.curve import effort_notes
+    from esr_eval.calibration.methods import effort_notes
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.scorers.grader import check_batches

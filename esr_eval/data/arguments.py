@@ -36,6 +36,7 @@ from esr_eval._util.output import aside
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
 from esr_eval.spec import Dtype
+from esr_eval.subjects import SearchMethod
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -200,7 +201,7 @@ LogFile = Annotated[str, AfterValidator(_file_to_read)]
 PassageFile = Annotated[str, AfterValidator(_file_to_read)]
 SplitName = Literal["dev", "fresh", "held_out", "own"]
 Prior = dict[str, Any] | None
-Method = Literal["paper", "curve"] | None
+Method = SearchMethod | None
 RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
 
