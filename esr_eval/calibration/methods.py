@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from esr_eval.calibration.bisection import CHECK_SAMPLES, Bisection, Search, calibration_prior
+from esr_eval.calibration.bisection import (
+    CHECK_SAMPLES,
+    MAX_EMPTY_ROUNDS,
+    Bisection,
+    Search,
+    calibration_prior,
+)
 from esr_eval.calibration.curve import ENOUGH, CurveSearch
 from esr_eval.subjects import CalibrationPrior, Subject
 
@@ -29,5 +35,6 @@ def effort_notes(subject: Subject, changes: Mapping[str, Any] | None = None) -> 
     most = responses_per_latent(subject, changes)
     return [
         f"A search by method=curve takes at most {most} responses a latent, check included, and "
-        f"fewer where the score is expected within {ENOUGH:g} points of the target before."
+        f"fewer where the score is expected within {ENOUGH:g} points of the target before. Of its "
+        f"responses more than {MAX_EMPTY_ROUNDS} may be repeated, while most can be judged."
     ]

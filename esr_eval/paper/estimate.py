@@ -97,8 +97,8 @@ def estimate_table(
         padding=(0, 1, 0, 0),
         show_edge=False,
         caption="A calibration round in which nothing can be judged is repeated, at most "
-        f"{MAX_EMPTY_ROUNDS} times a latent (by method=curve, as often as others could be judged), "
-        "and a judge is asked again after a reply that cannot be used: both come on top.",
+        f"{MAX_EMPTY_ROUNDS} times a latent, and a judge is asked again after a reply that cannot "
+        "be used: both come on top.",
     )
     table.add_column("step", no_wrap=True)
     columns = ("responses", "tokens", "judge\ncalls", "judge\ntokens", "hours", "dollars")
