@@ -23,12 +23,15 @@ PAPER_GRADER = "anthropic/claude-haiku-4-5-20251001"
 
 BYTES_PER_PARAMETER: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+SearchMethod = Literal["paper", "curve"]
+"""How a strength is searched for."""
+
 
 class CalibrationPrior(Digested):
     """Prior and effort of the per-latent strength search (paper, appendix on calibration)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    came_later = ("unit",)
+    came_later = ("unit", "method")
 
     prior_mean: float = Field(description="Mean of the Gaussian prior over the strength.")
     prior_std: float = Field(gt=0, description="Standard deviation of that prior.")
@@ -43,6 +46,11 @@ class CalibrationPrior(Digested):
     samples_per_round: int = Field(default=1, ge=1)
     target: float = Field(default=30.0, gt=0, lt=100, description="Mean first-attempt score.")
     max_tokens: int = Field(default=256, ge=1, description="Longest response while calibrating.")
+    method: SearchMethod = Field(
+        default="paper",
+        description="Bisection by the side of the target on which scores lie, or a curve of scores "
+        "on a share of the responses.",
+    )
 
 
 RELATIVE_PRIOR = CalibrationPrior(

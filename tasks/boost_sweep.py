@@ -13,6 +13,7 @@ from esr_eval.data.arguments import (
     Flag,
     LatentsArgument,
     LogFile,
+    Method,
     Number,
     Positive,
     Prior,
@@ -20,6 +21,7 @@ from esr_eval.data.arguments import (
     Share,
     Topics,
     checked,
+    with_method,
 )
 from esr_eval.dataset import Planned, is_latents_file
 from esr_eval.errors import EsrError
@@ -43,6 +45,7 @@ def boost_sweep(
     holistic: Flag = False,
     rejudge: Share = 0.0,
     prior: Prior = None,
+    method: Method = None,
 ) -> Task:
     """Multi-attempt, improvement and ESR rates over evenly spaced strengths.
 
@@ -62,6 +65,7 @@ def boost_sweep(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
     """
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
     extra: dict[str, float] = {}
@@ -72,7 +76,15 @@ def boost_sweep(
         # The default number is of latents that are drawn, from the subject's labels or a file's.
         named = latents is not None and not is_latents_file(latents)
         count = None if named and n_latents == N_LATENTS else n_latents
-        draw = Draw(latents, count, trials_per_latent, "calibrated", topics, seed, prior)
+        draw = Draw(
+            latents,
+            count,
+            trials_per_latent,
+            "calibrated",
+            topics,
+            seed,
+            with_method(prior, method),
+        )
         plan, extra = _swept(setup, draw, levels, span_sd)
     return experiment(
         setup,

@@ -18,10 +18,12 @@ from esr_eval.data.arguments import (
     CountOrNone,
     Flag,
     LatentsArgument,
+    Method,
     Number,
     Prior,
     Seed,
     checked,
+    with_method,
 )
 from esr_eval.data.experiments import display_name, tags
 from esr_eval.dataset import Latent, file_of, labels_note, pick_latents
@@ -29,6 +31,7 @@ from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers.scores import headlines
 from esr_eval.selection.prepare import choose_latent
 from esr_eval.solvers import model_under_test
+from esr_eval.subjects import CalibrationPrior
 from esr_eval.tasks.experiment import latents_to_choose
 
 VERSION = 1
@@ -41,6 +44,10 @@ PAPER = {
     ],
 }
 
+BY_CURVE = (
+    "method=curve: a posterior over curves of the score, in place of bisection (docs/strengths.md)."
+)
+
 
 @task
 @checked
@@ -48,6 +55,7 @@ def calibrate(
     latents: LatentsArgument = None,
     n_latents: Number | None = None,
     prior: Prior = None,
+    method: Method = None,
     temperature: Annotated[float, NOT_NEGATIVE] | None = None,
     check_samples: CountOrNone = CHECK_SAMPLES,
     seed: Seed = 0,
@@ -66,6 +74,8 @@ def calibrate(
             chosen in the run as in `esr`.
         prior: Changes to the subject's prior and effort, e.g. {"samples_per_round": 5}; `esr`
             finds the strengths only under the same ones.
+        method: `paper` (bisection), or `curve`: a curve of scores, on 40 % of the responses.
+            Default: the paper's.
         temperature: Of the responses. Default: the subject's.
         check_samples: Fresh responses at the final strength; no part of the search.
         seed: Seed of the draw of latents, and of the rounds' tasks and samplers.
@@ -74,7 +84,7 @@ def calibrate(
     model, provider = model_under_test(temperature="pass -T temperature=")
     subject = provider.subject
     grader = open_judge(str(model), provider, Wanted(labels=True, latents=latents))
-    whole = calibration_prior(subject, prior)
+    whole = calibration_prior(subject, with_method(prior, method))
     wanted = latents_to_choose(provider, latents, n_latents)
     if wanted is None:
         chosen = pick_latents(subject, latents, n_latents, seed, provider.runtime)
@@ -106,8 +116,15 @@ def calibrate(
         search if wanted is None else [choose_latent(file_of(latents), wanted, seed), search],
         strength(),
         VERSION,
-        {**PAPER, **labels_note(subject, latents, provider.runtime)},
+        {**of_method(PAPER, whole), **labels_note(subject, latents, provider.runtime)},
     )
+
+
+def of_method(paper: dict[str, Any], prior: CalibrationPrior) -> dict[str, Any]:
+    """What a log says of the paper's protocol where strengths are searched by this prior."""
+    if prior.method == "paper":
+        return paper
+    return {**paper, "deviations": [*paper["deviations"], BY_CURVE]}
 
 
 def calibration_task(

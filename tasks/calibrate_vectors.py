@@ -9,10 +9,10 @@ from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState
 
 from esr_eval.checks import Wanted, open_judge
-from esr_eval.data.arguments import CountOrNone, Flag, Seed, checked
+from esr_eval.data.arguments import CountOrNone, Flag, Method, Seed, checked, with_method
 from esr_eval.scorers.scores import headlines
 from esr_eval.solvers import VectorSource, model_under_test
-from esr_eval.tasks.calibrate import calibration_task, no_strength
+from esr_eval.tasks.calibrate import calibration_task, no_strength, of_method
 from esr_eval.vectors.file import (
     VECTOR_STRENGTH,
     VectorStrength,
@@ -35,6 +35,7 @@ PAPER = {
 def calibrate_vectors(
     vectors: str | None = None,
     prior: dict[str, Any] | None = None,
+    method: Method = None,
     check_samples: CountOrNone = 4,
     seed: Seed = 0,
     fresh: Flag = False,
@@ -48,6 +49,7 @@ def calibrate_vectors(
         vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.
         prior: Changes to the prior and effort, e.g. {"samples_per_round": 5}; its strengths are in
             units of the mean residual norm.
+        method: `paper` or `curve`, as in `calibrate`.
         check_samples: Fresh responses at the final strength; no part of the search.
         seed: Seed of the rounds' tasks and samplers.
         fresh: Search from the start even where a search with this seed was interrupted.
@@ -57,7 +59,7 @@ def calibrate_vectors(
     subject = provider.subject
     file = read_vectors(vectors or default_vectors(subject))
     file.check_fits(provider.runtime, subject)
-    whole = vector_prior(subject, prior)
+    whole = vector_prior(subject, with_method(prior, method))
     samples = [
         Sample(
             id=concept.name,
@@ -75,7 +77,7 @@ def calibrate_vectors(
         vector_strength(),
         VERSION,
         {
-            **PAPER,
+            **of_method(PAPER, whole),
             "prior": whole.model_dump(mode="json"),
             "temperature": subject.temperature,
             "vectors": {"path": file.path, "sha256": file.sha256},

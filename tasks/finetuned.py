@@ -10,6 +10,7 @@ from esr_eval.data.arguments import (
     Flag,
     LatentsArgument,
     LogFile,
+    Method,
     Number,
     Prior,
     Seed,
@@ -17,6 +18,7 @@ from esr_eval.data.arguments import (
     StrengthOrReplay,
     Topics,
     checked,
+    with_method,
 )
 from esr_eval.errors import EsrError
 from esr_eval.finetune.card import adapter_facts
@@ -39,6 +41,7 @@ def finetuned(
     holistic: Flag = False,
     rejudge: Share = 0.0,
     prior: Prior = None,
+    method: Method = None,
     until_token: Number | None = None,
 ) -> Task:
     """The main experiment on a subject with an adapter, at strengths of its own.
@@ -60,6 +63,7 @@ def finetuned(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
         until_token: End the boost after so many generated tokens (not the paper's setting).
     """
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
@@ -69,7 +73,9 @@ def finetuned(
         raise EsrError(f"{subject.name} has no adapter: pass one as -M adapter=PATH.")
     if strength == "replay" and replay is None:
         raise EsrError("strength=replay takes the strengths of a log: pass it as replay=LOG.")
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
+    draw = Draw(
+        latents, n_latents, trials_per_latent, strength, topics, seed, with_method(prior, method)
+    )
     plan = setup.plan(draw, steering, replay)
     if replay is not None and steering and strength != "replay":
         plan = replace(setup.restrengthened(plan.planned, draw), source=plan.source)

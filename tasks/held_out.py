@@ -8,6 +8,7 @@ from esr_eval.data.arguments import (
     Flag,
     LatentsArgument,
     LogFile,
+    Method,
     Number,
     Prior,
     Seed,
@@ -15,6 +16,7 @@ from esr_eval.data.arguments import (
     Strength,
     Topics,
     checked,
+    with_method,
 )
 from esr_eval.tasks.experiment import Draw, Protocol, Setup, experiment, no_steering
 
@@ -35,6 +37,7 @@ def held_out(
     holistic: Flag = False,
     rejudge: Share = 0.0,
     prior: Prior = None,
+    method: Method = None,
 ) -> Task:
     """The main experiment on 20 questions that no strength was calibrated on.
 
@@ -50,9 +53,12 @@ def held_out(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
     """
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
+    draw = Draw(
+        latents, n_latents, trials_per_latent, strength, topics, seed, with_method(prior, method)
+    )
     return experiment(
         setup,
         setup.plan(draw, steering, replay, "held_out"),

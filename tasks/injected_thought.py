@@ -18,12 +18,14 @@ from esr_eval.data.arguments import (
     CountOrNone,
     LatentsArgument,
     LogFile,
+    Method,
     Names,
     Number,
     Prior,
     Seed,
     checked,
     strength_rule,
+    with_method,
 )
 from esr_eval.data.experiments import display_name, tags
 from esr_eval.data.thoughts import (
@@ -135,6 +137,7 @@ def injected_thought(
     seed: Seed = 0,
     replay: LogFile | None = None,
     prior: Prior = None,
+    method: Method = None,
 ) -> Task:
     """Injected thoughts: detection, and what of it is more than a shift of all yes/no answers.
 
@@ -160,7 +163,9 @@ def injected_thought(
         replay: A main run whose latents are injected at its strengths, so that the report can tell
             whether those that report an injection also start over under it.
         prior: Of searches for calibrated strengths, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
     """
+    prior = with_method(prior, method)
     setup = Setup.open(
         Wanted(edits=vectors is None, labels=vectors is None and replay is None, latents=latents)
     )

@@ -8,6 +8,7 @@ from esr_eval.data.arguments import (
     Flag,
     LatentsArgument,
     LogFile,
+    Method,
     Number,
     Prior,
     Seed,
@@ -15,6 +16,7 @@ from esr_eval.data.arguments import (
     Strength,
     Topics,
     checked,
+    with_method,
 )
 from esr_eval.dataset import meta_prompts
 from esr_eval.errors import EsrError
@@ -38,6 +40,7 @@ def meta_prompt(
     holistic: Flag = False,
     rejudge: Share = 0.0,
     prior: Prior = None,
+    method: Method = None,
 ) -> Task:
     """The main experiment with a sentence appended to every task.
 
@@ -54,12 +57,15 @@ def meta_prompt(
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         rejudge: Share of the responses that the judge scores again, blind: its own reliability.
         prior: Changes to the prior of strengths that are calibrated in the run, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
     """
     sentences = meta_prompts()
     if variant not in sentences:
         raise EsrError(f"There is no meta-prompt '{variant}'; there are {', '.join(sentences)}.")
     setup = Setup.open(Wanted(labels=replay is None, latents=latents))
-    draw = Draw(latents, n_latents, trials_per_latent, strength, topics, seed, prior)
+    draw = Draw(
+        latents, n_latents, trials_per_latent, strength, topics, seed, with_method(prior, method)
+    )
     plan = setup.plan(draw, steering, replay)
     planned = [
         one._replace(text=f"{one.text} {sentences[variant].format(label=one.trial.label)}")

@@ -11,6 +11,7 @@ from esr_eval.data.arguments import (
     LatentsOrSet,
     LayerName,
     LogFile,
+    Method,
     Number,
     Prior,
     RuleName,
@@ -18,6 +19,7 @@ from esr_eval.data.arguments import (
     Share,
     Strength,
     checked,
+    with_method,
 )
 from esr_eval.dataset import Planned
 from esr_eval.errors import EsrError
@@ -48,6 +50,7 @@ def prefill_control(
     strength: Strength = "calibrated",
     seed: Seed = 0,
     prior: Prior = None,
+    method: Method = None,
     holistic: Flag = False,
     rejudge: Share = 0.0,
 ) -> Task:
@@ -72,6 +75,7 @@ def prefill_control(
         strength: For the mirror, as in `esr`.
         seed: Of the random sets, and of searches for strengths that the mirror lacks.
         prior: Of these searches, as in `calibrate`.
+        method: Of these searches, `paper` or `curve`, as in `calibrate`.
         holistic: Also score how the response as a whole improves, 0-10 (the second view).
         rejudge: Share of the responses that the judge scores again, blind: its own reliability.
     """
@@ -96,7 +100,7 @@ def prefill_control(
         "no_beginning": len(planned) - len(plan.planned),
     }
     if mirror:
-        drawn = Draw(None, None, 1, strength, None, seed, prior)
+        drawn = Draw(None, None, 1, strength, None, seed, with_method(prior, method))
         plan = replace(setup.restrengthened(plan.planned, drawn), source=origin)
         return experiment(
             setup,

@@ -126,6 +126,12 @@ def test_names_and_defaults_of_tasks_are_still_shown() -> None:
     assert list(shown)[:3] == ["latents", "n_latents", "trials_per_latent"]
 
 
+def test_every_task_that_searches_strengths_takes_the_method_of_the_search() -> None:
+    for task in TASKS:
+        names = inspect.signature(inspect.unwrap(task)).parameters
+        assert ("prior" in names) == ("method" in names), task.__name__
+
+
 WRONG_SETTINGS = {
     "max_tokens": [0, -1],
     "temperature": [-0.1, NAN, INF],

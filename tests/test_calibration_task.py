@@ -14,7 +14,7 @@ from inspect_ai.model import GenerateConfig, ModelOutput
 from simulation import LABELS, MODEL, SUBJECT, TRUE_STRENGTH, Subject, install
 
 from esr_eval._util.paths import CACHE_ENV
-from esr_eval.calibration.bisection import responses_per_latent
+from esr_eval.calibration.methods import responses_per_latent
 from esr_eval.calibration.search import bisect, round_plan
 from esr_eval.calibration.store import cache_folder
 from esr_eval.dataset import prompts
@@ -121,6 +121,32 @@ def test_interrupted_search_goes_on_where_it_stopped_and_ends_the_same(
     assert {k: v["strength"] for k, v in values(whole).items()} == {
         k: v["strength"] for k, v in values(log).items()
     }
+
+
+def test_search_by_the_curve_takes_fewer_responses_and_says_so_and_goes_on_where_it_stopped(
+    subject: Subject, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    subject.fail_after = 20
+    broken = run(labels, tmp_path, method="curve")
+    assert broken.status == "error" and list(cache.glob("*.partial.json"))
+    subject.fail_after = None
+    (log,) = eval_retry(broken, log_dir=str(tmp_path / "logs"), display="none")
+    assert log.status == "success", explained(log)
+    for latent, value in values(log).items():
+        assert value["strength"] == pytest.approx(TRUE_STRENGTH[latent], rel=0.25)
+        assert 4 + 5 < value["generations"] <= 16 + 5
+    assert len(subject.calls) == sum(value["generations"] for value in values(log).values())
+    assert log.eval.metadata is not None and "method=curve" in log.eval.metadata["deviations"][-1]
+    assert log.samples is not None and "method curve" in log.samples[0].output.completion
+
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path / "other"))
+    (alone, *_) = values(run(labels, tmp_path, method="curve", n_latents=1)).items()
+    # The same without interruption, and without the other latent.
+    assert alone[1]["strength"] == values(log)[alone[0]]["strength"]
+
+    # A record of one method is not the other's.
+    found = run(labels, tmp_path, n_latents=1)
+    assert {value["cached"] for value in values(found).values()} == {0}
 
 
 def test_judge_that_never_judges_ends_the_search_and_leaves_no_record(

@@ -196,6 +196,20 @@ def test_choosing_checks_the_scale_and_the_latents(tmp_path):
     assert left == SCALES["tiny"].latents * (prior.rounds * prior.samples_per_round + 5)
 
 
+def test_method_of_calibration_decides_what_the_estimate_counts(tmp_path):
+    command = ["paper", "--dry-run", "--grader", "esr-judge/lexical", "--logs", str(tmp_path / "l")]
+    said = {}
+    for method in ("paper", "curve"):
+        done = CliRunner().invoke(app, [*command, "--method", method])
+        assert done.exit_code == 0, done.output
+        said[method] = done.output
+    line = {name: text[text.index("calibrate") :].split("\n")[0] for name, text in said.items()}
+    assert str(SCALES["tiny"].latents * (20 + 5)) in line["paper"]
+    assert str(SCALES["tiny"].latents * (8 + 5)) in line["curve"]
+    assert "at most 13 responses a latent" in " ".join(said["curve"].split())
+    assert "method=curve" not in said["paper"]
+
+
 def test_latents_of_both_draws_are_calibrated_once(tmp_path):
     paper = EvalSet(find_subject("smollm2-135m"), {}, None, "other/judge", tmp_path)
     labels = tmp_path / "two.csv"

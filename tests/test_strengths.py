@@ -13,6 +13,8 @@ import pytest
 from esr_eval._util.files import scratch_folder, share
 from esr_eval._util.paths import CACHE_ENV, cache_root
 from esr_eval.calibration.bisection import Bisection, Round, calibration_prior
+from esr_eval.calibration.curve import CurveSearch
+from esr_eval.calibration.methods import begin
 from esr_eval.calibration.store import (
     Checkpoint,
     Setting,
@@ -50,7 +52,7 @@ SETTING = Setting.of(RUNTIME, PRIOR, "esr-judge/offline", prompts=PROMPTS, tempe
 
 def record(latent: int = 3, label: str = "oceans", setting: Setting = SETTING) -> StrengthRecord:
     search = Bisection(prior=PRIOR).observe([90.0]).observe([20.0, 35.0], unscored=1)
-    check = Round(strength=search.median, scores=(25.0, 35.0), unscored=1)
+    check = Round(strength=search.strength, scores=(25.0, 35.0), unscored=1)
     return StrengthRecord.of(setting, latent, label, search, check=check, seed=0)
 
 
@@ -80,6 +82,7 @@ def test_nothing_but_finished_files_is_left(folder: Path) -> None:
         {"prior": PRIOR.model_copy(update={"rounds": 3})},
         {"prior": PRIOR.model_copy(update={"target": 40.0})},
         {"prior": PRIOR.model_copy(update={"max_tokens": 64})},
+        {"prior": PRIOR.model_copy(update={"method": "curve"})},
         {"prompts": "other"},
         {"temperature": 0.7},
         {"grader": "anthropic/claude-haiku-4-5-20251001"},
@@ -251,6 +254,10 @@ def test_a_strength_found_in_another_way_serves_and_says_so() -> None:
     save(record(3, "seas", wanted.model_copy(update=other)))
     assert known()[3].how == "calibrated with another prior, set of tasks, temperature, label"
     assert 4 not in known()
+    # Nor does the method move the strength that is looked for.
+    by_curve = {"prior": calibration_prior(subject, {"rounds": 3, "method": "curve"})}
+    save(record(4, "lakes", wanted.model_copy(update=by_curve)))
+    assert known()[4].how == "calibrated with another method"
     served = wanted.runtime.model_copy(update={"backend": "vllm"})
     exact = wanted.model_copy(
         update={"runtime": served, "prior": calibration_prior(subject, {"rounds": 3})}
@@ -265,9 +272,9 @@ def test_a_record_in_units_of_the_norm_holds_strengths_of_the_latent() -> None:
     prior = RELATIVE_PRIOR.model_copy(update={"rounds": 1})
     setting = SETTING.model_copy(update={"prior": prior})
     search = Bisection(prior=prior).observe([90.0])
-    check = Round(strength=search.median, scores=(25.0,))
+    check = Round(strength=search.strength, scores=(25.0,))
     found = StrengthRecord.of(setting, 3, "oceans", search, check=check, seed=0, scale=50.0)
-    assert found.strength == pytest.approx(50 * search.median)
+    assert found.strength == pytest.approx(50 * search.strength)
     assert found.rounds[0].strength == pytest.approx(50 * 0.6, abs=1)
     assert found.check is not None and found.check.strength == pytest.approx(found.strength)
     save(found)
@@ -315,6 +322,16 @@ def test_checkpoint_lives_until_its_record_is_saved(folder: Path) -> None:
     assert find_checkpoint(saved.key, seed=1) is None
     save(saved)
     assert find_checkpoint(saved.key, seed=0) is None
+
+
+def test_checkpoint_of_a_curve_is_read_as_one() -> None:
+    prior = PRIOR.model_copy(update={"method": "curve"})
+    search = begin(prior).observe([50.0]).observe([], unscored=1)
+    key = SETTING.model_copy(update={"prior": prior}).key(3, "oceans")
+    save_checkpoint(Checkpoint(key=key, seed=0, search=search))
+    found = find_checkpoint(key, seed=0)
+    assert found is not None and found.search == search
+    assert isinstance(found.search, CurveSearch)
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(

@@ -6,13 +6,14 @@ distribution over where the root is, test its median, and shift probability towa
 the noisy answer points to. Pure arithmetic: no model, no judge, no Inspect.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from scipy.special import betainc
 
 from esr_eval.errors import EsrError
@@ -43,22 +44,20 @@ def calibration_prior(
     relative = RELATIVE_PRIOR.model_copy(update={"max_tokens": max(1, subject.max_tokens // 2)})
     fields = (subject.calibration or relative).model_dump()
     try:
-        return CalibrationPrior.model_validate({**fields, **(changes or {})})
+        prior = CalibrationPrior.model_validate({**fields, **(changes or {})})
     except ValidationError as error:
         wrong = ", ".join(str(part["loc"][0]) for part in error.errors())
         raise EsrError(
             f"The calibration prior of {subject.name} is invalid ({wrong}): pass for example "
             '-T prior=\'{"prior_mean": 10, "prior_std": 10, "lower": 0, "upper": 50}\'.'
         ) from None
-
-
-def responses_per_latent(subject: Subject, changes: Mapping[str, Any] | None = None) -> int:
-    """Responses that finding one latent's strength takes: the search's, and the check's.
-
-    A round in which nothing could be judged is repeated and comes on top.
-    """
-    prior = calibration_prior(subject, changes)
-    return prior.rounds * prior.samples_per_round + CHECK_SAMPLES
+    if prior.method == "curve" and (prior.prior_mean <= 0 or prior.lower < 0):
+        raise EsrError(
+            f"method=curve searches strengths above 0, but the calibration prior of {subject.name} "
+            f"has prior_mean {prior.prior_mean:g} and lower {prior.lower:g}: change these, or pass "
+            "method=paper."
+        )
+    return prior
 
 
 def probability_above(
@@ -109,7 +108,7 @@ class Round(BaseModel):
         return float(np.mean(self.scores)) if self.scores else None
 
 
-class Bisection(BaseModel):
+class Search(BaseModel):
     """The search for one strength: its prior and the rounds so far.
 
     Immutable: `observe` returns the next state. The posterior follows from the rounds, so the
@@ -117,9 +116,81 @@ class Bisection(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    method: ClassVar[str]
 
     prior: CalibrationPrior
     rounds: tuple[Round, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> Self:
+        if self.prior.method != self.method:
+            raise ValueError(f"it is no search with method={self.method}")
+        return self
+
+    @property
+    @abstractmethod
+    def next_strength(self) -> float:
+        """The strength to test next."""
+
+    @property
+    @abstractmethod
+    def responses(self) -> int:
+        """Responses of a round."""
+
+    @property
+    @abstractmethod
+    def most_rounds(self) -> int:
+        """Rounds with evidence that end the search."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether the search has ended well."""
+
+    @property
+    @abstractmethod
+    def strength(self) -> float:
+        """The strength found."""
+
+    @abstractmethod
+    def quantile(self, q: float) -> float:
+        """Posterior quantile of the strength."""
+
+    @property
+    def counted(self) -> int:
+        """Rounds with evidence."""
+        return sum(bool(tested.scores) for tested in self.rounds)
+
+    @property
+    def empty(self) -> int:
+        """Rounds in which nothing could be judged; they move nothing and are repeated."""
+        return len(self.rounds) - self.counted
+
+    @property
+    def failed(self) -> bool:
+        """Whether too many rounds stayed without a judgement to go on."""
+        return not self.finished and self.empty > MAX_EMPTY_ROUNDS
+
+    def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
+        """The state after testing the next strength.
+
+        Args:
+            scores: Judged first-attempt scores (0-100) of the responses; empty when none could be
+                judged, which leaves the posterior as it is.
+            unscored: Responses that could not be judged or held no attempt.
+        """
+        tested = Round(strength=self.next_strength, scores=tuple(scores), unscored=unscored)
+        return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data from which `model_validate` restores the same state."""
+        return self.model_dump(mode="json")
+
+
+class Bisection(Search):
+    """The paper's search."""
+
+    method = "paper"
 
     @cached_property
     def grid(self) -> npt.NDArray[np.float64]:
@@ -141,46 +212,31 @@ class Bisection(BaseModel):
         mass = np.exp(log_mass - log_mass.max())
         return np.asarray(mass / mass.sum(), dtype=np.float64)
 
-    @property
-    def median(self) -> float:
-        """Posterior median: the strength to test next, and after the last round the result."""
-        return float(self.quantile(0.5))
-
     def quantile(self, q: float) -> float:
         """Posterior quantile, interpolated between grid points."""
         return float(np.interp(q, np.cumsum(self.posterior), self.grid))
 
     @property
-    def counted(self) -> int:
-        """Rounds with evidence."""
-        return sum(bool(tested.scores) for tested in self.rounds)
+    def strength(self) -> float:
+        """The posterior's median."""
+        return self.quantile(0.5)
 
     @property
-    def empty(self) -> int:
-        """Rounds in which nothing could be judged; they move nothing and are repeated."""
-        return len(self.rounds) - self.counted
+    def next_strength(self) -> float:
+        """The posterior's median, too."""
+        return self.strength
+
+    @property
+    def responses(self) -> int:
+        """As the prior says."""
+        return self.prior.samples_per_round
+
+    @property
+    def most_rounds(self) -> int:
+        """As the prior says."""
+        return self.prior.rounds
 
     @property
     def finished(self) -> bool:
         """Whether all rounds have been counted."""
         return self.counted >= self.prior.rounds
-
-    @property
-    def failed(self) -> bool:
-        """Whether too many rounds stayed without a judgement to go on."""
-        return not self.finished and self.empty > MAX_EMPTY_ROUNDS
-
-    def observe(self, scores: Sequence[float], unscored: int = 0) -> Self:
-        """The state after testing the current median.
-
-        Args:
-            scores: Judged first-attempt scores (0-100) of the responses at `median`; empty when
-                none could be judged, which leaves the posterior as it is.
-            unscored: Responses that could not be judged or held no attempt.
-        """
-        tested = Round(strength=self.median, scores=tuple(scores), unscored=unscored)
-        return type(self)(prior=self.prior, rounds=(*self.rounds, tested))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data from which `model_validate` restores the same state."""
-        return self.model_dump(mode="json")

@@ -1,7 +1,7 @@
 """The strength search, run on a real model and judge.
 
-Arithmetic is `bisection`'s, files are `store`'s; here is what lies between: which tasks a round
-asks, how its answers become evidence, and how an interrupted search goes on.
+Arithmetic is `bisection`'s or `curve`'s, files are `store`'s; here is what lies between: which
+tasks a round asks, how its answers become evidence, and how an interrupted search goes on.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 from inspect_ai.util import collect, display_counter, span
 
 from esr_eval.calibration import store
-from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Bisection, Round
+from esr_eval.calibration.bisection import MAX_EMPTY_ROUNDS, Round, Search
+from esr_eval.calibration.methods import begin
 from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.store import Checkpoint, Setting, StrengthRecord
 from esr_eval.dataset import Latent, Prompt, draw_tasks, prompts
@@ -51,10 +52,11 @@ def bisect(
         n_latents: How many latents there are in all, for the progress display.
     """
     rounds_done: dict[int, int] = {}
+    most = begin(prior).most_rounds
 
     def progress(latent: int, counted: int) -> None:
         rounds_done[latent] = counted
-        display_counter("Rounds", f"{sum(rounds_done.values())}/{n_latents * prior.rounds}")
+        display_counter("Rounds", f"{sum(rounds_done.values())}/{n_latents * most}")
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         model = get_model()
@@ -62,9 +64,9 @@ def bisect(
             {"index": state.metadata["latent"], "label": state.metadata["label"]}
         )
 
-        def on_round(bisection: Bisection) -> None:
-            state.store.set(SEARCH, bisection.to_json())
-            progress(latent.index, bisection.counted)
+        def on_round(so_far: Search) -> None:
+            state.store.set(SEARCH, so_far.to_json())
+            progress(latent.index, so_far.counted)
 
         search = StrengthSearch.of(
             model,
@@ -79,7 +81,7 @@ def bisect(
         record = None if fresh else store.find_strength(search.key, subject_of(model).strengths)
         state.store.set(CACHED, record is not None)
         if record is not None:
-            progress(latent.index, prior.rounds)
+            progress(latent.index, most)
         else:
             record = await search.run(resume=not fresh, on_round=on_round)
             if record is not None:
@@ -180,7 +182,7 @@ class StrengthSearch:
         return self.setting.key(self.latent.index, self.latent.label)
 
     async def run(
-        self, *, resume: bool, on_round: Callable[[Bisection], None] = lambda bisection: None
+        self, *, resume: bool, on_round: Callable[[Search], None] = lambda search: None
     ) -> StrengthRecord | None:
         """Run the rounds that are left; the checkpoint stays until the caller drops it.
 
@@ -193,34 +195,29 @@ class StrengthSearch:
         """
         key, prior = self.key, self.setting.prior
         checkpoint = store.find_checkpoint(key, self.seed) if resume else None
-        bisection = checkpoint.search if checkpoint else Bisection(prior=prior)
-        on_round(bisection)
-        while not (bisection.finished or bisection.failed):
-            number = len(bisection.rounds)
+        search = checkpoint.search if checkpoint else begin(prior)
+        on_round(search)
+        cache = resume and CACHE
+        while not (search.finished or search.failed):
+            number = len(search.rounds)
             tested = await self._test(
-                f"round {number + 1}",
-                bisection.median,
-                number,
-                prior.samples_per_round,
-                resume and CACHE,
+                f"round {number + 1}", search.next_strength, number, search.responses, cache
             )
-            bisection = bisection.observe(tested.scores, tested.unscored)
-            store.save_checkpoint(Checkpoint(key=key, seed=self.seed, search=bisection))
-            on_round(bisection)
-        if bisection.failed:
+            search = search.observe(tested.scores, tested.unscored)
+            store.save_checkpoint(Checkpoint(key=key, seed=self.seed, search=search))
+            on_round(search)
+        if search.failed:
             # Kept, it would make every later try fail at once.
             store.drop_checkpoint(key)
             return None
         check = None
         if self.check_samples:
-            check = await self._test(
-                "check", bisection.median, -1, self.check_samples, resume and CACHE
-            )
+            check = await self._test("check", search.strength, -1, self.check_samples, cache)
         return StrengthRecord.of(
             self.setting,
             self.latent.index,
             self.latent.label,
-            bisection,
+            search,
             check=check,
             seed=self.seed,
             scale=self.scale,

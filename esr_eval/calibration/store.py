@@ -24,7 +24,8 @@ from pydantic import (
 
 from esr_eval._util.files import folder_digest, write_whole
 from esr_eval._util.paths import CACHE_ENV, cache_root
-from esr_eval.calibration.bisection import Bisection, Round
+from esr_eval.calibration.bisection import Bisection, Round, Search
+from esr_eval.calibration.curve import CurveSearch
 from esr_eval.dataset import Latent
 from esr_eval.errors import EsrError
 from esr_eval.scorers.attempts import RUBRIC_VERSION
@@ -152,7 +153,7 @@ class Checkpoint(Sealed):
     """The state of a search: an interrupted calibration continues from it."""
 
     seed: int
-    search: Bisection
+    search: Bisection | CurveSearch
 
 
 class StrengthRecord(Sealed):
@@ -163,7 +164,7 @@ class StrengthRecord(Sealed):
     setting: Setting
     latent: int = Field(ge=0)
     label: str
-    strength: float = Field(allow_inf_nan=False, description="Final posterior median.")
+    strength: float = Field(allow_inf_nan=False, description="Where the search ended.")
     interval: tuple[float, float] = Field(description="5 % and 95 % quantiles of the posterior.")
     achieved_score: float | None = Field(
         description="Mean first-attempt score of fresh responses at the strength."
@@ -185,7 +186,7 @@ class StrengthRecord(Sealed):
         setting: Setting,
         latent: int,
         label: str,
-        search: Bisection,
+        search: Search,
         *,
         check: Round | None,
         seed: int,
@@ -210,7 +211,7 @@ class StrengthRecord(Sealed):
             setting=setting,
             latent=latent,
             label=label,
-            strength=search.median * scale,
+            strength=search.strength * scale,
             interval=(search.quantile(0.05) * scale, search.quantile(0.95) * scale),
             achieved_score=check.mean if check else None,
             check=check,
@@ -226,8 +227,10 @@ class StrengthRecord(Sealed):
     def unlike(self, setting: Setting, label: str) -> list[str]:
         """In what it was found otherwise than a run would find it, a word each."""
         theirs = self.setting
+        same_method = theirs.prior.model_copy(update={"method": setting.prior.method})
         differ = {
-            "prior": theirs.prior != setting.prior,
+            "prior": same_method != setting.prior,
+            "method": theirs.prior.method != setting.prior.method,
             "set of tasks": theirs.prompts != setting.prompts,
             "temperature": theirs.temperature != setting.temperature,
             "label": self.label != label,
@@ -244,7 +247,8 @@ class StrengthRecord(Sealed):
         """The search as a table, for the log viewer."""
         low, high = self.interval
         lines = [
-            f"**Strength {self.strength:.4g}** (90 % of the posterior: {low:.4g} to {high:.4g})",
+            f"**Strength {self.strength:.4g}** (90 % of the posterior: {low:.4g} to {high:.4g}; "
+            f"method {self.setting.prior.method})",
             "",
             "| round | strength | first-attempt scores | unscored |",
             "|---|---|---|---|",

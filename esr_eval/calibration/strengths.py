@@ -12,7 +12,7 @@ from inspect_ai.model import Model
 from inspect_ai.util import display_counter
 
 from esr_eval.calibration import store
-from esr_eval.calibration.bisection import CHECK_SAMPLES, Bisection, calibration_prior
+from esr_eval.calibration.bisection import CHECK_SAMPLES, Search, calibration_prior
 from esr_eval.calibration.residual import strength_unit
 from esr_eval.calibration.search import StrengthSearch, boost_at
 from esr_eval.calibration.store import Setting, StrengthRecord
@@ -170,9 +170,9 @@ class Strengths:
             scale=scale,
         )
 
-        def on_round(bisection: Bisection) -> None:
-            self._rounds[latent.index] = bisection.counted
-            done = sum(rounds >= prior.rounds for rounds in self._rounds.values())
+        def on_round(so_far: Search) -> None:
+            self._rounds[latent.index] = so_far.counted
+            done = sum(rounds >= so_far.most_rounds for rounds in self._rounds.values())
             rounds = sum(self._rounds.values())
             display_counter("Calibrated", f"{done}/{len(self._rounds)} latents, {rounds} rounds")
 

@@ -34,6 +34,8 @@ from esr_eval.data.arguments import (
     GRADERS,
     PORT,
     SHARE,
+    Method,
+    with_method,
 )
 from esr_eval.errors import EsrError
 from esr_eval.text import one_line
@@ -233,6 +235,10 @@ def paper(
         list[str] | None,
         typer.Option(help="Change the calibration's prior, NAME=VALUE, e.g. samples_per_round=5."),
     ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="How strengths are searched: paper, or curve on 40 % of its responses."),
+    ] = None,
     rejudge: Annotated[
         float,
         typer.Option(help="Share of the main run that the judge scores again, blind."),
@@ -267,6 +273,7 @@ def paper(
     from dataclasses import replace
 
     from esr_eval._util.output import Terminal
+    from esr_eval.calibration.methods import effort_notes
     from esr_eval.paper.run import EvalSet, finished, run_steps
     from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
     from esr_eval.scorers.grader import check_batches
@@ -284,7 +291,7 @@ def paper(
         grader,
         log_dir,
         max_tokens,
-        prior=pairs(prior, "--prior") or None,
+        prior=with_method(pairs(prior, "--prior") or None, method),
         base=base,
         judge_batch=judge_batch,
     )
@@ -315,6 +322,7 @@ def paper(
         notes=[
             *([f"Its base, {base.name}, runs {on_base}."] if base else []),
             *(f"Left out: experiment {reason}" for reason in left_out(choices)),
+            *effort_notes(run.subject, run.prior),
         ],
         speed=tokens_per_second,
         price=judge_price,

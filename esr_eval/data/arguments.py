@@ -36,6 +36,7 @@ from esr_eval._util.output import aside
 from esr_eval._util.paths import given_path
 from esr_eval.errors import EsrError
 from esr_eval.spec import Dtype
+from esr_eval.subjects import SearchMethod
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -200,6 +201,7 @@ LogFile = Annotated[str, AfterValidator(_file_to_read)]
 PassageFile = Annotated[str, AfterValidator(_file_to_read)]
 SplitName = Literal["dev", "fresh", "held_out", "own"]
 Prior = dict[str, Any] | None
+Method = SearchMethod | None
 RuleName = Literal["silent", "separability"]
 LayerName = Literal["steering", "feature"]
 
@@ -434,3 +436,8 @@ FOLDER_TO_WRITE = AfterValidator(_optional(_folder_to_write))
 LOG_FOLDER = AfterValidator(_optional(_log_folder))
 FILE_TO_READ = AfterValidator(_optional(_file))
 """Marks of paths, in commands; logs are told of where they are read."""
+
+
+def with_method(prior: dict[str, Any] | None, method: str | None) -> dict[str, Any] | None:
+    """Changes to the prior with the method of the searches, where one was named."""
+    return prior if method is None else {**(prior or {}), "method": method}

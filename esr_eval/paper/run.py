@@ -10,7 +10,8 @@ from inspect_ai import eval_set
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfigArgs
 
-from esr_eval.calibration.bisection import calibration_prior, responses_per_latent
+from esr_eval.calibration.bisection import calibration_prior
+from esr_eval.calibration.methods import responses_per_latent
 from esr_eval.calibration.store import calibrated_strengths
 from esr_eval.calibration.strengths import setting_of
 from esr_eval.dataset import Latent, has_fetched_labels, pick_latents

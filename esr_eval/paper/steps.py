@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-from esr_eval.calibration.bisection import responses_per_latent
+from esr_eval.calibration.methods import responses_per_latent
 from esr_eval.data.pushes import answers_per_turn
 from esr_eval.dataset import load_latents, meta_prompts, prompts
 from esr_eval.errors import EsrError

@@ -21,8 +21,9 @@ from inspect_ai.util import collect, display_counter
 
 from esr_eval._util.files import keep, kept
 from esr_eval._util.paths import cache_root
-from esr_eval.calibration.bisection import calibration_prior, responses_per_latent
+from esr_eval.calibration.bisection import calibration_prior
 from esr_eval.calibration.cost import Cost
+from esr_eval.calibration.methods import responses_per_latent
 from esr_eval.calibration.residual import Residual, measured_residual
 from esr_eval.calibration.store import runtime_key
 from esr_eval.calibration.strengths import Strengths, parse_strength
