@@ -44,10 +44,10 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = -0.1
-"""Logit from which the reader alone makes a restart; set on ordinary answers and on "fresh"."""
+SURE = 0.5
+"""Logit from which the reader alone makes a restart; set on "fresh" and on pairs that were kept."""
 
-_UNLIKELY = SURE - 7
+_UNLIKELY = SURE - 1.5
 """Below this the reader takes back what English cues find: it has learned from English alone."""
 
 _ABOUT = (30, 10)

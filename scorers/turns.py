@@ -36,7 +36,7 @@ SUBJECT = "smollm2-135m"
 LAYERS = 15
 """So many of its layers; all of them would take twice the time."""
 
-BEHIND = (3, 10, 24)
+BEHIND = (3, 10, 24, 48)
 """How many tokens after a place its states are read out: a layer knows only what came before."""
 
 WINDOW = 224

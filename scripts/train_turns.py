@@ -1,15 +1,18 @@
 """Train the learned half of the phrase detector (`esr_eval.scorers.turns`).
 
-    python scripts/train_turns.py esr_eval/data/turns      # a few minutes on a GPU, 75 on one core
+    python scripts/train_turns.py esr_eval/data/turns   # a few minutes on a GPU, an hour on 2 cores
 
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
-The passages marked "dev" are trained on as well, never "fresh" or "held_out". The lower half of
-the embedded subject's model stays as it is and gets a low-rank adapter and a read-out. Some texts
-are shown without punctuation, and some behind a piece of another one, as steered models write both.
+Those with a "pair" are two texts that share most of their words, of which one starts over; pairs
+in `scripts/turns/kept` are not learned from and help to choose the threshold. The passages marked
+"dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
+model stays as it is and gets a low-rank adapter and a read-out. Some texts are shown without
+punctuation, and some behind a piece of another one, as steered models write both.
 """
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -32,7 +35,7 @@ from esr_eval.scorers.turns import (
     states_behind,
 )
 
-HERE = Path(__file__).parent
+SNIPPETS = Path(__file__).parent / "turns"
 MLP = ("gate_proj", "up_proj", "down_proj")
 RANK = 16
 BATCH = 32
@@ -62,10 +65,10 @@ class Text(NamedTuple):
     all_marked: bool = True
 
 
-def snippets() -> list[Text]:
+def snippets(folder: Path) -> list[Text]:
     """What was written to train on, and answers of the embedded subject without a restart."""
     found = []
-    for file in sorted((HERE / "turns").glob("*.jsonl")):
+    for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text("utf-8").splitlines():
             one = json.loads(line)
             if "turn" in one:
@@ -78,11 +81,11 @@ def snippets() -> list[Text]:
     return found
 
 
-def passages() -> list[Text]:
-    """The passages that anything may be fitted to."""
+def passages(split: str) -> list[Text]:
+    """The passages of a split; anything may be fitted to "dev"."""
     found = []
     for one in read_passages():
-        if one.split != "dev":
+        if one.split != split:
             continue
         later = zip(one.starts()[1:], one.attempts[1:], strict=True)
         turns = [(at, at + len(attempt.first)) for at, attempt in later]
@@ -188,7 +191,7 @@ def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = [*passages(), *snippets()]
+    texts = [*passages("dev"), *snippets(SNIPPETS)]
     texts = draw.sample(texts, most or len(texts))
     without = [text for text in texts if not text.turns]
     click.echo(f"{len(texts):,} texts, {len(without):,} of them without a restart, on {device}")
@@ -233,6 +236,31 @@ def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
         {name: value.cpu().clone() for name, value in reader.head.state_dict().items()},
         folder / "head.safetensors",
     )
+    report(folder)
+
+
+def report(folder: Path) -> None:
+    """Print what the reader alone finds at several thresholds, of texts that it was not trained on.
+
+    These choose `esr_eval.scorers.phrases.SURE`; nothing "held_out" is looked at.
+    """
+    reader = TurnReader(folder)
+    for name, texts in (("fresh", passages("fresh")), ("pairs", snippets(SNIPPETS / "kept"))):
+        turns: list[float] = []
+        others: list[float] = []
+        for text in texts:
+            at = places(text.text)
+            scores = dict(zip(at, reader.scores(text.text, at, text.task), strict=True))
+            for start, _ in text.turns:
+                near = [score for place, score in scores.items() if -25 <= place - start <= 45]
+                turns.append(max(near, default=-math.inf))
+            if not text.turns:
+                others.append(max(scores.values(), default=-math.inf))
+        click.echo(f"{name}: {len(turns)} restarts, {len(others)} texts without one")
+        for threshold in (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+            found = sum(score >= threshold for score in turns)
+            alarms = sum(score >= threshold for score in others)
+            click.echo(f"  at {threshold:4.1f}: {found} found, {alarms} false alarms")
 
 
 if __name__ == "__main__":
