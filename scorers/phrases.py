@@ -56,6 +56,10 @@ _ABOUT = (30, 10)
 _SEEN = 100
 """Characters behind the cues, at least, for the reader to deny them: it judges by what follows."""
 
+_RUN_ON = 120
+"""So many characters without the end of a sentence are run-on text. The reader has seen little of
+it, and denies no cue there."""
+
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
 
@@ -190,6 +194,8 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
 
     def denied(restart: Restart) -> bool:
         """Whether the reader looked there and behind, and saw no turn."""
+        if not _CLAUSE_END.search(response, max(restart.start - _RUN_ON, 0), restart.start):
+            return False
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]

@@ -175,9 +175,11 @@ def test_every_make_target_that_is_printed_exists(words):
 
 
 def filled(words):
-    """A printed line with stored logs where the reader names theirs."""
+    """A printed line with stored logs, or the small model, where the reader names theirs."""
     return [
-        str(STORED / LOGS[key])
+        "esr/smollm2-135m"
+        if word == "esr/SUBJECT"
+        else str(STORED / LOGS[key])
         if (key := f"{words[1]} {word}") in LOGS or (key := word) in LOGS
         else word
         for word in words
