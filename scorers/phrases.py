@@ -44,11 +44,12 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = 0.5
-"""Logit from which the reader alone makes a restart; set on "fresh" and on pairs that were kept."""
+SURE = 0.1
+"""Logit from which the reader alone makes a restart: set on ordinary answers, "fresh", kept pairs."""
 
-_UNLIKELY = SURE - 1.5
-"""Below this the reader takes back what English cues find: it has learned from English alone."""
+_UNLIKELY = SURE - 7
+"""Below this the reader takes back what English cues find: it has learned from English alone. Far
+below: in text that has fallen apart it doubts restarts that a person sees (docs/judges.md)."""
 
 _ABOUT = (30, 10)
 """Characters before the cues and behind them in which the reader may see the turn."""
