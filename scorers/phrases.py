@@ -45,7 +45,7 @@ _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
 SURE = 0.1
-"""Logit from which the reader alone makes a restart: set on ordinary answers, "fresh", kept pairs."""
+"""Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
 _UNLIKELY = SURE - 7
 """Below this the reader takes back what English cues find: it has learned from English alone. Far
