@@ -198,7 +198,8 @@ def test_both_questions_beyond_the_paper_get_the_local_answers(vllm_server, tmp_
     found = {}
     for name, where in {"here": HERE, "there": model}.items():
         # Directions are taken by each: neither finds the other's in the cache.
-        monkeypatch.setenv("ESR_EVAL_CACHE", str(tmp_path / f"{name}-cache"))
+        cache = tmp_path / f"{name}-cache"
+        monkeypatch.setattr("esr_eval.vectors.directions.cache_root", lambda cache=cache: cache)
         found[name] = beyond(tmp_path / name, where)
     here, there = found["here"], found["there"]
     assert here.keys() == there.keys()
