@@ -95,7 +95,7 @@ def test_a_browser_shows_the_figure_first_and_filters_episodes(page, width, tmp_
 @browser
 def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
     player = pytest.importorskip("playwright.sync_api")
-    few = {"n_latents": 1, "trials_per_latent": 1, "max_tokens": 8}
+    few = {"n_latents": 2, "trials_per_latent": 1, "max_tokens": 8}
     for steering in (True, False):
         embedded("esr", tmp_path / "logs", steering=steering, **few)
     with socket.socket() as free:
