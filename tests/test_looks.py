@@ -118,7 +118,7 @@ def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
                 assert row.count() == 1
             tab.screenshot(path=tmp_path / "list.png")
             rows.filter(has_text=re.compile(r"smollm2-135m, steered")).click()
-            rows.filter(has_text="attempt").first.click(timeout=60_000)
+            rows.filter(has_text=re.compile(r"\d attempt")).first.click(timeout=60_000)
             tab.get_by_text("positions changed").wait_for(timeout=60_000)
             tab.screenshot(path=tmp_path / "sample.png")
             seen = tab.get_by_text("positions changed").bounding_box()
