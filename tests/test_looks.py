@@ -119,11 +119,12 @@ def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
             tab.screenshot(path=tmp_path / "list.png")
             rows.filter(has_text=re.compile(r"smollm2-135m, steered")).click()
             rows.filter(has_text=re.compile(r"\d attempt")).first.click(timeout=60_000)
-            tab.get_by_text("positions changed").wait_for(timeout=60_000)
+            told_there = tab.locator("code", has_text="positions changed")
+            told_there.wait_for(timeout=60_000)
             tab.screenshot(path=tmp_path / "sample.png")
-            seen = tab.get_by_text("positions changed").bounding_box()
+            seen = told_there.bounding_box()
             assert seen["y"] < 900, "what was boosted is not on the first screen"
-            told = tab.inner_text("body")
+            told = told_there.inner_text()
             assert all(f'"{key}"' in told for key in ("latent", "label", "strength", "receipt"))
             chromium.close()
     finally:
