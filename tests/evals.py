@@ -1,5 +1,6 @@
 """Real evaluations of the embedded subject, small."""
 
+import pytest
 from inspect_ai import eval as inspect_eval
 
 HERE = {"model_args": {"device": "cpu"}}
@@ -24,12 +25,23 @@ def embedded(task, log_dir, *, max_tokens=16, model=HERE, **task_args):
     return log
 
 
-def beyond(log_dir, model=HERE):
-    """Answers of both tasks beyond the paper, by task and sample, and how much was edited."""
-    found = {}
-    for task, few in BEYOND.items():
-        log = embedded(task, log_dir, max_tokens=12, model=model, **few)
-        for sample in log.samples:
-            edited = sample.output.metadata["edited_positions"]
-            found[task, sample.id] = (sample.output.completion, edited)
-    return found
+def beyond(folder, **model):
+    """Answers of both tasks beyond the paper, here and where the model says.
+
+    Returns:
+        For each the answers by task and sample, and how many positions were edited.
+    """
+    both = []
+    for where in (HERE, model):
+        found = {}
+        # Directions are taken by each: neither finds the other's in the cache.
+        own = folder / str(len(both))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("esr_eval.vectors.directions.cache_root", lambda own=own: own)
+            for task, few in BEYOND.items():
+                log = embedded(task, own / "logs", max_tokens=12, model=where, **few)
+                for sample in log.samples:
+                    edited = sample.output.metadata["edited_positions"]
+                    found[task, sample.id] = (sample.output.completion, edited)
+        both.append(found)
+    return both

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from evals import HERE, beyond
+from evals import beyond
 from inspect_ai import eval as inspect_eval
 from parity_cases import boost, rows
 
@@ -344,18 +344,13 @@ def test_an_eval_outlives_its_server(ndif_server, tmp_path, monkeypatch):
     assert sum(tokens for _, tokens, _ in got.values()) == sum(t for _, t, _ in want.values())
 
 
-def test_both_questions_beyond_the_paper_get_the_local_answers(ndif_server, tmp_path, monkeypatch):
-    model = {
-        "model_base_url": ndif_server.url,
-        "model_args": {"backend": "ndif", "batch_size": 8, "wait": 300},
-    }
-    found = {}
-    for name, where in {"here": HERE, "there": model}.items():
-        # Directions are taken by each: neither finds the other's in the cache.
-        cache = tmp_path / f"{name}-cache"
-        monkeypatch.setattr("esr_eval.vectors.directions.cache_root", lambda cache=cache: cache)
-        found[name] = beyond(tmp_path / name, where)
-    assert found["there"] == found["here"]
+def test_both_questions_beyond_the_paper_get_the_local_answers(ndif_server, tmp_path):
+    here, there = beyond(
+        tmp_path,
+        model_base_url=ndif_server.url,
+        model_args={"backend": "ndif", "batch_size": 8, "wait": 300},
+    )
+    assert there == here
 
 
 # As NDIF runs the code of strangers: in another process than the model

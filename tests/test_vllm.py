@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from evals import HERE, beyond
+from evals import beyond
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import get_model
 from parity_cases import cases, rows
@@ -190,18 +190,12 @@ def check_that_rounding_parted(backend, vllm_backend, sample):
         assert backend.generate([row(backend)])[0].tokens[at] == got[at], (at, got[at], want[at])
 
 
-def test_both_questions_beyond_the_paper_get_the_local_answers(vllm_server, tmp_path, monkeypatch):
-    model = {
-        "model_base_url": vllm_server.url,
-        "model_args": {"backend": "vllm", "wait": 300},
-    }
-    found = {}
-    for name, where in {"here": HERE, "there": model}.items():
-        # Directions are taken by each: neither finds the other's in the cache.
-        cache = tmp_path / f"{name}-cache"
-        monkeypatch.setattr("esr_eval.vectors.directions.cache_root", lambda cache=cache: cache)
-        found[name] = beyond(tmp_path / name, where)
-    here, there = found["here"], found["there"]
+def test_both_questions_beyond_the_paper_get_the_local_answers(vllm_server, tmp_path):
+    here, there = beyond(
+        tmp_path,
+        model_base_url=vllm_server.url,
+        model_args={"backend": "vllm", "wait": 300},
+    )
     assert here.keys() == there.keys()
     # Its kernels round differently, and strengths are measured with them.
     assert sum(there[key] != here[key] for key in here) <= 1 + len(here) // 20
