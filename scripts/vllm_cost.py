@@ -7,8 +7,9 @@ and the plugin's folder on the path:
 `PYTHONPATH=PLUGIN PYTHON scripts/vllm_cost.py [--shape 8b] [--eager] [--rows 16,64,128,256]`, where
 `esr-eval serve vllm start` has laid PLUGIN out in `servers/vllm/run/plugin` of the cache and PYTHON
 is `servers/vllm/.venv/bin/python` there. Rounds run forwards and backwards by turns. On a CPU the
-time is that of this process, on a GPU the clock's. `--hotwire` measures the plugin hotwire-vllm,
-where it is installed, in place of ours.
+time is that of this process, on a GPU the clock's. `--lens` measures vllm-lens, where it is
+installed, beside ours in the same engine, which then is eager, as vllm-lens makes every engine.
+`--hotwire` measures hotwire-vllm in place of ours.
 """
 
 import argparse
@@ -52,8 +53,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 BASE, BOOST, CLAMPED = "unsteered", "1 boost", f"1 boost, {CLAMPS} clamps"
 OURS, THEIRS = "unsteered, esr-eval's sampler", "unsteered, vLLM's sampler"
 HOTWIRE = "hotwire-vllm, 1 vector"
+LENS = "vllm-lens, 1 vector"
 VECTORS = 16
-"""Vectors that hotwire-vllm is given; it holds few."""
+"""Vectors that hotwire-vllm, which holds few, and vllm-lens are given."""
 
 
 class Bench:
@@ -82,6 +84,7 @@ class Bench:
             enforce_eager=args.eager,
             **options,
         )
+        self.lens = torch.randn(VECTORS, 1, shape["hidden_size"]) / shape["hidden_size"] ** 0.5
         if not args.hotwire:
             self._put_rows(shape["hidden_size"], most)
 
@@ -97,11 +100,18 @@ class Bench:
             rows[f"{place:05}/numbers"] = torch.zeros(3)
         self.llm.collective_rpc("esr_put", args=(list(range(CLAMPS + most)), save(rows)))
 
-    def request_args(self, kind: str, name: str, slot: int) -> dict[str, str]:
+    def request_args(self, kind: str, name: str, slot: int) -> dict[str, Any]:
         """What the request of one row says beside its sampling."""
         if kind == HOTWIRE:
             vector = {"id": f"v{slot % VECTORS}", "layer": self.layer, "scale": 0.5}
             return {"hotwire": json.dumps(vector)}
+        if kind == LENS:
+            from vllm_lens import SteeringVector
+
+            vector = SteeringVector(
+                activations=self.lens[slot % VECTORS], layer_indices=[self.layer], scale=0.5
+            )
+            return {"apply_steering_vectors": [vector]}
         if kind == OURS:
             sampling = {"seed": slot, "temperature": 0.6, "top_p": None, "top_k": None}
             sampling |= {"repetition_penalty": 1.1, "max_tokens": self.tokens}
@@ -140,8 +150,13 @@ class Bench:
             for i in range(rows)
         ]
         began = self.clock()
-        self.llm.generate(prompts, params, use_tqdm=False)
+        answers = self.llm.generate(prompts, params, use_tqdm=False)
         seconds = self.clock() - began
+        wrote = [answer.outputs[0].token_ids for answer in answers]
+        if kind == BASE:
+            self.base = wrote
+        # Its requests carry no receipt; where it is not active, they run unsteered.
+        assert kind != LENS or wrote != self.base[:rows], "vllm-lens changed nothing"
         if kind in (BOOST, CLAMPED):
             fed = PROMPT + self.tokens - 1
             asked = [(name, fed) for name in names]
@@ -188,12 +203,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--samplers", action="store_true", help="Ours and vLLM's own as well.")
     parser.add_argument("--hotwire", action="store_true", help="hotwire-vllm in place of ours.")
+    parser.add_argument("--lens", action="store_true", help="vllm-lens beside ours.")
     parser.add_argument("--options", default="{}", help="More of vLLM's engine arguments, as JSON.")
     args = parser.parse_args()
     sizes = [int(size) for size in args.rows.split(",")]
     shape = SHAPES[args.shape]
+    plugins = "hotwire" if args.hotwire else "esr_eval,activations" if args.lens else "esr_eval"
     os.environ |= {
-        "VLLM_PLUGINS": "hotwire" if args.hotwire else "esr_eval",
+        "VLLM_PLUGINS": plugins,
         "ESR_EVAL_VLLM_LAYERS": str(layer_of(args.shape)),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -204,6 +221,8 @@ def main() -> None:
         folder = lay_vectors(shape["hidden_size"], shape["num_hidden_layers"])
         os.environ["HOTWIRE_VECTORS"] = folder
     kinds = (BASE, HOTWIRE) if args.hotwire else (BASE, BOOST, CLAMPED)
+    if args.lens:
+        kinds += (LENS,)
     if args.samplers:
         kinds += (OURS, THEIRS)
     bench = Bench(args, max(sizes))
