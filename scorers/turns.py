@@ -58,6 +58,9 @@ words alone."""
 LONGEST = 20_000
 """Characters in which places are sought: more than so many tokens mostly have."""
 
+RUN_ON = 120
+"""So many characters without a mark between clauses are run-on text, where any word may turn."""
+
 FEWEST_WORDS = 4
 """After fewer words there is nothing to turn away from."""
 
@@ -71,6 +74,7 @@ _PLACE = re.compile(
     rf"|\s(?=(?:{_OPENERS})\b)|\s(?=[A-Z][a-z']+ [a-z])"
 )
 _WORD = re.compile(r"\S+")
+_UNMARKED = re.compile(rf"[^.!?…:;,\n—–()\[\]。！？，：；]{{{RUN_ON},}}")
 _START = 1
 _BETWEEN = "\n\n"
 
@@ -96,8 +100,11 @@ class Frame(NamedTuple):
 
 
 def places(text: str) -> list[int]:
-    """Where a restart may begin: clauses, also in run-on text without punctuation."""
-    starts = sorted({match.end() for match in _PLACE.finditer(text)})
+    """Where a restart may begin: clauses, and in run-on text without punctuation every word."""
+    found = {match.end() for match in _PLACE.finditer(text)}
+    for part in _UNMARKED.finditer(text):
+        found.update(word.start() for word in _WORD.finditer(text, part.start(), part.end()))
+    starts = sorted(found)
     words = _WORD.finditer(text)
     opening = next((word.end() for count, word in enumerate(words, 1) if count == FEWEST_WORDS), 0)
     last = len(text) - 2

@@ -3,7 +3,8 @@
     python scripts/train_turns.py esr_eval/data/turns   # a few minutes on a GPU, an hour on 2 cores
 
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
-the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
+the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text",
+"turns"} several, {"text"} none.
 Those with a "pair" are two texts that share most of their words, of which one starts over; pairs
 in `scripts/turns/kept` are not learned from and help to choose the threshold. The passages marked
 "dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
@@ -71,7 +72,14 @@ def snippets(folder: Path) -> list[Text]:
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text("utf-8").splitlines():
             one = json.loads(line)
-            if "turn" in one:
+            if "turns" in one:
+                turns, end = [], 0
+                for words in one["turns"]:
+                    start = one["text"].index(words, end)
+                    end = start + len(words)
+                    turns.append((start, end))
+                found.append(Text(one["task"], one["text"], turns))
+            elif "turn" in one:
                 start = len(one["before"])
                 text = one["before"] + one["turn"] + one["after"]
                 turns = [(start, start + len(one["turn"]))]

@@ -329,7 +329,7 @@ def test_the_shipped_vectors_move_the_text_to_their_concept(tmp_path):
     steered = run(shipped, tmp_path, strength=0.6, **task)
     plain = run(shipped, tmp_path / "plain", steering=False, **task)
 
-    from esr_eval.judges.similarity import SentenceEncoder
+    from esr_eval._util.minilm import SentenceEncoder
 
     encoder = SentenceEncoder()
     labels = [concept.name for concept in file.info.concepts]

@@ -9,8 +9,9 @@ from inspect_ai.model import get_model
 from scipy.stats import spearmanr
 from scoring import DATA, grader, output
 
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.errors import EsrError
-from esr_eval.judges.similarity import SentenceEncoder, ratings
+from esr_eval.judges.similarity import ratings
 from esr_eval.scorers.concreteness import (
     BATCH,
     Rating,

@@ -9,10 +9,11 @@ from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from scoring import TASK, examples, run, trial
 
 import esr_eval._util.minilm
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.errors import EsrError
 from esr_eval.judges.offline import MAX_ATTEMPTS, verdict
 from esr_eval.judges.provider import LocalJudge
-from esr_eval.judges.similarity import SentenceEncoder, score_attempt
+from esr_eval.judges.similarity import score_attempt
 from esr_eval.scorers.attempts import RUBRIC, ask, render
 from esr_eval.scorers.grader import Request
 

@@ -10,8 +10,8 @@ from inspect_ai import score
 from inspect_ai.model import get_model
 from scoring import TASK, examples, grader, means_of, metrics_of, output, run, trial
 
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.judges.offline import improvement as judge_offline
-from esr_eval.judges.similarity import SentenceEncoder
 from esr_eval.scorers.attempts import parse_request as parse_attempts_request
 from esr_eval.scorers.attempts import render as render_attempts
 from esr_eval.scorers.grader import Answered, Request, ask_for

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import TASK, examples, grader, means_of, output, run, trial
 
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.judges.offline import regions as judge_offline
-from esr_eval.judges.similarity import SentenceEncoder
 from esr_eval.scorers.grader import Request
 from esr_eval.scorers.regions import Region, locate, parse_output, parse_request, regions
 from esr_eval.scorers.replies import Rejected

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.judges.similarity import (
     MAX_SENTENCE_WORDS,
     MAX_SENTENCES,
     SENTENCE_END,
-    SentenceEncoder,
     relevance,
     score_attempt,
     variety,

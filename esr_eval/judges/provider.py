@@ -22,11 +22,11 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from esr_eval._util.minilm import weights_folder
+from esr_eval._util.minilm import SentenceEncoder, sentence_encoder, weights_folder
 from esr_eval.errors import EsrError
 from esr_eval.judges import lexical, offline, yes_no
 from esr_eval.judges import stance as stances
-from esr_eval.judges.similarity import SentenceEncoder, ratings
+from esr_eval.judges.similarity import ratings
 from esr_eval.provider.api import ESRModelAPI
 from esr_eval.scorers import attempts, concreteness, improvement, introspection, regions, stance
 
@@ -71,10 +71,6 @@ def lexical_answer_to(messages: Sequence[ChatMessage]) -> Answer:
 
 
 MODELS = {"offline": answer_to, "lexical": lexical_answer_to}
-
-# One encoder for all judges of the process: its weights and memory are worth sharing.
-_encoder = SentenceEncoder()
-
 
 SELF = "self"
 
@@ -130,7 +126,7 @@ class LocalJudge(ModelAPI):
                 f"esr-judge/{self.model_name} only answers grading requests: {error}."
             ) from None
         # In a thread, because embedding takes long enough to starve the event loop.
-        content = await anyio.to_thread.run_sync(answer, _encoder)
+        content = await anyio.to_thread.run_sync(answer, sentence_encoder())
         asked = sum([await self.count_text_tokens(message.text) for message in input])
         written = await self.count_text_tokens(content)
         output = ModelOutput.from_content(f"esr-judge/{self.model_name}", content)
@@ -143,7 +139,7 @@ class LocalJudge(ModelAPI):
         """Tokens as whoever judges counts them; needs no network."""
         if self.model_name == SELF:
             return await _subject().count_text_tokens(text)
-        return await anyio.to_thread.run_sync(_encoder.count_tokens, text)
+        return await anyio.to_thread.run_sync(sentence_encoder().count_tokens, text)
 
     def max_connections(self) -> int:
         """Requests at once: the encoder takes one sentence at a time anyway."""

@@ -18,21 +18,12 @@ it misses are concrete things that no anchor is like ("prisons").
 import json
 import math
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esr_eval._util.minilm import load_encoder, load_tokenizer, weights_folder
+from esr_eval._util.minilm import Embeddings, SentenceEncoder
 from esr_eval.scorers.degradation import longest_run
-
-MAX_TOKENS = 128
-"""Tokens read of one sentence: what the model was trained on."""
-
-Embeddings = NDArray[np.float32]
 
 BEST = 96.0
 """A flawless attempt. Not 100, because similarity cannot tell right from wrong."""
@@ -93,61 +84,6 @@ _PHRASING = re.compile(
     r"(?:of|to|about|for|related to|associated with|concerning|describing|indicating) )+",
     re.IGNORECASE,
 )
-
-
-class SentenceEncoder:
-    """MiniLM with mean pooling and unit norm; loads on first use, remembers recent sentences.
-
-    Every sentence is embedded alone, so that a result never depends on its neighbours: padding to
-    the longest of a batch changes the last bits of the others.
-    """
-
-    def __init__(self, remembered: int = 4096) -> None:
-        self._lock = threading.Lock()
-        self._memory: OrderedDict[str, Embeddings] = OrderedDict()
-        self._remembered = remembered
-        self._counter: Any = None
-        self._cutter: Any = None
-        self._model: Any = None
-
-    def encode(self, sentences: Sequence[str]) -> Embeddings:
-        """Embed sentences as rows of unit length. Safe to call from several threads."""
-        with self._lock:
-            self._load()
-            return np.stack([self._one(sentence) for sentence in sentences])
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text as this model counts them, however long it is."""
-        with self._lock:
-            self._load()
-            return len(self._counter.encode(text, add_special_tokens=False).ids)
-
-    def _one(self, sentence: str) -> Embeddings:
-        known = self._memory.get(sentence)
-        if known is not None:
-            self._memory.move_to_end(sentence)
-            return known
-        import torch
-
-        ids = torch.tensor([self._cutter.encode(sentence).ids])
-        with torch.inference_mode():
-            states = self._model(input_ids=ids).last_hidden_state[0]
-        pooled = states.mean(dim=0)
-        unit: Embeddings = (pooled / pooled.norm()).numpy().astype(np.float32)
-        self._memory[sentence] = unit
-        if len(self._memory) > self._remembered:
-            self._memory.popitem(last=False)
-        return unit
-
-    def _load(self) -> None:
-        if self._model is not None:
-            return
-        folder = weights_folder()
-        # Two tokenizers, because cutting is a state of the tokenizer: one embeds, one counts.
-        self._counter = load_tokenizer(folder)
-        self._cutter = load_tokenizer(folder)
-        self._cutter.enable_truncation(MAX_TOKENS)
-        self._model = load_encoder(folder)
 
 
 def score_attempt(text: str, task: str, label: str, encoder: SentenceEncoder) -> float:

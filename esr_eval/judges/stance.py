@@ -8,7 +8,8 @@ sentence. It knows no meaning: how it reads answers that were written for it is 
 import json
 import re
 
-from esr_eval.judges.similarity import SENTENCE_END, SentenceEncoder
+from esr_eval._util.minilm import SentenceEncoder
+from esr_eval.judges.similarity import SENTENCE_END
 from esr_eval.judges.yes_no import is_coherent
 from esr_eval.scorers.grader import Request
 

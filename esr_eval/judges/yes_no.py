@@ -9,9 +9,10 @@ import json
 import re
 from typing import NamedTuple
 
+from esr_eval._util.minilm import SentenceEncoder
 from esr_eval.judges.lexical import STEM, stems
 from esr_eval.judges.offline import SALAD
-from esr_eval.judges.similarity import SENTENCE_END, SentenceEncoder, variety, words_of
+from esr_eval.judges.similarity import SENTENCE_END, variety, words_of
 from esr_eval.scorers.degradation import degeneration
 from esr_eval.scorers.grader import Request
 
