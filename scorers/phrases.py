@@ -24,7 +24,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, places, turn_reader
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, leaned, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -191,7 +191,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         return tuple(one.restart for one in by_words)
     read = response[:LONGEST]
     at = [place for place in places(read) if masked[place] != _BLANK]
-    scores = reader.scores(read, at, task)
+    scores = leaned(reader.scores(read, at, task), read, at, task, SURE)
 
     def denied(restart: Restart) -> bool:
         """Whether the reader looked there and behind, and saw no turn."""

@@ -5,10 +5,11 @@ task and the text, a window at a time. A low-rank adapter of this project and a 
 which looks at a place and some words further on, tell for each place how likely a restart begins
 there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
 passages marked "dev" in `data/passages.jsonl`; what they find on passages by other hands is in
-docs/judges.md.
+docs/judges.md. What the reader cannot tell well, whether the text comes nearer to its task there,
+the sentence encoder adds (`leaned`).
 
-Where the package is not installed, there is no reader, and the detector goes by words alone; the
-log says so (`detector` in the score's metadata).
+Where a package of theirs is not installed, there is no reader, and the detector goes by words alone;
+the log says so (`detector` in the score's metadata).
 """
 
 import logging
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from esr_eval._util.minilm import sentence_encoder, weights_folder
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
@@ -54,6 +56,21 @@ AT_ONCE = 8
 MOST = 1_536
 """Tokens of a response that are read, three times the usual limit; what comes later is left to the
 words alone."""
+
+TOWARDS = 6.0
+"""Logits for each unit by which the cosine with the task is larger behind a place than before."""
+
+USUAL = 0.05
+"""By so much it is larger on average."""
+
+REACH = 3.0
+"""No text turns to its task by more logits than this."""
+
+BEFORE_PLACE, BEHIND_PLACE = 400, 500
+"""Characters that are compared with the task, about as many as the encoder takes in."""
+
+MOST_LEANED = 16
+"""Places of a response whose topic is looked at: those that score highest."""
 
 LONGEST = 20_000
 """Characters in which places are sought: more than so many tokens mostly have."""
@@ -109,6 +126,30 @@ def places(text: str) -> list[int]:
     opening = next((word.end() for count, word in enumerate(words, 1) if count == FEWEST_WORDS), 0)
     last = len(text) - 2
     return [at for at in starts if opening and opening < at < last and text[at].strip()]
+
+
+def leaned(scores: Scores, text: str, at: Sequence[int], task: str, threshold: float) -> Scores:
+    """Scores of places, and what a change of topic towards the task adds.
+
+    Args:
+        scores: The reader's, as logits.
+        text: The response.
+        at: Its places, in the order of the scores.
+        task: What was asked; where it is not known, nothing is added.
+        threshold: From where a score decides. What lies further from it than a change of topic
+            weighs is left as it is.
+    """
+    found = scores.copy()
+    near = np.flatnonzero(np.abs(scores - threshold) <= REACH)
+    if not task.strip() or not near.size:
+        return found
+    for index in near[np.argsort(-scores[near], kind="stable")][:MOST_LEANED]:
+        place = at[index]
+        before, behind = text[max(0, place - BEFORE_PLACE) : place], text[place:][:BEHIND_PLACE]
+        asked, *around = sentence_encoder().encode([task, before, behind])
+        was, comes = (float(asked @ one) for one in around)
+        found[index] += np.clip(TOWARDS * (comes - was - USUAL), -REACH, REACH)
+    return found
 
 
 class TurnReader:
@@ -265,6 +306,7 @@ def turn_reader() -> TurnReader | None:
         from esr_eval.model.loading import model_source
 
         model_source(runtime())
+        weights_folder()
     except (EsrError, OSError) as error:
         logger.warning("Restarts are searched by words alone, which find fewer. %s", error)
         return None

@@ -34,7 +34,7 @@ def weights_folder() -> Path:
         folder = Path(place) / "model"
         if (folder / "model.safetensors").is_file():
             return folder
-    raise EsrError(f"The offline judge needs the MiniLM weights: {INSTALL}")
+    raise EsrError(f"The offline judge and the phrase detector need the MiniLM weights: {INSTALL}")
 
 
 def load_tokenizer(folder: Path) -> Any:
