@@ -108,8 +108,8 @@ def check_judges(names: Sequence[str], model: str | None) -> None:
                 raise EsrError(said) from error
         elif model is None:
             raise EsrError(
-                f"{OWN_JUDGE} judges with the model under test, and there is none here: name it with "
-                "--model esr/NAME."
+                f"{OWN_JUDGE} judges with the model under test, and there is none here: name it "
+                "with --model esr/NAME."
             )
     if model is None:
         return
