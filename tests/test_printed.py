@@ -31,7 +31,8 @@ from typer.testing import CliRunner
 from esr_eval.cli import app
 
 BIN = Path(sys.executable).parent
-LOG = str(FILLED["LOG"])
+LOG, VECTORS = str(FILLED["LOG"]), str(FILLED["vectors FILE"])
+EXAMPLES = ROOT / "esr_eval" / "embedded" / "smollm2-135m-esr"
 
 ASKS_NOBODY = r"^(?!.*--dry-run|esr-eval check \S+( --grader self)?$).*"
 EXCUSED = {
@@ -192,7 +193,12 @@ def strengths_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("esr_eval.calibration.store.cache_root", lambda: tmp_path / "cache")
 
 
-SHORT_SEARCH = ["-T", 'prior={"rounds": 1, "samples_per_round": 1}', "-T", "check_samples=1"]
+SHORT_SEARCH = [
+    "-T",
+    'prior={"rounds": 1, "samples_per_round": 1, "max_tokens": 8}',
+    "-T",
+    "check_samples=1",
+]
 FEW = {
     "calibrate": ["--n-latents", "1", *SHORT_SEARCH],
     "check": [],
@@ -206,34 +212,42 @@ FEW = {
 @printed("small")
 def test_a_command_on_the_small_model_runs(words, run_in, strengths_of_its_own):
     """One latent, one round of one response; 4 passages; 2 latents chosen; a copy of vectors."""
-    if words[1] == "vectors":
-        words[3] = shutil.copy(words[3], run_in)
+    words = [shutil.copy(word, run_in) if word == VECTORS else word for word in words]
     assert esr_eval(words, *FEW[words[1]]).strip()
 
 
-TUNED = {
-    "data": ["--corrections", "6"],
-    "train": ["--max-steps", "1"],
-    "sweep": [
-        *("--n-latents", "1", "--trials", "1", "--max-tokens", "8", "--max-steps", "1"),
-        "--yes",
-    ],
-}
-
-
-def tuned(kinds, folder):
+def tuned(kind, *few):
+    """Run the printed line of `esr-eval finetune KIND`."""
     lines = [filled(one.words) for one in every_command() if runs(one, "tuning")]
-    for kind in kinds:
-        [words] = [words for words in lines if words[2] == kind]
-        esr_eval(words, *TUNED[kind])
+    [words] = [words for words in lines if words[2] == kind]
+    esr_eval(words, *few)
 
 
 @pytest.mark.model
-def test_examples_are_written_and_an_adapter_is_trained(run_in):
-    """6 examples and one step."""
-    tuned(("data", "train"), run_in)
-    assert (run_in / "examples" / "examples.jsonl").exists()
+@pytest.mark.heavy
+def test_examples_for_training_are_written(run_in):
+    """Of 6 steered answers, and of an unsteered one to every task."""
+    tuned("data", "--corrections", "6")
+    assert (run_in / "examples" / "examples.jsonl").stat().st_size
+
+
+@pytest.mark.model
+def test_an_adapter_is_trained(run_in):
+    """One step, on the examples that ship."""
+    shutil.copytree(EXAMPLES, run_in / "examples")
+    tuned("train", "--max-steps", "1")
     assert (run_in / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.model
+@pytest.mark.heavy
+def test_mixes_are_swept(run_in, strengths_of_its_own):
+    """On the examples that ship; a latent, a trial, answers of 8 tokens and a step for each."""
+    shutil.copytree(EXAMPLES, run_in / "examples")
+    few = ["--n-latents", "1", "--trials", "1", "--max-steps", "1", "--max-tokens", "8"]
+    tuned("sweep", *few, "--yes")
+    mixes = {path.name for path in (run_in / "sweep").glob("mix-*")}
+    assert mixes == {f"mix-{mix}" for mix in (10, 30, 50, 70, 90)}
 
 
 @printed("scoring")
@@ -286,9 +300,8 @@ def served(words, *more, out):
     try:
         deadline = time.monotonic() + 120
         while not answers(address):
-            assert server.poll() is None and time.monotonic() < deadline, Path(out).read_text(
-                "utf-8"
-            )
+            said = Path(out).read_text("utf-8")
+            assert server.poll() is None and time.monotonic() < deadline, said
             time.sleep(0.2)
         yield address
     finally:
@@ -328,7 +341,7 @@ def test_the_page_to_feel_it_opens(words, tmp_path):
 
 @pytest.mark.model
 @pytest.mark.ndif
-def test_the_server_that_the_page_tells_of_serves_the_line_below_it(run_in, monkeypatch):
+def test_the_server_that_the_page_tells_of_serves_the_line_below_it(run_in):
     """The lines of docs/remote.md in their order, the port filled; two samples of 8 tokens."""
     lines = [one for one in commands_of("", texts()["docs/remote.md"]) if runs(one, "ndif")]
     install, start, evaluation, stop = [one.words for one in lines if one.typed]
@@ -360,7 +373,7 @@ def test_the_makefile_lists_its_targets(words):
 
 
 @pytest.mark.model
-@printed("demo")
+@printed("demo", same=" SEED=0")
 def test_the_demo_runs(words, tmp_path):
     """Two samples a run, and answers of 8 tokens."""
     few = {"INSPECT_EVAL_LIMIT": "2", "INSPECT_EVAL_MAX_TOKENS": "8"}
