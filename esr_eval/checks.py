@@ -10,6 +10,7 @@ from esr_eval.calibration.bisection import calibration_prior
 from esr_eval.calibration.residual import LEAST_EXPLAINED, measured_residual
 from esr_eval.calibration.store import strengths_alike
 from esr_eval.calibration.strengths import setting_of
+from esr_eval.data.arguments import OWN_JUDGE
 from esr_eval.data.neuronpedia import kept_labels, label_sources
 from esr_eval.dataset import file_of, has_fetched_labels, latents_at_hand, load_latents
 from esr_eval.errors import EsrError
@@ -74,10 +75,14 @@ def every_check(
         latents: The run's argument of that name.
     """
     subject, runtime = provider.subject, provider.runtime
-    judge, found = _judge(model, grader)
+    name = grader or subject.grader
+    if name == OWN_JUDGE:  # outside a run there is no model under test to ask, but here it is
+        found = [Check("judge", "ok", name)]
+    else:
+        judge, found = _judge(model, grader)
+        name = str(judge or name)
     found += provider.checks()
     found += look("labels", lambda: labels(subject, latents, runtime))
-    name = str(judge) if judge is not None else grader or subject.grader
     found += look("strengths", lambda: strengths(subject, runtime, name, latents))
     return in_order(found)
 

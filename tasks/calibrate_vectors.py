@@ -42,8 +42,8 @@ def calibrate_vectors(
 ) -> Task:
     """Find every vector's strength: where first attempts score 30 of 100.
 
-    Run it as `esr-eval vectors calibrate FILE`, which writes the strengths into the file.
-    Interrupted, the same command goes on where it stopped.
+    Run it as `esr-eval vectors calibrate FILE --model esr/NAME`, which writes the strengths into
+    the file. Interrupted, the same command goes on where it stopped.
 
     Args:
         vectors: File made by `esr-eval vectors extract`. Default: the one shipped for the subject.

@@ -45,8 +45,8 @@ def select_latents(
 ) -> Task:
     """Test labelled latents: one sample is one candidate, kept or rejected with its reason.
 
-    Run it as `esr-eval latents select NAME`, which writes the latents that are kept. Positions
-    before the runtime's `skip_first` are left out; `-M skip_first=1` leaves out the
+    Run it as `esr-eval latents select NAME -o labels.csv`, which writes the latents that are kept.
+    Positions before the runtime's `skip_first` are left out; `-M skip_first=1` leaves out the
     begin-of-text token, at which thousands of latents fire and mean nothing.
 
     Args:

@@ -103,6 +103,14 @@ def test_check_of_the_embedded_subject_finds_nothing_in_the_way():
     assert strengths.startswith("44 of 44 ")
 
 
+def test_the_model_under_test_can_be_the_judge_that_is_checked():
+    result = CliRunner().invoke(app, ["check", "smollm2-135m", "--grader", "self", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output[result.output.index("{") :])["checks"]
+    said = {one["name"]: one["said"] for one in found}
+    assert said["judge"] == "esr-judge/self" and said["strengths"].startswith("0 of 44 ")
+
+
 def test_check_fails_on_a_stop_and_shows_every_row(monkeypatch):
     small_machine(monkeypatch)
     result = CliRunner().invoke(app, ["check", "llama-8b", "-M", "steering_layer=32"])

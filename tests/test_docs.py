@@ -1,124 +1,49 @@
 """What README and site print can be typed as it stands; the reference names what the code takes."""
 
-import importlib.util
 import inspect
 import json
 import re
-import shlex
-import shutil
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
-from click.testing import CliRunner as Clicked
-from inspect_ai.log import list_eval_logs, read_eval_log
-from typer.testing import CliRunner
+from printed import (
+    ESR_EVAL,
+    FENCE,
+    NOTEBOOK,
+    PAGES,
+    PROGRAM,
+    ROOT,
+    esr_eval_command,
+    filled,
+    inspect_main,
+    lines_of,
+    names_only,
+    reference,
+    texts,
+)
 
-from esr_eval.cli import app
 from esr_eval.data.experiments import EXPERIMENTS
 from esr_eval.provider.arguments import ModelArgs
 from esr_eval.scorers.attempts import MEANS, RATES
 from esr_eval.subjects import subjects
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOTEBOOK = ROOT / "docs" / "examples" / "from-logs.ipynb"
-FENCE = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"(?<!`)`((?:esr-eval|inspect|make) [^`]+)`(?!`)")
-READING = {
-    *("activations", "agreement", "compare", "detectors", "finetune table", "judges", "paper"),
-    *("power", "report", "subjects", "summary"),
-}
-"""Commands that load no model, and take seconds."""
-STORED = ROOT / "tests" / "data" / "logs"
-LOGS = {
-    "activations LOG": "activations.eval",
-    "agreement LOG": "cross_judge.eval",
-    "detectors LOG": "detectors.eval",
-    "FOUND": "detectors.eval",
-    "LOG": "esr.eval",
-    "logs/LOG.eval": "esr.eval",
-    "BASE": "esr.eval",
-    "NEW": "esr.eval",
-    "LOGS": "",
-}
-"""Logs to read where a page prints a capital word, after some command or after any."""
-SMALL = re.compile(
-    r"tasks/(esr|finetuned|injected_thought|vectors)\.py --model esr/smollm2-135m(-esr)?"
-    r"( -T (?!rejudge)\S+)*$"
-)
-"""Evaluations that need no GPU, key or hub, and are quick once answers are short and few."""
-
-
-def load_reference():
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load_reference()
-ESR_EVAL = dict(reference.commands())
 TASKS = dict(reference.registered("task"))
 SCORERS = dict(reference.registered("scorer"))
 
 
-def printed(text):
-    """Commands that a page prints: the lines of its fences, and those within sentences."""
-    for block in FENCE.findall(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"\s&&\s", line):
-                words = shlex.split(part, comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    words = words[1:]
-                if words:
-                    yield words
-    for line in INLINE.findall(FENCE.sub("", text)):
-        words = shlex.split(" ".join(line.split()), comments=True)
-        # `inspect eval esr_eval/esr ...` and `esr-eval finetune` name a command, and print none.
-        if not {"...", "COMMAND"} & set(words):
-            yield words
-
-
-def all_printed(name):
-    found = [
-        (page.relative_to(ROOT), words)
-        for page in PAGES
-        for words in printed(page.read_text("utf-8"))
-    ]
-    for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "markdown":
-            text = "".join(cell["source"])
-            found += [(NOTEBOOK.relative_to(ROOT), words) for words in printed(text)]
-    unique = {shlex.join(words): (page, words) for page, words in found}
-    commands = [
-        pytest.param(words, id=f"{page}: {line}")
-        for line, (page, words) in sorted(unique.items())
-        if Path(words[0]).name == name
-    ]
+def all_printed(program):
+    commands = [pytest.param(o.words, id=f"{o.page}: {o.line}") for o in lines_of(program)]
     assert commands
     return commands
 
 
-def esr_eval_command(words):
-    """The command that some words begin with, its path, and the other words."""
-    for length in (3, 2, 1):
-        path = tuple(words[1 : 1 + length])
-        if path in ESR_EVAL:
-            return path, ESR_EVAL[path], words[1 + length :]
-    raise AssertionError(f"there is no command {shlex.join(words)}")
-
-
-def names_only(words):
-    """Whether a sentence names a command, or a group, rather than printing a line to type."""
-    group = typer.main.get_command(app)
-    for word in words[1:]:
-        group = getattr(group, "commands", {}).get(word)
-        if group is None:
-            return False
-    return True
+def test_what_stands_in_a_block_to_type_is_marked_as_such():
+    for page, text in texts().items():
+        for language, block in FENCE.findall(text):
+            # `text` is the reference's: what a command takes.
+            if language not in ("bash", "sh", "text"):
+                assert not re.search(rf"^{PROGRAM}", block, re.MULTILINE), page
 
 
 @pytest.mark.parametrize("words", all_printed("esr-eval"))
@@ -149,7 +74,7 @@ def names_of(pairs):
 
 @pytest.mark.parametrize("words", all_printed("inspect"))
 def test_every_inspect_command_that_is_printed_parses_and_its_arguments_exist(words):
-    command, rest = inspect_command(words)
+    command, rest = inspect_command(filled(words))
     if not rest:  # a sentence names it
         return
     params = command.make_context("inspect", rest).params
@@ -172,92 +97,6 @@ def test_every_inspect_command_that_is_printed_parses_and_its_arguments_exist(wo
 def test_every_make_target_that_is_printed_exists(words):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert next(word for word in words[1:] if "=" not in word) in targets
-
-
-def filled(words):
-    """A printed line with stored logs where the reader names theirs."""
-    return [
-        str(STORED / LOGS[key])
-        if (key := f"{words[1]} {word}") in LOGS or (key := word) in LOGS
-        else word
-        for word in words
-    ]
-
-
-def needs_nothing(words):
-    """Whether a command only reads what the repository has."""
-    if names_only(words) and words[1:] != ["subjects"]:
-        return False
-    words = filled(words)
-    try:
-        path, command, rest = esr_eval_command(words)
-        given = command.make_context("", list(rest)).params
-    except Exception:  # that it does not parse is another test's to tell
-        return False
-    logs = [given.get(name) for name in ("logs", "log", "base", "new")]
-    read = [one for some in logs for one in (some if isinstance(some, list | tuple) else [some])]
-    files = [str(one) for one in read if isinstance(one, str | Path)]
-    found = all((ROOT / name).exists() for name in files)
-    # A plan is read; what it plans is another test's.
-    small = "smollm2" in given.get("model", "") if path == ("paper",) else True
-    planned = " ".join(path) not in ("judges", "paper") or (given["dry_run"] and small)
-    return found and planned and " ".join(path) in READING
-
-
-@pytest.mark.parametrize(
-    "words", [one for one in all_printed("esr-eval") if needs_nothing(one.values[0])]
-)
-def test_every_printed_command_that_only_reads_the_repository_runs(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "logs", tmp_path / "logs")
-    done = CliRunner().invoke(app, filled(words)[1:])
-    assert done.exit_code == 0, done.output
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        words
-        for one in all_printed("inspect")
-        if (words := one.values[0])[1] == "score" and "--model-role" not in words
-    ],
-    ids=shlex.join,
-)
-def test_every_printed_scoring_that_asks_no_paid_judge_runs(words, tmp_path):
-    [stored] = [word for word in filled(words) if word.endswith(".eval")]
-    log = shutil.copy(stored, tmp_path)
-    given = [log if word == stored else word for word in filled(words)]
-    # Asked whether to overwrite the log, as Inspect asks everyone, the reader does.
-    done = Clicked().invoke(inspect_main(), [*given[1:], "--display", "none"], input="o\n")
-    assert done.exit_code == 0, done.output
-    scorer = words[words.index("--scorer") + 1].rpartition("/")[2]
-    named = [score.scorer.rpartition("/")[2] for score in read_eval_log(log).results.scores]
-    assert scorer in named
-
-
-def inspect_main():
-    [script] = entry_points(group="console_scripts", name="inspect")
-    return script.load().__globals__["inspect"]
-
-
-def quick_evaluations():
-    """Printed evaluations of the small model, those of one size only once."""
-    found = [one.values[0] for one in all_printed("inspect")]
-    lines = [words for words in found if SMALL.search(shlex.join(words))]
-    # Once short, lines that differ in sizes alone are one.
-    return list({re.sub(r"_latents?=\d+|seed=\d+", "", shlex.join(w)): w for w in lines}.values())
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("words", quick_evaluations(), ids=shlex.join)
-def test_every_printed_evaluation_that_needs_no_gpu_key_or_hub_runs(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    short = ["--max-tokens", "8", "--limit", "2", "--log-dir", str(tmp_path), "--display", "none"]
-    done = Clicked().invoke(inspect_main(), [*words[1:], *short])
-    assert done.exit_code == 0, done.output
-    [info] = list_eval_logs(str(tmp_path))
-    log = read_eval_log(info.name)
-    assert log.status == "success" and len(log.samples) == 2
 
 
 def test_readme_and_site_print_the_commands_that_are_run_in_ci():

@@ -11,7 +11,7 @@ import typer
 
 from esr_eval._util.output import Terminal, aside, note, tell
 from esr_eval.cli.command import DryRun, JudgePrice, LogDir, Yes, command
-from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_READ, GRADERS
+from esr_eval.data.arguments import A_SEED, AT_LEAST_ONE, FILE_TO_READ, GRADERS, OWN_JUDGE
 from esr_eval.errors import EsrError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ app = typer.Typer()
 
 OFFLINE = ("esr-judge/offline", "esr-judge/lexical")
 """Who is tried where nobody is named."""
-SELF = "esr-judge/self"
 NOBODY = "mockllm/model"
 """Takes the model's place where none is asked."""
 CHARACTERS = 3
@@ -53,7 +52,7 @@ def judges(
     ] = None,
     by_kind: Annotated[bool, typer.Option("--by-kind", help="Also by kind of passage.")] = False,
     model: Annotated[
-        str | None, typer.Option(help=f"The model under test, esr/NAME, for {SELF}.")
+        str | None, typer.Option(help=f"The model under test, esr/NAME, for {OWN_JUDGE}.")
     ] = None,
     judge_price: JudgePrice = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, by kind too.")] = False,
@@ -101,7 +100,7 @@ def check_judges(names: Sequence[str], model: str | None) -> None:
     if len(set(names)) < len(names):
         raise EsrError("Two of the judges are the same: name each once.")
     for name in names:
-        if name != SELF:
+        if name != OWN_JUDGE:
             try:
                 judge_model(name)
             except EsrError as error:
@@ -109,16 +108,18 @@ def check_judges(names: Sequence[str], model: str | None) -> None:
                 raise EsrError(said) from error
         elif model is None:
             raise EsrError(
-                f"{SELF} judges with the model under test, and there is none here: name it with "
-                "--model esr/NAME."
+                f"{OWN_JUDGE} judges with the model under test, and there is none here: name it "
+                "with --model esr/NAME."
             )
     if model is None:
         return
-    if SELF not in names:
-        raise EsrError(f"--model is for {SELF} alone, which is not among the judges: leave it out.")
+    if OWN_JUDGE not in names:
+        raise EsrError(
+            f"--model is for {OWN_JUDGE} alone, which is not among the judges: leave it out."
+        )
     under_test = get_model(model, memoize=False)
     if not isinstance(under_test.api, ESRModelAPI):
-        raise EsrError(f"{SELF} judges with esr/NAME, and --model {model} is none: name one.")
+        raise EsrError(f"{OWN_JUDGE} judges with esr/NAME, and --model {model} is none: name one.")
     under_test.api.preflight(edits_needed=False)
 
 

@@ -53,6 +53,8 @@ MOST = 10_000_000
 STRONGEST = 1e9
 """No model's residual stream is anywhere near as long."""
 SHOWN = 80
+OWN_JUDGE = "esr-judge/self"
+"""The model under test as its own judge; `self` for short."""
 
 AT_LEAST_ONE = Field(ge=1, le=MOST)
 NOT_NEGATIVE = Field(ge=0, le=MOST)
@@ -405,7 +407,7 @@ def _device(value: str) -> str:
 def _model(value: str) -> str:
     """A name that Inspect knows the provider of; whether it can be reached is seen later."""
     if value == "self":  # the model under test judges itself
-        return "esr-judge/self"
+        return OWN_JUDGE
     from inspect_ai.model import get_model
 
     try:
