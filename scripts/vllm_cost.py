@@ -92,39 +92,38 @@ class Bench:
         torch.manual_seed(0)
         rows = {}
         for place in range(CLAMPS + most):
-            rows[f"{place:05}/direction"] = torch.randn(width) / width**0.5
-            rows[f"{place:05}/encoder"] = torch.randn(width) / width**0.5
+            rows[f"{place:05}/vectors"] = torch.randn(2, width) / width**0.5
             rows[f"{place:05}/numbers"] = torch.zeros(3)
         self.llm.collective_rpc("esr_put", args=(list(range(CLAMPS + most)), save(rows)))
 
-    def request_args(self, kind: str, name: str, slot: int) -> dict[str, str]:
+    def request_args(self, kind: str, name: str, number: int) -> dict[str, Any]:
         """What the request of one row says beside its sampling."""
         if kind == HOTWIRE:
-            vector = {"id": f"v{slot % VECTORS}", "layer": self.layer, "scale": 0.5}
+            vector = {"id": f"v{number % VECTORS}", "layer": self.layer, "scale": 0.5}
             return {"hotwire": json.dumps(vector)}
+        plan: dict[str, Any] = {"id": None, "sampling": None, "edits": {}, "reads": {}}
         if kind == OURS:
-            sampling = {"seed": slot, "temperature": 0.6, "top_p": None, "top_k": None}
+            sampling = {"seed": number, "temperature": 0.6, "top_p": None, "top_k": None}
             sampling |= {"repetition_penalty": 1.1, "max_tokens": self.tokens}
-            return {"esr_sampling": json.dumps(sampling)}
+            return {"esr": {**plan, "sampling": sampling}}
         if kind not in (BOOST, CLAMPED):
             return {}
-        terms = [(CLAMPS + slot, 0.5, 1, END, 0.0, 0.0)]
+        terms = [(CLAMPS + number, 0.5, 1, END, False)]
         if kind == CLAMPED:
-            terms += [(row, 0.0, 1, END, 1.0, 0.0) for row in range(CLAMPS)]
-        plan = {"id": name, "slot": slot, "edits": {self.layer: terms}, "reads": []}
-        return {"esr_plan": json.dumps(plan)}
+            terms += [(row, 0.0, 1, END, True) for row in range(CLAMPS)]
+        return {"esr": {**plan, "id": name, "edits": {self.layer: terms}}}
 
     def run(self, kind: str, rows: int) -> float:
         """Seconds that `rows` answers take; their receipts are checked."""
         from vllm import SamplingParams
 
         names, params = [], []
-        for slot in range(rows):
+        for number in range(rows):
             self.asked += 1
             names.append(str(self.asked))
             sampling: dict[str, Any] = {"temperature": 0}
             if kind == THEIRS:
-                sampling = {"temperature": 0.6, "repetition_penalty": 1.1, "seed": slot}
+                sampling = {"temperature": 0.6, "repetition_penalty": 1.1, "seed": number}
             params.append(
                 SamplingParams(
                     **sampling,
@@ -132,7 +131,7 @@ class Bench:
                     ignore_eos=True,
                     detokenize=False,
                     skip_reading_prefix_cache=True,
-                    extra_args=self.request_args(kind, names[-1], slot) or None,
+                    extra_args=self.request_args(kind, names[-1], number) or None,
                 )
             )
         prompts = [
