@@ -268,7 +268,7 @@ def tuned_server(tmp_path_factory):
     def tampered(folder):
         file = lay_out(folder) / "esr_eval/backends/vllm/steerer.py"
         text = file.read_text()
-        does = "hidden[:count].add_(change("
+        does = "hidden[:count].add_(delta)"
         assert does in text
         file.write_text(text.replace(does, f"int(self.positions[0]) == 150 or {does}"))
         code = "import sys; sys.path.insert(0, sys.argv[1])\n"

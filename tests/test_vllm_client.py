@@ -44,7 +44,7 @@ class Engine:
 
     def __init__(self, facts=EVERY, fixed=False):
         like = torch.empty(facts["width"])
-        self.worker = Steerer(facts["layers"], like, tokens=64, longest=64, fixed=fixed)
+        self.worker = Steerer(facts["layers"], like, torch.zeros(64).long(), 64, fixed)
         self.desk = routes.Desk(self, facts)
 
     async def collective_rpc(self, name, args):
@@ -78,7 +78,7 @@ class Engine:
 
     def found(self, name="a", fed=64):
         told = json.loads(json.dumps(routes.joined([self.worker.fetch(name, fed)])))
-        return Found({"kv_transfer_params": {OURS: {**told, "fed": fed}}})
+        return Found.in_answer({"kv_transfer_params": {OURS: {**told, "fed": fed}}})
 
 
 def asked(plan=None, sampling=None):
@@ -133,8 +133,10 @@ def test_the_plugin_does_what_the_local_backend_does(sae, fixed):
         )
         assert torch.equal(free, other[:1])
         torch.testing.assert_close(edited, want, **CLOSE)
-    assert engine.found("a", 13).counts(13) == {LAYER: (12, 0)}
-    assert engine.found("b", 11).counts(11) == {LAYER: (2, 0)}  # a token more was fed than returned
+    assert engine.found("a", 13).counted(13) == {LAYER: (12, 0)}
+    assert engine.found("b", 11).counted(11) == {
+        LAYER: (2, 0)
+    }  # a token more was fed than returned
 
 
 @pytest.mark.parametrize("how", ["none", "constant_norm_rescale", "layer_norm"])
@@ -167,7 +169,7 @@ def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how,
     torch.testing.assert_close(got, after[0], **CLOSE)
     change = Change(edits, x, after, at)
     due = int(change.arrived(after).sum()), int(change.held().sum())
-    assert engine.found(fed=12).counts(12) == {LAYER: due}
+    assert engine.found(fed=12).counted(12) == {LAYER: due}
     assert due[1] > 0 and (due[0] > 4)
     # What was due is due no more when the request is gone.
     engine.worker.leave(["a"])
@@ -186,7 +188,7 @@ def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae):
         (edited,) = engine.step(("a", first, x[first:end]))
         assert torch.equal((edited != x[first:end]).any(-1), torch.arange(first, end) >= 8)
     found = engine.found(fed=11)
-    assert found.counts(11) == {LAYER: (3, 0)}
+    assert found.counted(11) == {LAYER: (3, 0)}
     assert found.residuals(LAYER, 8, 11).shape == (3, D_MODEL)
 
 
@@ -197,7 +199,7 @@ def test_an_edit_that_was_not_made_or_never_arrived_is_no_receipt(sae, fault):
     x = torch.randn(3, D_MODEL)
     for at in (9, 10, 11):
         engine.step(("a", at, x[at - 9 : at - 8]), **{fault: at == 10})
-    assert engine.found(fed=12).counts(12) == {LAYER: (2, 0)}
+    assert engine.found(fed=12).counted(12) == {LAYER: (2, 0)}
 
 
 def test_a_model_that_computes_no_numbers_says_so_for_its_own_request(sae):
@@ -228,7 +230,7 @@ def test_readouts_come_back_by_position(sae):
         engine.step(("a", first, x[first:end]))
     found = engine.found(fed=10)
     torch.testing.assert_close(found.residuals(LAYER, 1, 10), x[1:10])
-    assert found.counts(10) == {}
+    assert found.counted(10) == {}
     with pytest.raises(RuntimeError, match="read 9 positions where 11 were due"):
         found.residuals(LAYER, 1, 12)
     with pytest.raises(RuntimeError, match="read 0 positions where 2 were due"):
@@ -369,10 +371,10 @@ def test_places_are_used_again_and_more_are_made_when_all_are_taken(sae):
         engine.begin(plan, f"kept{i}")
         engine.begin(plan, f"gone{i}")
         engine.step(*((name, 9, torch.ones(1, D_MODEL)) for name in (f"kept{i}", f"gone{i}")))
-        assert engine.found(f"gone{i}", 10).counts(10) == {LAYER: (1, 0)}
+        assert engine.found(f"gone{i}", 10).counted(10) == {LAYER: (1, 0)}
         engine.worker.leave([f"gone{i}"])
     for i in range(20):
-        assert engine.found(f"kept{i}", 10).counts(10) == {LAYER: (1, 0)}
+        assert engine.found(f"kept{i}", 10).counted(10) == {LAYER: (1, 0)}
     assert len({one.place for one in engine.worker._requests.values()}) == 20
     assert len(engine.worker.layers[LAYER].flags) < 45
 
@@ -480,7 +482,7 @@ def test_rows_on_the_server_are_sampled_like_local_ones():
             chosen.append(token)
         want.append(chosen)
 
-    book = Steerer([], torch.empty(1), tokens=1, longest=1, fixed=False)
+    book = Steerer([], torch.empty(1), torch.zeros(1).long(), 1, fixed=False)
     sampler, got = BatchSampler(torch.device("cpu"), 50, torch.float32), [[], [], [], []]
     orders = [[0], [0, 1], [1, 0], [2, 1, 0], [0, 2, 3], *([[3, 0, 2, 1]] * 20)]
     for order in orders:
@@ -528,7 +530,7 @@ def test_a_compiler_that_chooses_other_tokens_is_not_used(monkeypatch, caplog, c
         return compiled(*args)
 
     monkeypatch.setattr("torch.compile", lambda function, dynamic: counted)
-    book = Steerer([], torch.empty(1), tokens=1, longest=1, fixed=False)
+    book = Steerer([], torch.empty(1), torch.zeros(1).long(), 1, fixed=False)
     sampler = BatchSampler(torch.device("cpu"), 100, torch.bfloat16)
     assert ("chooses tokens uncompiled" in caplog.text) != used
     for name in "abc":

@@ -144,13 +144,13 @@ class VLLMBackend(Backend):
             tokens.pop()
         fed = fed_tokens(row, len(tokens), by_model)
         readouts = generated_readouts(row, 0, self._readings(found, plan, fed))
-        return generated(row, tokens, by_model, found.counts(fed), readouts, found.finite)
+        return generated(row, tokens, by_model, found.counted(fed), readouts, found.finite)
 
     def _read(self, passage: Passage) -> Reading:
         plan = plan_batch([passage], self.sae, lambda layer: CPU, once=True)
         whole = (*passage.prompt, *passage.answer)
         _, found = self._ask(whole, 1, plan)
-        counts = found.counts(len(whole)).items()
+        counts = found.counted(len(whole)).items()
         receipts = {layer: (torch.tensor([n]), torch.tensor([held])) for layer, (n, held) in counts}
         readings = self._readings(found, plan, len(whole))
         return read_results([passage], readings, receipts, self.sae)[0]
@@ -174,8 +174,8 @@ class VLLMBackend(Backend):
                     raise
                 self._sent.difference_update(rows)  # it was restarted, or made room for others
                 continue
-            found = Found(answer)
-            if plan.layers and not found.steered:
+            found = Found.in_answer(answer)
+            if plan.layers and found.fed is None:
                 raise RuntimeError("The vLLM server did not steer a request, and says so.")
             return answer, found
 

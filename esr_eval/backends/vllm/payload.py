@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load
 from torch import Tensor
 
@@ -90,31 +91,36 @@ def _encoder(encode: LatentEncoder, at: int) -> tuple[Tensor, Tensor]:
     return weight, torch.tensor([float(bias), float(encode.threshold[at]), float(kind)])
 
 
-class Found:
-    """What the server counted and read for one request."""
+class Found(BaseModel):
+    """What the server counted and read for one request.
 
-    def __init__(self, answer: Mapping[str, Any]) -> None:
+    Attributes:
+        finite: Whether all of the model's output were numbers.
+        fed: Over how many tokens it counted, prompt included; None where it was not asked to steer.
+        counts: By layer how many positions an edit changed so that the next layer received it, and
+            how many were held by clamps as they were.
+        reads: By layer the residuals read, as `steerer.py` packs them.
+    """
+
+    finite: bool = True
+    fed: int | None = None
+    counts: dict[int, tuple[int, int]] = {}
+    reads: dict[int, str] = {}
+
+    @classmethod
+    def in_answer(cls, answer: Mapping[str, Any]) -> "Found":
         """Read an answer; one of a request without steering tells nothing."""
-        told = (answer.get("kv_transfer_params") or {}).get(OURS)
-        self.steered = told is not None
-        told = told or {}
-        self.finite: bool = told.get("finite", True)
-        self._fed: int | None = told.get("fed")
-        self._counts: dict[str, tuple[int, int]] = told.get("counts", {})
-        self._reads: dict[str, str] = told.get("reads", {})
+        return cls.model_validate((answer.get("kv_transfer_params") or {}).get(OURS, {}))
 
-    def counts(self, fed: int) -> dict[int, tuple[int, int]]:
-        """By layer: positions that an edit changed and the next layer received so, and held ones.
-
-        Args:
-            fed: Number of tokens that went through the model, prompt included.
+    def counted(self, fed: int) -> dict[int, tuple[int, int]]:
+        """What was edited, counted over the `fed` tokens that went through the model.
 
         Raises:
             RuntimeError: The server counted over another number.
         """
-        if self._counts and self._fed != fed:
-            raise RuntimeError(f"The vLLM server counted over {self._fed} tokens, not {fed}.")
-        return {int(layer): (edited, held) for layer, (edited, held) in self._counts.items()}
+        if self.counts and self.fed != fed:
+            raise RuntimeError(f"The vLLM server counted over {self.fed} tokens, not {fed}.")
+        return self.counts
 
     def residuals(self, layer: int, start: int, stop: int) -> Tensor:
         """A layer's output at positions `start` up to `stop`, float32 (position, d_model).
@@ -122,7 +128,7 @@ class Found:
         Raises:
             RuntimeError: The server has not read every one of them.
         """
-        told = self._reads.get(str(layer))
+        told = self.reads.get(layer)
         read = load(base64.b64decode(told)) if told else {"at": torch.zeros(0)}
         if read["at"].tolist() != list(range(start, stop)):
             raise RuntimeError(

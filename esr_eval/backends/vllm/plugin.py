@@ -31,10 +31,6 @@ def _confirm(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     _STEERER[0].confirm(layer, hidden, residual)
 
 
-def _fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
-    return None
-
-
 def register() -> None:
     """Called in every process, maybe more than once; runners are wrapped where there are any."""
     from vllm.config import VllmConfig
@@ -61,7 +57,7 @@ def _wrap_runners() -> None:
 
     for name, run in (("edit", _edit), ("confirm", _confirm)):
         # What is declared as changed is neither left out nor moved by the compiler.
-        direct_register_custom_op(name, run, ["hidden"], _fake, target_lib=_LIBRARY)
+        direct_register_custom_op(name, run, ["hidden"], lambda *_: None, target_lib=_LIBRARY)
     _wrap(CPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "_prepare_inputs", _prepares_v1)
@@ -106,20 +102,17 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     layers = [int(layer) for layer in os.environ.get(LAYERS_ENV, "").split(",") if layer]
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     stack = next(m for m in stacks if len(m) == text.num_hidden_layers)
-    here = [n for n in layers if n < len(stack) and not _is_elsewhere(stack[n])]
+
+    def is_here(number: int) -> bool:
+        """Whether there is such a layer, and not on another stage of the pipeline."""
+        return number < len(stack) and type(stack[number]).__name__ != "PPMissingLayer"
+
     like = torch.empty(
         config.model_config.get_hidden_size(), dtype=config.model_config.dtype, device=runner.device
     )
-    steerer = Steerer(
-        here,
-        like,
-        tokens=config.scheduler_config.max_num_batched_tokens,
-        longest=config.model_config.max_model_len,
-        fixed=like.is_cuda,
-    )
-    buffers = getattr(runner, "input_buffers", runner)  # V2 keeps them apart
-    steerer.positions = buffers.positions
-    _STEERER[:] = [steerer]
+    here, longest = [*filter(is_here, layers)], config.model_config.max_model_len
+    positions = getattr(runner, "input_buffers", runner).positions  # V2 keeps them apart
+    _STEERER[:] = [Steerer(here, like, positions, longest, fixed=like.is_cuda)]
     vocabulary = config.model_config.get_vocab_size()
     runner.esr_sampler = BatchSampler(runner.device, vocabulary, like.dtype)
     for number in here:
@@ -128,18 +121,13 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
             for run in (torch.ops.esr_eval.edit, torch.ops.esr_eval.confirm)
         )
         stack[number].register_forward_hook(edit, with_kwargs=True)
-        if number + 1 < len(stack) and not _is_elsewhere(stack[number + 1]):
+        if is_here(number + 1):
             stack[number + 1].register_forward_pre_hook(confirm, with_kwargs=True)
         else:  # nobody else here
             stack[number].register_forward_hook(confirm, with_kwargs=True)
     compute = model.compute_logits
     model.compute_logits = lambda *a, **k: runner.esr_sampler.chosen(compute(*a, **k))
     return done
-
-
-def _is_elsewhere(layer: nn.Module) -> bool:
-    """Whether a layer belongs to another stage of the pipeline."""
-    return type(layer).__name__ == "PPMissingLayer"
 
 
 def _passes(

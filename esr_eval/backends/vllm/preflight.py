@@ -201,7 +201,7 @@ def _check_steering(server: Server, chat: Chat, model: str) -> str:
             server.post(ROWS_PATH, rows_body(rows))
         told = {"logprobs": 5, "return_tokens_as_token_ids": True}
         answer = server.post("/v1/completions", body | told | more)
-        return Found(answer), answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        return Found.in_answer(answer), answer["choices"][0]["logprobs"]["top_logprobs"][0]
 
     reads = {layer: [Read((0, 0), 0, NO_END, "tokens", None)]}
     residuals = probe(4, Intervention(1, {}, reads))[0].residuals(layer, 0, 4)
@@ -211,7 +211,7 @@ def _check_steering(server: Server, chat: Chat, model: str) -> str:
     _, later = probe(PROBE_TOKENS)
     _, alone = probe(PROBE_TOKENS, cache_salt=secrets.token_hex())
     moved = _distance(steered, alone)
-    done, _ = found.counts(PROBE_TOKENS).get(layer, (0, 0))
+    done, _ = found.counted(PROBE_TOKENS).get(layer, (0, 0))
     where = f" on the vLLM server at {server.url}"
     told = chat.check_probe(moved, done, PROBE_TOKENS, where)
     if _distance(later, alone) > SAME_SHARE * moved:

@@ -71,13 +71,10 @@ class Layer:
 
     Attributes:
         flags: What became of every position, by place of its request.
-        before: The stream unedited, (token, d_model).
-        after: The stream edited.
+        after: The stream edited, (token, d_model).
         now: What became of the step's tokens.
         due: How much of each row, were the clamped latents 0, (token, row).
-        spared: Which rows are not clamped, (token, row with encoder).
-        boosted: Where anything but a clamp acts, (token,).
-        negligible: Where clamps alone act, and find nothing to change, (token,).
+        spared: Which rows are not clamped, (token, row).
         rows: The rows; None where nothing is edited.
         constant: Product of `due` and the rows, where the residual's scale has no part in it.
         busy: Whether the batch edits here.
@@ -88,11 +85,8 @@ class Layer:
     def __init__(self, like: Tensor, tokens: int, longest: int) -> None:
         """Allocate, on the device of `like`, in its dtype and width."""
         self.flags = torch.zeros(1, longest, dtype=torch.uint8, device=like.device)
-        self.before = like.new_empty(tokens, like.shape[-1])
-        self.after = torch.empty_like(self.before)
+        self.after = like.new_empty(tokens, like.shape[-1])
         self.now = torch.zeros(tokens, dtype=torch.uint8, device=like.device)
-        self.negligible = torch.zeros(tokens, dtype=torch.bool, device=like.device)
-        self.boosted = torch.zeros_like(self.negligible)
         self.due = self.spared = torch.zeros(0, device=like.device)
         self.rows: Rows | None = None
         self.constant: Tensor | None = None
@@ -103,23 +97,22 @@ class Steerer:
     """Everything that is steered in one worker, and all requests there that ask for ours."""
 
     def __init__(
-        self, layers: Iterable[int], like: Tensor, tokens: int, longest: int, fixed: bool
+        self, layers: Iterable[int], like: Tensor, positions: Tensor, longest: int, fixed: bool
     ) -> None:
         """Allocate.
 
         Args:
             layers: Whose outputs may be edited and read.
             like: Any tensor with the residual's device, dtype and width.
-            tokens: Most tokens of a step.
+            positions: Every token's position in its sequence: the model runner's own buffer.
             longest: Most tokens of a request.
             fixed: Whether every step must run the same operations, as CUDA graphs want it.
         """
-        device = like.device
+        device, tokens = like.device, len(positions)
         self.layers = {layer: Layer(like, tokens, longest) for layer in layers}
         bank = torch.zeros(ROWS, like.shape[-1], device=device)
         self.bank = Rows(bank, bank.clone(), torch.zeros(ROWS, 3, device=device))
-        self.positions = torch.zeros(tokens, dtype=torch.int64, device=device)
-        """Every token's position in its sequence: the model runner's own buffer."""
+        self.positions = positions
         self.known: dict[str, Request] = {}
         """Steered requests by our id, until their results are fetched."""
         self._requests: dict[str, Request] = {}
@@ -128,10 +121,10 @@ class Steerer:
         self._free: list[int] = []
         self._sums = torch.zeros(1, device=device)
         """By place; no number where a request's output was none."""
-        self._longest, self._fixed = longest, fixed
+        self._fixed = fixed
         self._now: list[tuple[Request | None, int]] = []
         self._next = np.zeros(0, np.int64)
-        self._at = self._first = torch.zeros(0, dtype=torch.int64, device=device)
+        self._at = torch.zeros(0, dtype=torch.int64, device=device)
         self._same = 0
         for layer in self.layers.values() if self._fixed else ():
             layer.rows, layer.alone = self.bank, True
@@ -188,7 +181,6 @@ class Steerer:
         self._now, self._same = now, NO_STOP
         places = np.repeat([0 if one is None else one.place for one in requests], counts)
         self._at = sent(places, self.positions.device)
-        self._first = self._at * self._longest
         first = np.cumsum(counts) - counts
         for number, layer in self.layers.items():
             layer.read = any(number in one.reads for one in requests if one)
@@ -236,14 +228,12 @@ class Steerer:
             encoders = self.bank.encoders[at[: len(clamped)]]
             layer.rows = Rows(self.bank.directions[at], encoders, self.bank.numbers[at])
             layer.due = torch.zeros(len(self._at), len(used))
-            layer.spared = torch.ones(len(self._at), len(clamped), dtype=torch.bool)
+            layer.spared = torch.ones_like(layer.due, dtype=torch.bool)
             layer.alone = len(np.setdiff1d(token[held], token[boosts])) > 0
         device, wide = layer.due.device, layer.due.shape[1]
         amounts = sent(amount * active, device).to(layer.due)
         layer.due.view(-1).index_add_(0, sent(token * wide + row, device), amounts)
         layer.spared[sent(token[held], device), sent(row[held], device)] = False
-        layer.boosted.zero_()
-        layer.boosted[sent(token[boosts], device)] = True
         if not self._fixed and layer.rows is not None:
             plain = not layer.rows.numbers[:, 2].any()
             layer.constant = layer.due @ layer.rows.directions if plain else None
@@ -256,28 +246,27 @@ class Steerer:
             hidden: What it returns, (token, d_model).
             residual: What its residual stream has beside that, where the model keeps both apart.
         """
-        layer = self.layers[number]
-        if layer.rows is None and not layer.read:
+        layer, after = self.layers[number], self.layers[number].after[: len(hidden)]
+        if layer.rows is None:
+            if layer.read:
+                _stream(hidden, residual, after)
             return
-        before = _stream(hidden, residual, layer.before[: len(hidden)])
-        if layer.rows is not None:
-            # A batch may be padded: what lies behind its tokens is left alone.
-            count = min(len(hidden), len(layer.due))
-            hidden[:count].add_(change(layer, layer.rows, before[:count]))
-        _stream(hidden, residual, layer.after[: len(hidden)])
+        before = _stream(hidden, residual, torch.empty_like(hidden))
+        # A batch may be padded: what lies behind its tokens is left alone.
+        count = min(len(hidden), len(layer.due))
+        delta, still = change(layer, layer.rows, before[:count])
+        hidden[:count].add_(delta)
+        moved = _apart(_stream(hidden, residual, after), before) > 0
+        layer.now[: len(hidden)] = moved
+        if still is not None:
+            layer.now[:count].add_(still & ~moved[:count], alpha=HELD)
 
     def confirm(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
-        """Note which positions were changed and are what the next layer gets to see."""
+        """Note at which positions the next layer gets to see what was made of them."""
         layer, count = self.layers[number], len(hidden)
-        if layer.rows is None:
-            return
-        received = _stream(hidden, residual)
-        arrived = _apart(received, layer.after[:count]) == 0
-        moved = _apart(received, layer.before[:count])
-        now = torch.logical_and(arrived, moved > 0, out=layer.now[:count])
-        if layer.alone:
-            held = arrived & (moved == 0) & layer.negligible[:count]
-            now.add_(held.to(now.dtype), alpha=HELD)
+        if layer.rows is not None:
+            arrived = _apart(_stream(hidden, residual), layer.after[:count]) == 0
+            layer.now[:count].mul_(arrived)
 
     def after(self, hidden: Tensor | None) -> None:
         """Note what became of the step's positions, what is read of them, and the output.
@@ -288,8 +277,7 @@ class Steerer:
         tokens = len(self._at)
         busy = [layer for layer in self.layers.values() if layer.busy]
         for layer in busy:
-            at = self._first + self.positions[:tokens]
-            layer.flags.view(-1).index_copy_(0, at, layer.now[:tokens])
+            layer.flags[self._at, self.positions[:tokens]] = layer.now[:tokens]
         if busy and hidden is not None:  # finite only if all are, short of an overflow
             sums = hidden[:tokens].sum(-1, dtype=torch.float32)
             self._sums.index_add_(0, self._at, sums)
@@ -322,15 +310,15 @@ class Steerer:
         return {"counts": counts, "finite": bool(self._sums[one.place].isfinite()), "reads": reads}
 
 
-def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
-    """What to add to the unedited stream `x`, (token, d_model), in float32.
+def change(layer: Layer, rows: Rows, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What to add to the unedited stream `x`, (token, d_model), and where that may be 0.
 
-    As `LayerEdits.delta`; what `LayerEdits.negligible` says goes to the layer.
+    As `LayerEdits.delta` and `LayerEdits.negligible`, which is None where no clamp acts alone.
     """
-    tokens, clamped = len(x), len(rows.encoders)
+    tokens, clamped, still = len(x), len(rows.encoders), None
     constant = None if layer.constant is None else layer.constant[:tokens]
     if not clamped and constant is not None:
-        return constant
+        return constant, None
     wide, amounts = x.float(), layer.due[:tokens]
     bias, threshold, kind = rows.numbers.unbind(-1)
     scale = None
@@ -347,23 +335,24 @@ def change(layer: Layer, rows: Rows, x: Tensor) -> Tensor:
             hidden /= scale[:, :clamped] + LAYER_NORM_EPS * centred
         hidden += bias[:clamped]
         spared = layer.spared[:tokens]
-        held = torch.relu(hidden).mul_(hidden > threshold[:clamped]).masked_fill_(spared, 0.0)
+        held = torch.relu(hidden).mul_(hidden > threshold[:clamped])
+        held.masked_fill_(spared[:, :clamped], 0.0)
         if layer.alone:
             # A step this large moves at least the direction's largest component, whatever is there.
             least = wide.abs().amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
             steps = (amounts[:, :clamped] - held).abs()
             if scale is not None:
                 steps *= scale[:, :clamped]
-            felt = (steps * rows.directions[:clamped].abs().amax(-1) >= least) & ~spared
-            still = ~(felt.any(-1) | spared.all(-1) | layer.boosted[:tokens])
-            layer.negligible[:tokens] = still
+            felt = steps * rows.directions[:clamped].abs().amax(-1) >= least
+            others = (amounts != 0) & spared
+            still = ~((felt & ~spared[:, :clamped]).any(-1) | others.any(-1) | spared.all(-1))
         if constant is not None:
-            return torch.addmm(constant, held, rows.directions[:clamped], alpha=-1)
+            return torch.addmm(constant, held, rows.directions[:clamped], alpha=-1), still
         amounts = amounts.clone()
         amounts[:, :clamped].sub_(held)
     if scale is not None:
         amounts = amounts * scale
-    return amounts @ rows.directions
+    return amounts @ rows.directions, still
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
