@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -132,12 +131,10 @@ class VLLMBackend(Backend):
         return np.concatenate(residuals), np.concatenate(norms)
 
     def _generate(self, row: Row) -> Generated:
-        plan, wanted = plan_batch([row], self.sae, lambda layer: CPU), row.sampling
-        if self.runtime.sampler == "esr":
-            answer, found = self._ask(row.prompt, wanted.max_tokens, plan, wanted)
-        else:
-            own = _server_sampling(wanted)
-            answer, found = self._ask(row.prompt, wanted.max_tokens, plan, own=own)
+        plan, most = plan_batch([row], self.sae, lambda layer: CPU), row.sampling.max_tokens
+        sampling = row.sampling if self.runtime.sampler == "esr" else None
+        own = {} if sampling else _server_sampling(row.sampling)
+        answer, found = self._ask(row.prompt, most, plan, sampling, own)
         tokens = [int(token) for token in answer["choices"][0]["token_ids"]]
         by_model = bool(tokens) and tokens[-1] in self.ends
         if by_model:
@@ -161,10 +158,10 @@ class VLLMBackend(Backend):
         max_tokens: int,
         plan: Intervention,
         sampling: Sampling | None = None,
-        own: Mapping[str, Any] = MappingProxyType({}),
+        own: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Any], Found]:
         body, rows = request_body(self._facts.model, prompt, max_tokens, plan, sampling)
-        body |= {"stop_token_ids": self.ends, "return_token_ids": True, **own}
+        body |= {"stop_token_ids": self.ends, "return_token_ids": True, **(own or {})}
         while True:
             self._give(rows)
             try:

@@ -79,8 +79,7 @@ class Desk:
         Raises:
             ValueError: It names what is not here.
         """
-        named = {term.row for terms in asked.edits.values() for term in terms}
-        if missing := sorted(named - self._rows.keys()):
+        if missing := sorted({*asked.rows()} - self._rows.keys()):
             raise ValueError(f"it names {UNKNOWN_ROWS}: {', '.join(missing)}")
         if absent := sorted({*asked.edits, *asked.reads} - {*self.facts["layers"]}):
             has = ", ".join(map(str, self.facts["layers"]))
@@ -110,14 +109,14 @@ class Desk:
                     raise ValueError("it must be one request")
             except ValueError as error:
                 raise ValueError(f"esr-eval cannot serve this request: {error}") from error
-            rows = [term.row for terms in asked.edits.values() for term in terms]
+            rows = asked.rows()
             if asked.edits or asked.reads:
                 ours = uuid.uuid4().hex
                 # What a steered request leaves in the prefix cache is its own; and it reads
                 # nothing there, so that every position is computed, counted and read here.
                 prompt = {**prompt, "cache_salt": hashlib.sha256(told.encode()).hexdigest()}
                 params.skip_reading_prefix_cache = True
-            extra[OURS] = {**plan, "id": ours}
+            params.extra_args = {**extra, OURS: {**plan, "id": ours}}
         self.used.update(rows)
         try:
             # Closed, so that a request given up half-way leaves vLLM before it is forgotten.

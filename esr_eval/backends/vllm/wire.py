@@ -78,6 +78,10 @@ class Asked(BaseModel):
     edits: dict[int, list[Term]] = {}
     reads: dict[int, tuple[Position, Position]] = {}
 
+    def rows(self) -> list[str]:
+        """Digests of all rows that it names."""
+        return [term.row for terms in self.edits.values() for term in terms]
+
     @classmethod
     def from_json(cls, told: str) -> "Asked":
         """Read what a request brings.
