@@ -71,7 +71,8 @@ class Layer:
 
     Attributes:
         flags: What became of every position, by place of its request.
-        after: The stream edited, (token, d_model).
+        before: The stream unedited, (token, d_model).
+        after: The stream edited.
         now: What became of the step's tokens.
         due: How much of each row, were the clamped latents 0, (token, row).
         spared: Which rows are not clamped, (token, row).
@@ -85,7 +86,8 @@ class Layer:
     def __init__(self, like: Tensor, tokens: int, longest: int) -> None:
         """Allocate, on the device of `like`, in its dtype and width."""
         self.flags = torch.zeros(1, longest, dtype=torch.uint8, device=like.device)
-        self.after = like.new_empty(tokens, like.shape[-1])
+        self.before = like.new_empty(tokens, like.shape[-1])
+        self.after = torch.empty_like(self.before)
         self.now = torch.zeros(tokens, dtype=torch.uint8, device=like.device)
         self.due = self.spared = torch.zeros(0, device=like.device)
         self.rows: Rows | None = None
@@ -251,22 +253,22 @@ class Steerer:
             if layer.read:
                 _stream(hidden, residual, after)
             return
-        before = _stream(hidden, residual, torch.empty_like(hidden))
+        before = _stream(hidden, residual, layer.before[: len(hidden)])
         # A batch may be padded: what lies behind its tokens is left alone.
         count = min(len(hidden), len(layer.due))
         delta, still = change(layer, layer.rows, before[:count])
         hidden[:count].add_(delta)
-        moved = _apart(_stream(hidden, residual, after), before) > 0
-        layer.now[: len(hidden)] = moved
+        moved = _apart(_stream(hidden, residual, after), before)
+        now = torch.gt(moved, 0, out=layer.now[: len(hidden)])
         if still is not None:
-            layer.now[:count].add_(still & ~moved[:count], alpha=HELD)
+            now[:count].add_(still & (moved[:count] == 0), alpha=HELD)
 
     def confirm(self, number: int, hidden: Tensor, residual: Tensor | None) -> None:
         """Note at which positions the next layer gets to see what was made of them."""
         layer, count = self.layers[number], len(hidden)
         if layer.rows is not None:
-            arrived = _apart(_stream(hidden, residual), layer.after[:count]) == 0
-            layer.now[:count].mul_(arrived)
+            lost = _apart(_stream(hidden, residual), layer.after[:count]) != 0
+            layer.now[:count].masked_fill_(lost, 0)
 
     def after(self, hidden: Tensor | None) -> None:
         """Note what became of the step's positions, what is read of them, and the output.
