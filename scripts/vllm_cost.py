@@ -1,7 +1,7 @@
 """What steering costs a vLLM server: steered less unsteered, per row and step.
 
-The "small" shape (2 layers, width 64) is so small that nothing but software shows; "8b" is
-Llama-3.1-8B's, for a GPU. Weights are random. Run it with the Python of the server's environment
+The "small" shape (2 layers, width 64) is so small that nothing but software shows; "135m" is that
+of SmolLM2-135M, "8b" is Llama-3.1-8B's, for a GPU. Weights are random. Run it with the Python of the server's environment
 and the plugin's folder on the path:
 
 `PYTHONPATH=PLUGIN PYTHON scripts/vllm_cost.py [--shape 8b] [--eager] [--rows 16,64,128,256]`, where
@@ -37,6 +37,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "head_dim": 32,
         "vocab_size": 256,
+        "torch_dtype": "float32",
+    },
+    "135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
         "torch_dtype": "float32",
     },
     "8b": {
@@ -95,46 +105,45 @@ class Bench:
         torch.manual_seed(0)
         rows = {}
         for place in range(CLAMPS + most):
-            rows[f"{place:05}/direction"] = torch.randn(width) / width**0.5
-            rows[f"{place:05}/encoder"] = torch.randn(width) / width**0.5
+            rows[f"{place:05}/vectors"] = torch.randn(2, width) / width**0.5
             rows[f"{place:05}/numbers"] = torch.zeros(3)
         self.llm.collective_rpc("esr_put", args=(list(range(CLAMPS + most)), save(rows)))
 
-    def request_args(self, kind: str, name: str, slot: int) -> dict[str, Any]:
+    def request_args(self, kind: str, name: str, number: int) -> dict[str, Any]:
         """What the request of one row says beside its sampling."""
         if kind == HOTWIRE:
-            vector = {"id": f"v{slot % VECTORS}", "layer": self.layer, "scale": 0.5}
+            vector = {"id": f"v{number % VECTORS}", "layer": self.layer, "scale": 0.5}
             return {"hotwire": json.dumps(vector)}
         if kind == LENS:
             from vllm_lens import SteeringVector
 
             vector = SteeringVector(
-                activations=self.lens[slot % VECTORS], layer_indices=[self.layer], scale=0.5
+                activations=self.lens[number % VECTORS], layer_indices=[self.layer], scale=0.5
             )
             return {"apply_steering_vectors": [vector]}
+        plan: dict[str, Any] = {"id": None, "sampling": None, "edits": {}, "reads": {}}
         if kind == OURS:
-            sampling = {"seed": slot, "temperature": 0.6, "top_p": None, "top_k": None}
+            sampling = {"seed": number, "temperature": 0.6, "top_p": None, "top_k": None}
             sampling |= {"repetition_penalty": 1.1, "max_tokens": self.tokens}
-            return {"esr_sampling": json.dumps(sampling)}
+            return {"esr": {**plan, "sampling": sampling}}
         if kind not in (BOOST, CLAMPED):
             return {}
-        terms = [(CLAMPS + slot, 0.5, 1, END, 0.0, 0.0)]
+        terms = [(CLAMPS + number, 0.5, 1, END, False)]
         if kind == CLAMPED:
-            terms += [(row, 0.0, 1, END, 1.0, 0.0) for row in range(CLAMPS)]
-        plan = {"id": name, "slot": slot, "edits": {self.layer: terms}, "reads": []}
-        return {"esr_plan": json.dumps(plan)}
+            terms += [(row, 0.0, 1, END, True) for row in range(CLAMPS)]
+        return {"esr": {**plan, "id": name, "edits": {self.layer: terms}}}
 
     def run(self, kind: str, rows: int) -> float:
         """Seconds that `rows` answers take; their receipts are checked."""
         from vllm import SamplingParams
 
         names, params = [], []
-        for slot in range(rows):
+        for number in range(rows):
             self.asked += 1
             names.append(str(self.asked))
             sampling: dict[str, Any] = {"temperature": 0}
             if kind == THEIRS:
-                sampling = {"temperature": 0.6, "repetition_penalty": 1.1, "seed": slot}
+                sampling = {"temperature": 0.6, "repetition_penalty": 1.1, "seed": number}
             params.append(
                 SamplingParams(
                     **sampling,
@@ -142,7 +151,7 @@ class Bench:
                     ignore_eos=True,
                     detokenize=False,
                     skip_reading_prefix_cache=True,
-                    extra_args=self.request_args(kind, names[-1], slot) or None,
+                    extra_args=self.request_args(kind, names[-1], number) or None,
                 )
             )
         prompts = [

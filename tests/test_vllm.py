@@ -255,7 +255,7 @@ def test_a_server_killed_in_the_middle_of_40_samples_and_restarted(
     [file] = (tmp_path / "vllm").glob("*.eval")
     with zipfile.ZipFile(file) as log:
         text = b"".join(log.read(name) for name in log.namelist())
-    assert not re.search(rb"vllm_xargs|esr_sampling|esr_steering|kv_transfer", text)
+    assert not re.search(rb"vllm_xargs|kv_transfer", text)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def tuned_server(tmp_path_factory):
     def tampered(folder):
         file = lay_out(folder) / "esr_eval/backends/vllm/steerer.py"
         text = file.read_text()
-        does = "hidden[:count].add_(change("
+        does = "hidden[:count].add_(delta)"
         assert does in text
         file.write_text(text.replace(does, f"int(self.positions[0]) == 150 or {does}"))
         code = "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -13,12 +14,15 @@ import pytest
 import torch
 
 from esr_eval.backends.base import Chat
-from esr_eval.backends.vllm import ANSWER, PLAN_ARG, SAMPLING_ARG, STEERING_ARG, code_digest, routes
+from esr_eval.backends.remote import RemoteArgs
+from esr_eval.backends.vllm import OURS, code_digest, routes
 from esr_eval.backends.vllm.client import Server, ServerFaultError
-from esr_eval.backends.vllm.payload import Found, rows_body, sampling_args, steering_args
-from esr_eval.backends.vllm.preflight import first_check
+from esr_eval.backends.vllm.payload import Found, request_body
+from esr_eval.backends.vllm.preflight import at_once, check_server
 from esr_eval.backends.vllm.sampler import BatchSampler
 from esr_eval.backends.vllm.steerer import ROWS, Steerer
+from esr_eval.backends.vllm.wire import Asked, read_rows, rows_body
+from esr_eval.backends.vllm.wire import Row as SAERow
 from esr_eval.errors import EsrError
 from esr_eval.sae.encoder import LatentEncoder, norm_scale, spread
 from esr_eval.sae.sparse import open_sae
@@ -38,26 +42,23 @@ EVERY = {"layers": [LAYER], "width": D_MODEL}
 class Engine:
     """vLLM around the plugin: its HTTP process's desk, and one worker that it asks."""
 
-    def __init__(self, slots=3, facts=EVERY, fixed=False):
+    def __init__(self, facts=EVERY, fixed=False):
         like = torch.empty(facts["width"])
-        sizes = {"tokens": 64, "slots": slots, "longest": 64}
-        self.worker = Steerer(facts["layers"], like, **sizes, fixed=fixed)
-        spare = slots - routes.SPARE_SLOTS
-        self.vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=spare))
+        self.worker = Steerer(facts["layers"], like, torch.zeros(64).long(), 64, fixed)
         self.desk = routes.Desk(self, facts)
 
     async def collective_rpc(self, name, args):
         if name == "esr_put":
-            return [self.worker.put(args[0], routes.unpacked(args[1]).values())]
+            return [self.worker.put(args[0], read_rows(args[1]).values())]
         return [[self.worker.fetch(ours, fed) for ours, fed in args[0]]]
 
-    def begin(self, plan, name="a", slot=1):
+    def begin(self, plan, name="a"):
         """Have a request begun: its rows registered, its plan checked."""
-        args, rows = steering_args(plan)
+        told, rows = asked(plan)
         if rows:
             assert asyncio.run(self.desk.put(rows_body(rows))) == (200, "")
-        placed, _ = self.desk.plan(args[STEERING_ARG])
-        self.worker.admit(name, json.loads(json.dumps({**placed, "id": name, "slot": slot})))
+        placed = {**self.desk.plan(Asked.from_json(told)), "id": name}
+        self.worker.admit(name, json.loads(json.dumps(placed)), [])
 
     def step(self, *parts, lost=False, skips=False):
         """One forward pass over `(request, first position, residuals)`, residuals in two parts."""
@@ -77,7 +78,13 @@ class Engine:
 
     def found(self, name="a", fed=64):
         told = json.loads(json.dumps(routes.joined([self.worker.fetch(name, fed)])))
-        return Found({"kv_transfer_params": {ANSWER: {**told, "fed": fed}}})
+        return Found.in_answer({"kv_transfer_params": {OURS: {**told, "fed": fed}}})
+
+
+def asked(plan=None, sampling=None):
+    """What a request brings to the plugin, and the rows that it names."""
+    body, rows = request_body("m", [1], 1, plan, sampling)
+    return body["vllm_xargs"][OURS], rows
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,7 @@ def test_the_plugin_does_what_the_local_backend_does(sae, fixed):
     wanted, engine = row(*EDITS), Engine(fixed=fixed)
     plan = plan_of(wanted, sae)
     engine.begin(plan)
-    engine.begin(plan_of(row(EDITS[2]), sae), "b", 2)
+    engine.begin(plan_of(row(EDITS[2]), sae), "b")
     torch.manual_seed(0)
     x, other = torch.randn(13, D_MODEL) * 20, torch.randn(13, D_MODEL) * 20
     # The prompt comes in two chunks, then token by token, beside an unsteered request and another.
@@ -126,8 +133,10 @@ def test_the_plugin_does_what_the_local_backend_does(sae, fixed):
         )
         assert torch.equal(free, other[:1])
         torch.testing.assert_close(edited, want, **CLOSE)
-    assert engine.found("a", 13).counts(13) == {LAYER: (12, 0)}
-    assert engine.found("b", 11).counts(11) == {LAYER: (2, 0)}  # a token more was fed than returned
+    assert engine.found("a", 13).counted(13) == {LAYER: (12, 0)}
+    assert engine.found("b", 11).counted(11) == {
+        LAYER: (2, 0)
+    }  # a token more was fed than returned
 
 
 @pytest.mark.parametrize("how", ["none", "constant_norm_rescale", "layer_norm"])
@@ -160,7 +169,7 @@ def test_encoders_scales_and_what_clamps_need_not_change_are_the_local_ones(how,
     torch.testing.assert_close(got, after[0], **CLOSE)
     change = Change(edits, x, after, at)
     due = int(change.arrived(after).sum()), int(change.held().sum())
-    assert engine.found(fed=12).counts(12) == {LAYER: due}
+    assert engine.found(fed=12).counted(12) == {LAYER: due}
     assert due[1] > 0 and (due[0] > 4)
     # What was due is due no more when the request is gone.
     engine.worker.leave(["a"])
@@ -179,8 +188,8 @@ def test_a_request_computed_anew_is_edited_where_it_was_and_counted_once(sae):
         (edited,) = engine.step(("a", first, x[first:end]))
         assert torch.equal((edited != x[first:end]).any(-1), torch.arange(first, end) >= 8)
     found = engine.found(fed=11)
-    assert found.counts(11) == {LAYER: (3, 0)}
-    assert found.read(0, 8, 11).shape == (3, D_MODEL)
+    assert found.counted(11) == {LAYER: (3, 0)}
+    assert found.residuals(LAYER, 8, 11).shape == (3, D_MODEL)
 
 
 @pytest.mark.parametrize("fault", ["lost", "skips"])
@@ -190,25 +199,25 @@ def test_an_edit_that_was_not_made_or_never_arrived_is_no_receipt(sae, fault):
     x = torch.randn(3, D_MODEL)
     for at in (9, 10, 11):
         engine.step(("a", at, x[at - 9 : at - 8]), **{fault: at == 10})
-    assert engine.found(fed=12).counts(12) == {LAYER: (2, 0)}
+    assert engine.found(fed=12).counted(12) == {LAYER: (2, 0)}
 
 
 def test_a_model_that_computes_no_numbers_says_so_for_its_own_request(sae):
     engine = Engine()
     engine.begin(plan_of(row(EDITS[2]), sae))
-    engine.begin(plan_of(row(EDITS[2]), sae), "b", 2)
+    engine.begin(plan_of(row(EDITS[2]), sae), "b")
     engine.step(("a", 9, torch.full((1, D_MODEL), float("nan"))), ("b", 9, torch.ones(1, D_MODEL)))
     assert not engine.found("a").finite and engine.found("b").finite
 
 
 def test_every_worker_that_has_a_layer_must_have_edited():
     def told(**counts):
-        return {"counts": counts, "finite": True, "reads": []}
+        return {"counts": counts, "finite": True, "reads": {}}
 
-    ranks = [told(**{"3": [5, 1]}), told(**{"3": [4, 1], "9": [2, 0]})]
+    ranks = [told(**{"3": [5, 1]}), None, told(**{"3": [4, 1], "9": [2, 0]})]
     assert routes.joined(ranks)["counts"] == {"3": [4, 1], "9": [2, 0]}
     with pytest.raises(RuntimeError, match="could not steer the request"):
-        routes.joined([])
+        routes.joined([None])
 
 
 def test_readouts_come_back_by_position(sae):
@@ -220,44 +229,47 @@ def test_readouts_come_back_by_position(sae):
     for first, end in [(0, 6), (6, 9), (9, 10)]:
         engine.step(("a", first, x[first:end]))
     found = engine.found(fed=10)
-    torch.testing.assert_close(found.read(0, 1, 9), x[1:9])
-    assert found.read(0, 10, 10) is None and found.counts(10) == {}
-    torch.testing.assert_close(found.read(1, 1, 8), x[1:8])
+    torch.testing.assert_close(found.residuals(LAYER, 1, 10), x[1:10])
+    assert found.counted(10) == {}
     with pytest.raises(RuntimeError, match="read 9 positions where 11 were due"):
-        found.read(0, 1, 12)
+        found.residuals(LAYER, 1, 12)
+    with pytest.raises(RuntimeError, match="read 0 positions where 2 were due"):
+        found.residuals(3, 0, 2)
 
 
-GOOD_TERM = ["d", 1.0, 0, 5, 0]
+GOOD_TERM = ["d", 1.0, 0, 5, False]
 
 
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
-        ("no json", "malformed: JSONDecodeError"),
-        ({"edits": {}}, "malformed: KeyError"),
-        ({"edits": {"14": [GOOD_TERM]}, "reads": []}, "rows that are not here: d"),
-        ({"edits": {"14": [["d", 1.0, 0]]}, "reads": []}, "malformed"),
-        ({"edits": {"14": [["d", float("nan"), 0, 5, 0]]}, "reads": []}, "malformed"),
-        ({"edits": {"14": [["d", 1.0, -3, 5, 0]]}, "reads": []}, "malformed"),
-        ({"edits": {"14": [["d", "1", 0, 5, 0]]}, "reads": []}, "malformed"),
-        ({"edits": {"14": [[["d"], 1.0, 0, 5, 0]]}, "reads": []}, "malformed"),
-        ({"edits": {}, "reads": [[0, 15, 0, 5]]}, r"layer 15 is not prepared \(--layer\), but 14"),
-        ({"edits": {}, "reads": [[0, "x", 0, 5]]}, "malformed"),
+        ("no json", "malformed: .*Invalid JSON"),
+        (7, "malformed: .*should be"),
+        ({"more": {}}, "malformed: more: Extra inputs"),
+        ({"edits": {"14": [GOOD_TERM]}}, "rows that are not here: d"),
+        ({"edits": {"14": [["d", 1.0, 0]]}}, "malformed: edits.14.0.3: Field required"),
+        ({"edits": {"14": [["d", float("nan"), 0, 5, False]]}}, "malformed: .*a finite number"),
+        ({"edits": {"14": [["d", 1.0, -3, 5, False]]}}, "malformed: .*greater than or equal to 0"),
+        ({"edits": {"14": [["d", "1", 0, 5, False]]}}, "malformed: .*a valid number"),
+        ({"edits": {"14": [[["d"], 1.0, 0, 5, False]]}}, "malformed: .*a valid string"),
+        ({"reads": {"15": [0, 5]}}, r"layer 15 is not prepared \(--layer\), but 14"),
+        ({"reads": {"x": [0, 5]}}, "malformed: .*a valid integer"),
+        ({"sampling": {"seed": 1}}, "malformed: sampling.temperature: Field required"),
+        ({"sampling": {**asdict(Sampling(0, 0.0, None, None, 1.1, 1)), "top_k": 0}}, "top_k=0"),
         ([], "malformed"),
     ],
 )
-def test_what_cannot_be_steered_is_refused_before_it_runs(monkeypatch, told, sentence):
+def test_what_cannot_be_steered_is_refused_before_it_runs(told, sentence):
     engine, ran = Engine(), []
-    monkeypatch.setattr(routes, "_DESK", [engine.desk])
 
     async def original(*args, **kwargs):
         ran.append(1)
         yield None
 
     async def ask():
-        text = told if isinstance(told, str) else json.dumps(told)
-        params = SimpleNamespace(extra_args={STEERING_ARG: text}, n=1)
-        async for _ in routes.steered(original)(None, {}, params, "a"):
+        text = json.dumps(told) if isinstance(told, dict | list) else told
+        params = SimpleNamespace(extra_args={OURS: text}, n=1)
+        async for _ in engine.desk.generate(original, {}, params, "a"):
             pass
 
     with pytest.raises(ValueError, match=f"cannot serve this request: .*{sentence}"):
@@ -265,82 +277,124 @@ def test_what_cannot_be_steered_is_refused_before_it_runs(monkeypatch, told, sen
     assert not ran
 
 
-def test_requests_that_find_no_slot_wait_and_those_given_up_are_forgotten(monkeypatch, sae):
-    engine = Engine(slots=2)
-    monkeypatch.setattr(routes, "_DESK", [engine.desk])
-    args, rows = steering_args(plan_of(row(EDITS[2]), sae))
+def test_requests_end_with_their_receipt_and_those_given_up_are_forgotten(sae):
+    engine = Engine()
+    told, rows = asked(plan_of(row(EDITS[2]), sae))
     began, salts, go = [], set(), []
 
-    async def original(_, prompt, params, name):
+    async def original(prompt, params, name):
         began.append(name)
         salts.add(prompt["cache_salt"])
         assert params.skip_reading_prefix_cache
-        engine.worker.admit(name, json.loads(params.extra_args[PLAN_ARG]))
+        engine.worker.admit(name, params.extra_args[OURS], [])
         await go[0].wait()
         engine.step((name, 9, torch.ones(1, D_MODEL)))
         made = [SimpleNamespace(token_ids=[1])]
         yield SimpleNamespace(finished=True, prompt_token_ids=[0] * 10, outputs=made)
 
     async def ask(name):
-        params = SimpleNamespace(extra_args=dict(args), n=1)
-        return [out async for out in routes.steered(original)(None, {"type": "t"}, params, name)]
+        params = SimpleNamespace(extra_args={OURS: told}, n=1)
+        outs = engine.desk.generate(original, {"type": "t"}, params, name)
+        return [out async for out in outs]
 
     async def all_of_them():
         go.append(asyncio.Event())
         assert await engine.desk.put(rows_body(rows)) == (200, "")
         tasks = [asyncio.create_task(ask(name)) for name in "abc"]
         await asyncio.sleep(0.05)
-        assert began == ["a", "b"] and len(engine.worker.known) == 2
+        assert began == ["a", "b", "c"] and len(engine.worker.known) == 3
         tasks[0].cancel()
         await asyncio.sleep(0.05)
-        assert began == ["a", "b", "c"] and len(engine.worker.known) == 2
+        assert len(engine.worker.known) == 2
         go[0].set()
-        return [(await task)[0].kv_transfer_params[ANSWER] for task in tasks[1:]]
+        return [(await task)[0].kv_transfer_params[OURS] for task in tasks[1:]]
 
-    for told in asyncio.run(all_of_them()):
-        assert told["counts"] == {str(LAYER): [1, 0]} and told["fed"] == 10
-    assert len(salts) == 1 and not engine.worker.known and engine.desk.slots.qsize() == 2
-    assert not +engine.desk.used
+    for found in asyncio.run(all_of_them()):
+        assert found["counts"] == {str(LAYER): [1, 0]} and found["fed"] == 10
+    assert len(salts) == 1 and not engine.worker.known and not +engine.desk.used
 
 
-def test_a_request_given_up_leaves_vllm_before_its_slot_is_free(monkeypatch, sae):
-    engine, free = Engine(slots=1), []
-    monkeypatch.setattr(routes, "_DESK", [engine.desk])
-    args, rows = steering_args(plan_of(row(EDITS[2]), sae))
+def test_requests_that_end_together_are_asked_for_together_even_if_one_is_given_up(sae):
+    engine, asked_for = Engine(), []
+    rpc = engine.collective_rpc
 
-    async def original(*_):
+    async def counted(name, args):
+        asked_for.append(sorted(ours for ours, _ in args[0]))
+        await asyncio.sleep(0.02)
+        return await rpc(name, args)
+
+    async def all_of_them():
+        engine.collective_rpc = counted
+        for name in "abcd":
+            placed = {"sampling": None, "edits": {}, "reads": {}, "id": name}
+            engine.worker.admit(name, placed, [])
+        tasks = {}
+        for name in "abcd":
+            tasks[name] = asyncio.shield(engine.desk._ask(name, 1))
+            if name == "a":
+                await asyncio.sleep(0.01)
+        tasks["b"].cancel()
+        return [(await tasks[name])[name] for name in "acd"]
+
+    for [found] in asyncio.run(all_of_them()):
+        assert found == {"counts": {}, "finite": True, "reads": {}}
+    assert asked_for == [["a"], ["b", "c", "d"]]
+
+
+def test_a_request_given_up_leaves_vllm_before_it_is_forgotten(sae):
+    engine, known = Engine(), []
+    told, rows = asked(plan_of(row(EDITS[2]), sae))
+
+    async def original(prompt, params, name):
+        engine.worker.admit(name, params.extra_args[OURS], [])
         try:
             yield SimpleNamespace(finished=False)
         finally:
-            free.append(engine.desk.slots.qsize())
+            known.append(len(engine.worker.known))
 
     async def ask():
         assert await engine.desk.put(rows_body(rows)) == (200, "")
-        params = SimpleNamespace(extra_args=dict(args), n=1)
-        outs = routes.steered(original)(None, {"type": "t"}, params, "a")
+        params = SimpleNamespace(extra_args={OURS: told}, n=1)
+        outs = engine.desk.generate(original, {"type": "t"}, params, "a")
         await anext(outs)
         await outs.aclose()
-        return engine.desk.slots.qsize()
+        await asyncio.sleep(0.01)
+        return len(engine.worker.known)
 
-    assert asyncio.run(ask()) == 1 and free == [0]
+    assert asyncio.run(ask()) == 0 and known == [1]
+
+
+def test_places_are_used_again_and_more_are_made_when_all_are_taken(sae):
+    engine = Engine()
+    plan = plan_of(row(EDITS[2]), sae)
+    for i in range(20):
+        engine.begin(plan, f"kept{i}")
+        engine.begin(plan, f"gone{i}")
+        engine.step(*((name, 9, torch.ones(1, D_MODEL)) for name in (f"kept{i}", f"gone{i}")))
+        assert engine.found(f"gone{i}", 10).counted(10) == {LAYER: (1, 0)}
+        engine.worker.leave([f"gone{i}"])
+    for i in range(20):
+        assert engine.found(f"kept{i}", 10).counted(10) == {LAYER: (1, 0)}
+    assert len({one.place for one in engine.worker._requests.values()}) == 20
+    assert len(engine.worker.layers[LAYER].flags) < 45
 
 
 def test_rows_are_refused_when_damaged_and_make_room_when_idle():
     engine = Engine(facts={"layers": [LAYER], "width": 4})
 
     def put(*rows):
-        named = {routes.row_digest(one): one for one in rows}
+        named = {one.digest(): one for one in rows}
         return asyncio.run(engine.desk.put(rows_body(named))), list(named)
 
     def vector(number, width=4, last=0.0):
-        direction = torch.full((width,), float(number))
-        return {"direction": direction, "numbers": torch.tensor([0.0, 0.0, last])}
+        vectors = torch.stack([torch.full((width,), float(number)), torch.zeros(width)])
+        return SAERow(vectors, torch.tensor([0.0, 0.0, last]))
 
     for wrong, sentence in (
         (vector(1, width=5), "not of this model"),
         (vector(float("inf")), "not finite"),
         (vector(1, last=7.0), "unknown normalisation"),
-        ({"numbers": torch.zeros(3)}, "not of this model"),
+        (vector(1)._replace(numbers=torch.zeros(4)), "not of this model"),
     ):
         (status, said), _ = put(wrong)
         assert status == 400 and sentence in said
@@ -355,11 +409,11 @@ def test_rows_are_refused_when_damaged_and_make_room_when_idle():
     assert put(vector(3), vector(4))[0] == (200, "")  # they are there
     (status, _), new = put(vector(-1))
     assert status == 200
-    told = json.dumps({"edits": {LAYER: [[new[0], 1.0, 0, 9, 0]]}, "reads": []})
-    place = engine.desk.plan(told)[0]["edits"][LAYER][0][0]
+    told = json.dumps({"edits": {LAYER: [[new[0], 1.0, 0, 9, False]]}})
+    place = engine.desk.plan(Asked.from_json(told))["edits"][LAYER][0][0]
     assert torch.equal(engine.worker.bank.directions[place], torch.full((4,), -1.0))
     with pytest.raises(ValueError, match="rows that are not here"):
-        engine.desk.plan(told.replace(new[0], first[0]))
+        engine.desk.plan(Asked.from_json(told.replace(new[0], first[0])))
 
 
 def test_the_plugin_needs_nothing_of_this_package_but_its_own_files(tmp_path):
@@ -402,9 +456,9 @@ def test_bytes_of_a_request_at_the_width_of_the_70b(tmp_path):
         sae = wide_sae(tmp_path / str(exact), exact)
         steering = Steering(runtime=RUNTIME, edits=tuple(edits))
         wanted = Row((1, 2, 3), Sampling(0, 0.6, None, None, 1.2, 9), steering)
-        args, rows = steering_args(plan_of(wanted, sae))
+        told, rows = asked(plan_of(wanted, sae), wanted.sampling)
         assert most * 0.9 < len(rows_body(rows)) < most  # once
-        assert len(json.dumps(args)) < 2_500  # every request
+        assert len(told) < 2_500  # every request
 
 
 def test_rows_on_the_server_are_sampled_like_local_ones():
@@ -428,16 +482,16 @@ def test_rows_on_the_server_are_sampled_like_local_ones():
             chosen.append(token)
         want.append(chosen)
 
-    sampler, got = BatchSampler(torch.device("cpu")), [[], [], [], []]
+    book = Steerer([], torch.empty(1), torch.zeros(1).long(), 1, fixed=False)
+    sampler, got = BatchSampler(torch.device("cpu"), 50, torch.float32), [[], [], [], []]
     orders = [[0], [0, 1], [1, 0], [2, 1, 0], [0, 2, 3], *([[3, 0, 2, 1]] * 20)]
     for order in orders:
         for i in order:
-            told = sampling_args(settings[i])[SAMPLING_ARG]
-            sampler.admit(str(i), told, prompts[i])  # the second time it is known
+            book.admit(str(i), sampled(settings[i]), prompts[i])  # the second time it is known
         wanted = [i for i in order if len(got[i]) < 7]
         # A foreign row stands first, and a request in the midst of its prompt last.
-        names = ["foreign", *map(str, wanted), "0"]
-        sampler.step(names, np.array([True] * (len(names) - 1) + [False]))
+        requests = known(book, ["foreign", *map(str, wanted), "0"])
+        sampler.step(requests, np.array([True] * (len(requests) - 1) + [False]))
         batch = torch.stack([logits[i, len(got[i])] for i in wanted] or [torch.zeros(50)])
         batch = torch.cat([torch.zeros(1, 50), batch, torch.ones(1, 50)])
         out = sampler.chosen(batch)
@@ -445,10 +499,20 @@ def test_rows_on_the_server_are_sampled_like_local_ones():
         for at, i in enumerate(wanted, 1):
             got[i].append(int(out[at].argmax()))
     assert got == want
-    sampler.leave(["0", "1", "2", "3", "foreign"])
-    sampler.admit("new", sampling_args(settings[1])[SAMPLING_ARG], prompts[1])
-    sampler.step(["new"], [True])
+    book.leave(["0", "1", "2", "3", "foreign"])
+    book.admit("new", sampled(settings[1]), prompts[1])
+    sampler.step(known(book, ["new"]), [True])
     assert int(sampler.chosen(logits[1, :1].clone()).argmax()) == want[1][0]
+
+
+def sampled(sampling):
+    """The plan of an unsteered request, as it comes to a worker."""
+    told, _ = asked(sampling=sampling)
+    return {**Engine().desk.plan(Asked.from_json(told)), "id": None}
+
+
+def known(book, names):
+    return book.step(names, np.zeros(len(names), np.int64), np.ones(len(names), np.int64))
 
 
 def broken(*args):
@@ -466,13 +530,12 @@ def test_a_compiler_that_chooses_other_tokens_is_not_used(monkeypatch, caplog, c
         return compiled(*args)
 
     monkeypatch.setattr("torch.compile", lambda function, dynamic: counted)
-    sampler = BatchSampler(torch.device("cpu"))
-    sampler.compile(100, torch.bfloat16)
+    book = Steerer([], torch.empty(1), torch.zeros(1).long(), 1, fixed=False)
+    sampler = BatchSampler(torch.device("cpu"), 100, torch.bfloat16)
     assert ("chooses tokens uncompiled" in caplog.text) != used
     for name in "abc":
-        told = sampling_args(Sampling(1, 0.8, None, None, 1.2, 9))[SAMPLING_ARG]
-        sampler.admit(name, told, [1, 2])
-    sampler.step("abc", [True] * 3)
+        book.admit(name, sampled(Sampling(1, 0.8, None, None, 1.2, 9)), [1, 2])
+    sampler.step(known(book, "abc"), [True] * 3)
     out = sampler.chosen(torch.zeros(3, 100))
     assert asked == ([7, 3] if used else [7])
     assert len(set(out.argmax(-1).tolist())) == 1  # of the same seed
@@ -539,7 +602,8 @@ def answers():
 def ask(answers, *told, wait=20.0):
     answers.told[:] = told
     said = []
-    server = Server(answers.url, None, wait, lambda label, value: said.append(value))
+    remote = RemoteArgs(answers.url, wait=wait)
+    server = Server(remote, lambda label, value: said.append(value))
     checks = []
     server.check_again = lambda: checks.append(len(answers.asked))
     return server.post_patiently("/v1/completions", {"prompt": [1]}), said, checks
@@ -571,7 +635,7 @@ def test_what_cannot_get_better_is_not_asked_again_and_again(answers):
 
 
 def test_a_server_that_stays_away_is_told_in_one_sentence():
-    server = Server("http://127.0.0.1:9", None, 0.2, lambda label, value: None)
+    server = Server(RemoteArgs("http://127.0.0.1:9", wait=0.2))
     with pytest.raises(EsrError, match=r"did not come back within 0 s .*inspect eval-retry"):
         server.post_patiently("/v1/completions", {})
 
@@ -592,6 +656,12 @@ FACTS = {
 @pytest.fixture(scope="module")
 def chat():
     return Chat(RUNTIME)
+
+
+def checked(url, chat):
+    server = Server(RemoteArgs(url, wait=600.0))
+    with at_once(server):
+        return check_server(server, chat)
 
 
 @pytest.mark.parametrize(
@@ -616,22 +686,22 @@ def chat():
 def test_each_check_of_a_server_has_its_sentence(answers, chat, told, sentence):
     answers.told[:] = told
     with pytest.raises(EsrError, match=sentence):
-        first_check(Server(answers.url, None, 5.0, lambda label, value: None), chat)
+        checked(answers.url, chat)
     assert not answers.told
 
 
 def test_a_version_of_vllm_that_was_not_tried_is_warned_about(answers, chat, caplog):
     answers.told[:] = [(200, {"version": "9.9"}), (200, MODELS), (404, "")]
     with pytest.raises(EsrError):
-        first_check(Server(answers.url, None, 5.0, lambda label, value: None), chat)
+        checked(answers.url, chat)
     assert "vLLM 9.9" in caplog.text and "0.30.0 was" in caplog.text
 
 
 def test_a_server_that_is_down_is_told_at_once(chat):
     with pytest.raises(EsrError, match=r"No vLLM server answers at .* `esr-eval serve vllm start`"):
-        first_check(Server("http://127.0.0.1:9", None, 600.0, lambda label, value: None), chat)
+        checked("http://127.0.0.1:9", chat)
 
 
 def test_what_is_no_address_is_told_in_one_sentence():
     with pytest.raises(EsrError, match=r"no address of a server: .*--model-base-url"):
-        Server("http://127.0.0.1:80:", None, 1.0, lambda label, value: None)
+        Server(RemoteArgs("http://127.0.0.1:80:"))

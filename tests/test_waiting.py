@@ -16,7 +16,8 @@ wait = lambda: client.run(Job("key", {}, b"payload"))
 """
 VLLM = """
 from esr_eval.backends.vllm.client import Server
-server = Server("http://127.0.0.1:9", None, 120, lambda label, value: None)
+from esr_eval.backends.remote import RemoteArgs
+server = Server(RemoteArgs("http://127.0.0.1:9", wait=120))
 wait = lambda: server.post_patiently("/v1/completions", {})
 """
 REST = """

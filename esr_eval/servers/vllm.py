@@ -85,15 +85,19 @@ class VLLMServer(LoopbackServer):
         known = find_subject(subject)
         runtime = known.runtime()
         wanted = list(dict.fromkeys([*([known.adapter] if known.adapter else []), *adapters]))
-        parallel = (tensor_parallel, pipeline_parallel, data_parallel)
         self.stop()
         port = port or free_ports(1)[0]
         command = [
-            *_model_options(known, runtime, dtype or runtime.dtype, revision or runtime.revision),
+            *_model_options(known, runtime, dtype or runtime.dtype),
             *("--host", LOOPBACK, "--port", str(port)),
             *_adapter_options(wanted),
-            *_parallel_options(*parallel),
-            *(["--quantization", quantization] if quantization else []),
+            *_given(
+                revision=revision or runtime.revision,
+                quantization=quantization,
+                tensor_parallel_size=tensor_parallel,
+                pipeline_parallel_size=pipeline_parallel,
+                data_parallel_size=data_parallel,
+            ),
             *options,
         ]
         self.remember(
@@ -143,9 +147,7 @@ def running_url() -> str | None:
     return server.url if server.running else None
 
 
-def _model_options(
-    subject: Subject, runtime: Runtime, dtype: str, revision: str | None
-) -> list[str]:
+def _model_options(subject: Subject, runtime: Runtime, dtype: str) -> list[str]:
     """Which model, in which form, and what steering needs of the server."""
     from esr_eval.model.loading import model_source
 
@@ -156,7 +158,6 @@ def _model_options(
         *("--model", str(source)),
         *("--served-model-name", *names),
         *("--dtype", dtype),
-        *(["--revision", revision] if revision else []),
         *("--generation-config", "vllm"),
         # On a CPU compiling takes a minute at every start.
         *([] if has_gpu() else ["--enforce-eager"]),
@@ -187,14 +188,13 @@ def _adapter_options(adapters: Sequence[str]) -> list[str]:
     return ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
 
 
-def _parallel_options(tensor: int, pipeline: int, data: int) -> list[str]:
-    """How the model is spread over GPUs; 1 is vLLM's default."""
-    named = {"tensor": tensor, "pipeline": pipeline, "data": data}
+def _given(**options: str | int | None) -> list[str]:
+    """Options of vLLM that differ from its defaults; 1 is that of sizes."""
+    given = {name: value for name, value in options.items() if value not in (None, 1)}
     return [
         word
-        for name, size in named.items()
-        if size > 1
-        for word in (f"--{name}-parallel-size", str(size))
+        for name, value in given.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
     ]
 
 

@@ -6,24 +6,15 @@ This file lies on the server's path, too, so it needs nothing but the standard l
 import hashlib
 from pathlib import Path
 
-SAMPLING_ARG = "esr_sampling"
-"""Extra argument of a request that holds its `Sampling` as JSON."""
-STEERING_ARG = "esr_steering"
-"""Extra argument of a request that holds its edits and readouts as JSON."""
-PLAN_ARG = "esr_plan"
-"""The same once the server has checked it and given it a slot; no request may bring it."""
+OURS = "esr"
+"""Key of what a request asks for, in its extra arguments, and of what was counted and read, in the
+field of its answer that vLLM keeps for connectors."""
 ROWS_PATH = "/v1/esr/rows"
 FACTS_PATH = "/v1/esr/facts"
 UNKNOWN_ROWS = "rows that are not here"
 """Part of the sentence with which the server refuses rows that have not been sent to it."""
-ANSWER = "esr"
-"""Key of what was counted and read, in the field of an answer that vLLM keeps for connectors."""
 LAYERS_ENV = "ESR_EVAL_VLLM_LAYERS"
 """Environment variable of the server: layers that can be edited and read, with commas."""
-SPARE_SLOTS = 64
-"""Steered requests that wait inside vLLM beside those that run."""
-NO_STOP = 10**9
-"""Stands for 'to the end of the sequence' among positions."""
 TRIED = ("0.30.0",)
 """Versions of vLLM that the plugin was tried with."""
 PLUGIN = "esr_eval"
@@ -45,6 +36,7 @@ SERVER_FILES = (
     "backends/vllm/routes.py",
     "backends/vllm/sampler.py",
     "backends/vllm/steerer.py",
+    "backends/vllm/wire.py",
 )
 """What of this package lies on the server's path, and nothing else."""
 

@@ -1,32 +1,25 @@
 """The vLLM backend: requests to a vLLM server, each with its own edits, readouts and seed."""
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.backends.remote import RemoteArgs
 from esr_eval.backends.vllm import ROWS_PATH, UNKNOWN_ROWS
 from esr_eval.backends.vllm.client import Server
-from esr_eval.backends.vllm.payload import (
-    Found,
-    Rows,
-    rows_body,
-    sampling_args,
-    steering_args,
-)
-from esr_eval.backends.vllm.preflight import KEY_ENV, check_server, first_check
+from esr_eval.backends.vllm.payload import Found, request_body, spans
+from esr_eval.backends.vllm.preflight import at_once, check_server
+from esr_eval.backends.vllm.wire import Row as SAERow
+from esr_eval.backends.vllm.wire import rows_body
 from esr_eval.errors import EsrError
 from esr_eval.spec import Clamp, Runtime
-from esr_eval.steering.kernel import Intervention, reduced
+from esr_eval.steering.kernel import Intervention
 from esr_eval.steering.plan import plan_batch, plan_means
 from esr_eval.steering.requests import (
     Generated,
@@ -38,9 +31,9 @@ from esr_eval.steering.requests import (
     generated,
     generated_readouts,
     means,
-    read_value,
-    reading,
+    read_results,
 )
+from esr_eval.steering.sampling import Sampling
 
 CPU = torch.device("cpu")
 COMPLETIONS = "/v1/completions"
@@ -74,22 +67,23 @@ class VLLMBackend(Backend):
             EsrError: The server does not answer, or does not fit.
         """
         super().__init__(runtime, remote.sae_rows)
-        key = remote.api_key or os.environ.get(KEY_ENV)
-        assert remote.base_url is not None  # whoever starts servers knows which one
-        url = remote.base_url
-        self._server = Server(url, key, remote.wait, report)
+        self._server = Server(remote, report)
         self._sent: set[str] = set()
         """Digests of rows that the server was given; it may have lost them since."""
         self._sending = threading.Lock()
-        self._facts = first_check(self._server, self)
-        self._server.check_again = self._check_again
+        with at_once(self._server):
+            self._check_server()
+        self._server.check_again = self._check_server
         self._encoding = threading.Lock()
         self.info = BackendInfo(
-            device=f"vllm {url}",
+            device=f"vllm {remote.base_url}",
             versions=self._facts.versions,
             self_check=self._facts.self_check,
             sae_digest=self.sae.digest if self.sae else None,
         )
+
+    def _check_server(self) -> None:
+        self._facts = check_server(self._server, self)
 
     def check(self, row: Row | Passage) -> None:
         """Find what is wrong with one request before it is sent.
@@ -130,62 +124,44 @@ class VLLMBackend(Backend):
 
         def one(passage: Passage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
             plan, whole = plan_means([passage], layer), (*passage.prompt, *passage.answer)
-            saved = Found(self._ask(whole, 1, plan))
-            return means(self._readings(saved, plan, len(whole)))
+            _, found = self._ask(whole, 1, plan)
+            return means(self._readings(found, plan, len(whole)))
 
         residuals, norms = zip(*_all_at_once(one, passages), strict=True)
         return np.concatenate(residuals), np.concatenate(norms)
 
     def _generate(self, row: Row) -> Generated:
-        plan = plan_batch([row], self.sae, lambda layer: CPU)
-        if self.runtime.sampler == "esr":
-            args, own = sampling_args(row.sampling), dict[str, Any]()
-        else:
-            args, own = {}, _server_sampling(row)
-        answer = self._ask(row.prompt, row.sampling.max_tokens, plan, args, own)
-        choice = answer["choices"][0]
-        tokens = [int(token) for token in choice["token_ids"]]
+        plan, most = plan_batch([row], self.sae, lambda layer: CPU), row.sampling.max_tokens
+        sampling = row.sampling if self.runtime.sampler == "esr" else None
+        own = {} if sampling else _server_sampling(row.sampling)
+        answer, found = self._ask(row.prompt, most, plan, sampling, own)
+        tokens = [int(token) for token in answer["choices"][0]["token_ids"]]
         by_model = bool(tokens) and tokens[-1] in self.ends
         if by_model:
             tokens.pop()
-        fed, saved = fed_tokens(row, len(tokens), by_model), Found(answer)
-        readouts = generated_readouts(row, 0, self._readings(saved, plan, fed))
-        return generated(row, tokens, by_model, saved.counts(fed), readouts, saved.finite)
+        fed = fed_tokens(row, len(tokens), by_model)
+        readouts = generated_readouts(row, 0, self._readings(found, plan, fed))
+        return generated(row, tokens, by_model, found.counted(fed), readouts, found.finite)
 
     def _read(self, passage: Passage) -> Reading:
         plan = plan_batch([passage], self.sae, lambda layer: CPU, once=True)
         whole = (*passage.prompt, *passage.answer)
-        saved = Found(self._ask(whole, 1, plan))
-        readings = self._readings(saved, plan, len(whole))
-        values = [
-            read_value(readout, readings[0, index][0], self.sae)
-            for index, readout in enumerate(passage.steering.readouts)
-        ]
-        return reading(passage, values, saved.counts(len(whole)))
+        _, found = self._ask(whole, 1, plan)
+        counts = found.counted(len(whole)).items()
+        receipts = {layer: (torch.tensor([n]), torch.tensor([held])) for layer, (n, held) in counts}
+        readings = self._readings(found, plan, len(whole))
+        return read_results([passage], readings, receipts, self.sae)[0]
 
     def _ask(
         self,
         prompt: Sequence[int],
         max_tokens: int,
         plan: Intervention,
-        args: Mapping[str, str] = MappingProxyType({}),
-        sampling: Mapping[str, Any] = MappingProxyType({}),
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self._facts.model,
-            "prompt": list(prompt),
-            "max_tokens": max_tokens,
-            "temperature": 0.0,
-            "repetition_penalty": 1.0,
-            # Ends are the model's as the client knows them, whatever the server's defaults are.
-            "ignore_eos": True,
-            "stop_token_ids": self.ends,
-            "return_token_ids": True,
-            **sampling,
-        }
-        steering, rows = steering_args(plan)
-        if extra := {**steering, **args}:
-            body["vllm_xargs"] = extra
+        sampling: Sampling | None = None,
+        own: Mapping[str, Any] | None = None,
+    ) -> tuple[dict[str, Any], Found]:
+        body, rows = request_body(self._facts.model, prompt, max_tokens, plan, sampling)
+        body |= {"stop_token_ids": self.ends, "return_token_ids": True, **(own or {})}
         while True:
             self._give(rows)
             try:
@@ -195,11 +171,12 @@ class VLLMBackend(Backend):
                     raise
                 self._sent.difference_update(rows)  # it was restarted, or made room for others
                 continue
-            if steering and not Found(answer).steered:
+            found = Found.in_answer(answer)
+            if plan.layers and found.fed is None:
                 raise RuntimeError("The vLLM server did not steer a request, and says so.")
-            return answer
+            return answer, found
 
-    def _give(self, rows: Rows) -> None:
+    def _give(self, rows: Mapping[str, SAERow]) -> None:
         """Give the server the rows that it does not have yet."""
         with self._sending:
             new = {digest: row for digest, row in rows.items() if digest not in self._sent}
@@ -207,30 +184,24 @@ class VLLMBackend(Backend):
                 self._server.post_patiently(ROWS_PATH, rows_body(new))
                 self._sent.update(new)
 
-    def _readings(self, saved: Found, plan: Intervention, fed: int) -> Readings:
+    def _readings(self, found: Found, plan: Intervention, fed: int) -> Readings:
         """What the plan's readouts come to, over the `fed` tokens that went through the model."""
-        found: dict[tuple[int, int], tuple[Tensor | None, int]] = {}
-        for read in (read for reads in plan.reads.values() for read in reads):
-            series = saved.read(read.key[1], read.start, min(read.stop, fed))
-            if series is None:
-                found[read.key] = None, 0
+        here = Intervention(1, {}, plan.reads)
+        for layer, (start, stop) in spans(plan).items():
+            if start >= min(stop, fed):
                 continue
-            if read.encode is not None:
-                with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
-                    series = read.encode(series).float()
-            found[read.key] = reduced(series, read.how), len(series)
-        return found
-
-    def _check_again(self) -> None:
-        self._facts = check_server(self._server, self)
+            residuals = found.residuals(layer, start, min(stop, fed))
+            at = torch.arange(start, start + len(residuals))
+            with self._encoding, torch.inference_mode():  # a whole SAE, one text at a time
+                here.apply(layer, residuals.unsqueeze(0), at.unsqueeze(0))
+        return here.readings()
 
 
-def _server_sampling(row: Row) -> dict[str, Any]:
-    """The row's settings for vLLM's own sampler, where ours is not on the server.
+def _server_sampling(wanted: Sampling) -> dict[str, Any]:
+    """A row's settings for vLLM's own sampler.
 
     Greedy tokens are the same; sampled ones come from another stream of random numbers.
     """
-    wanted = row.sampling
     return {
         "temperature": wanted.temperature,
         "top_p": 1.0 if wanted.top_p is None else wanted.top_p,

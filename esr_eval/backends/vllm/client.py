@@ -1,5 +1,6 @@
 """HTTP to a vLLM server: requests sent again when the server was lost, errors told plainly."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential_jitter
 
-from esr_eval.backends.remote import interruptible_sleep, is_loopback, server_url
+from esr_eval.backends.remote import RemoteArgs, interruptible_sleep, is_loopback, server_url
 from esr_eval.errors import EsrError
 
+KEY_ENV = "VLLM_API_KEY"
+"""Environment variable with the server's key; the one that the server itself reads."""
 CONNECT_SECONDS = 5.0
 LONGEST_PAUSE = 5.0
 MOST_FAULTS = 3
@@ -29,31 +32,26 @@ class Server:
     """One vLLM server, asked from many threads."""
 
     def __init__(
-        self,
-        base_url: str,
-        api_key: str | None,
-        wait: float,
-        report: Callable[[str, str], None],
+        self, remote: RemoteArgs, report: Callable[[str, str], None] = lambda label, value: None
     ) -> None:
         """Set up; nothing is sent yet.
 
         Args:
-            base_url: Address with or without `/v1`.
-            api_key: The server's key, if it asks for one.
-            wait: Seconds for which a lost server is tried again.
+            remote: Address with or without `/v1`, key, and for how long a lost server is tried.
             report: Told how the server is, in few words.
         """
-        self.url = server_url(base_url).removesuffix("/v1")
+        assert remote.base_url is not None  # whoever starts servers knows which one
+        self.url = server_url(remote.base_url).removesuffix("/v1")
         self.check_again: Callable[[], None] = lambda: None
-        self._wait = wait
-        self._report = report
+        self._wait, self._report = remote.wait, report
         self._stale = False
         self._returning = threading.Lock()
+        key = remote.api_key or os.environ.get(KEY_ENV)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             # A request that got no answer for that long is lost with its connection.
-            timeout=httpx.Timeout(max(wait, 120.0), connect=CONNECT_SECONDS, pool=None),
+            timeout=httpx.Timeout(max(remote.wait, 120.0), connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment knows nothing of this machine's loopback address.
             trust_env=not is_loopback(self.url),
@@ -61,7 +59,7 @@ class Server:
 
     def get(self, path: str) -> dict[str, Any]:
         """Ask once and read the JSON answer; raises as `post` does."""
-        return self._read(self._send("GET", path, None))
+        return self._ask("GET", path)
 
     def post(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         """Ask once and read the JSON answer.
@@ -75,21 +73,27 @@ class Server:
             ServerFaultError: The server failed inside.
             EsrError: The server refuses the request.
         """
-        return self._read(self._send("POST", path, body))
+        sent: dict[str, Any] = {"content" if isinstance(body, bytes) else "json": body}
+        return self._ask("POST", path, **sent)
 
-    def _read(self, answer: httpx.Response) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, **sent: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, **sent)
+        except httpx.TransportError as error:
+            raise ServerGoneError(f"{type(error).__name__}: {error}") from error
         if answer.is_success:
-            read: dict[str, Any] = answer.json()
-            return read
-        said = error_text(answer)
+            return dict(answer.json())
+        said, where = error_text(answer), f"The vLLM server at {self.url}"
+        if answer.status_code in (429, 502, 503, 504):
+            raise ServerGoneError(said)
         if answer.status_code in (401, 403):
             raise EsrError(
-                f"The vLLM server at {self.url} does not accept the key: set VLLM_API_KEY to the "
-                "one it was started with (--api-key)."
+                f"{where} does not accept the key: set {KEY_ENV} to the one it was started with "
+                "(--api-key)."
             )
         if answer.status_code >= 500:
-            raise ServerFaultError(f"The vLLM server at {self.url} failed inside: {said}")
-        raise EsrError(f"The vLLM server at {self.url} refuses the request: {said}")
+            raise ServerFaultError(f"{where} failed inside: {said}")
+        raise EsrError(f"{where} refuses the request: {said}")
 
     def post_patiently(self, path: str, body: dict[str, Any] | bytes) -> dict[str, Any]:
         """Ask until there is an answer, as long as the user will wait for a lost server.
@@ -101,12 +105,11 @@ class Server:
             EsrError: The server stayed away, or refuses the request.
             RuntimeError: It fails on this request every time.
         """
-        patience = _Patience(self._wait)
         again = Retrying(
             retry=retry_if_exception_type((ServerGoneError, ServerFaultError)),
             wait=wait_exponential_jitter(initial=0.5, max=LONGEST_PAUSE, jitter=0.5),
             sleep=interruptible_sleep,
-            stop=patience.is_over,
+            stop=_patience(self._wait),
             before_sleep=self._lost,
             reraise=True,
         )
@@ -135,31 +138,18 @@ class Server:
         self._stale = True
         self._report("vLLM", "lost, trying again")
 
-    def _send(self, method: str, path: str, body: dict[str, Any] | bytes | None) -> httpx.Response:
-        try:
-            sent: dict[str, Any] = {"content" if isinstance(body, bytes) else "json": body}
-            answer = self._http.request(method, path, **sent)
-        except httpx.TransportError as error:
-            raise ServerGoneError(f"{type(error).__name__}: {error}") from error
-        if answer.status_code in (429, 502, 503, 504):
-            raise ServerGoneError(f"status {answer.status_code}")
-        return answer
 
-
-class _Patience:
+def _patience(seconds: float) -> Callable[[RetryCallState], bool]:
     """Counts from the first failure: a long answer before it costs no patience."""
+    failed: list[tuple[float, bool]] = []
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since: float | None = None
-        self._faults = 0
-
-    def is_over(self, state: RetryCallState) -> bool:
-        """Whether to stop trying after this attempt."""
-        self._since = self._since or time.monotonic()
+    def is_over(state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        self._faults += isinstance(error, ServerFaultError)
-        return self._faults >= MOST_FAULTS or time.monotonic() - self._since > self._seconds
+        failed.append((time.monotonic(), isinstance(error, ServerFaultError)))
+        faults = sum(fault for _, fault in failed)
+        return faults >= MOST_FAULTS or failed[-1][0] - failed[0][0] > seconds
+
+    return is_over
 
 
 def error_text(answer: httpx.Response) -> str:

@@ -6,7 +6,6 @@ wrapped alike, and preflight proves on the server that runs that edits arrive an
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esr_eval.backends.vllm import LAYERS_ENV, PLAN_ARG, SAMPLING_ARG, SPARE_SLOTS, code_digest
+from esr_eval.backends.vllm import LAYERS_ENV, OURS, code_digest
 from esr_eval.backends.vllm.sampler import BatchSampler
 from esr_eval.backends.vllm.steerer import Steerer
+from esr_eval.backends.vllm.wire import read_rows
 
 _LIBRARY = torch.library.Library("esr_eval", "FRAGMENT")  # type: ignore[no-untyped-call]
 _STEERER: list[Steerer] = []
@@ -29,10 +29,6 @@ def _edit(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
 
 def _confirm(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     _STEERER[0].confirm(layer, hidden, residual)
-
-
-def _fake(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
-    return None
 
 
 def register() -> None:
@@ -61,7 +57,7 @@ def _wrap_runners() -> None:
 
     for name, run in (("edit", _edit), ("confirm", _confirm)):
         # What is declared as changed is neither left out nor moved by the compiler.
-        direct_register_custom_op(name, run, ["hidden"], _fake, target_lib=_LIBRARY)
+        direct_register_custom_op(name, run, ["hidden"], lambda *_: None, target_lib=_LIBRARY)
     _wrap(CPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "load_model", _loads)
     _wrap(GPUModelRunner, "_prepare_inputs", _prepares_v1)
@@ -106,74 +102,50 @@ def _loads(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any)
     layers = [int(layer) for layer in os.environ.get(LAYERS_ENV, "").split(",") if layer]
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     stack = next(m for m in stacks if len(m) == text.num_hidden_layers)
-    here = [n for n in layers if n < len(stack) and not _is_elsewhere(stack[n])]
+
+    def is_here(number: int) -> bool:
+        """Whether there is such a layer, and not on another stage of the pipeline."""
+        return number < len(stack) and type(stack[number]).__name__ != "PPMissingLayer"
+
     like = torch.empty(
         config.model_config.get_hidden_size(), dtype=config.model_config.dtype, device=runner.device
     )
-    steerer = Steerer(
-        here,
-        like,
-        tokens=config.scheduler_config.max_num_batched_tokens,
-        slots=config.scheduler_config.max_num_seqs + SPARE_SLOTS,
-        longest=config.model_config.max_model_len,
-        fixed=like.is_cuda,
-    )
-    buffers = getattr(runner, "input_buffers", runner)  # V2 keeps them apart
-    steerer.positions = buffers.positions
-    _STEERER[:] = [steerer]
-    runner.esr_sampler = BatchSampler(runner.device)
-    runner.esr_sampler.compile(config.model_config.get_vocab_size(), like.dtype)
+    here, longest = [*filter(is_here, layers)], config.model_config.max_model_len
+    positions = getattr(runner, "input_buffers", runner).positions  # V2 keeps them apart
+    _STEERER[:] = [Steerer(here, like, positions, longest, fixed=like.is_cuda)]
+    vocabulary = config.model_config.get_vocab_size()
+    runner.esr_sampler = BatchSampler(runner.device, vocabulary, like.dtype)
     for number in here:
-        behind = stack[number + 1] if number + 1 < len(stack) else None
-        confirmed = behind is not None and not _is_elsewhere(behind)
-        _teach(stack[number], esr_edits=number, esr_own=not confirmed)
-        if confirmed:
-            _teach(behind, esr_confirms=number)
+        edit, confirm = (
+            functools.partial(_passes, run, number)
+            for run in (torch.ops.esr_eval.edit, torch.ops.esr_eval.confirm)
+        )
+        stack[number].register_forward_hook(edit, with_kwargs=True)
+        if is_here(number + 1):
+            stack[number + 1].register_forward_pre_hook(confirm, with_kwargs=True)
+        else:  # nobody else here
+            stack[number].register_forward_hook(confirm, with_kwargs=True)
     compute = model.compute_logits
     model.compute_logits = lambda *a, **k: runner.esr_sampler.chosen(compute(*a, **k))
     return done
 
 
-def _is_elsewhere(layer: nn.Module) -> bool:
-    """Whether a layer belongs to another stage of the pipeline."""
-    return type(layer).__name__ == "PPMissingLayer"
+def _passes(
+    run: Callable[..., None],
+    number: int,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    out: Any = None,
+) -> None:
+    """Show one of our operations the residual stream that a layer returns, or gets.
 
-
-def _teach(layer: Any, **marks: int) -> None:
-    """Have a layer call our operations, before anything is compiled.
-
-    Args:
-        layer: The layer.
-        marks: Which layer it edits (`esr_edits`) or confirms the edits of (`esr_confirms`), and
-            whether nobody else confirms its own (`esr_own`).
+    It is one tensor, or two to be added.
     """
-    cls: Any = type(layer)
-    if not hasattr(cls, "esr_edits"):
-        cls.esr_edits, cls.esr_confirms, cls.esr_own = None, None, False
-        original = cls.forward
-
-        @functools.wraps(original)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.esr_confirms is not None:
-                hidden, residual = _stream((*args, *kwargs.values()))
-                torch.ops.esr_eval.confirm(hidden, residual, self.esr_confirms)
-            out = original(self, *args, **kwargs)
-            if self.esr_edits is not None:
-                hidden, residual = _stream(out if isinstance(out, tuple) else (out,))
-                torch.ops.esr_eval.edit(hidden, residual, self.esr_edits)
-                if self.esr_own:
-                    torch.ops.esr_eval.confirm(hidden, residual, self.esr_edits)
-            return out
-
-        cls.forward = forward
-    for name, value in marks.items():
-        setattr(layer, name, value)
-
-
-def _stream(passed: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
-    """The residual stream in what a layer gets or returns: one tensor, or two to be added."""
+    passed = (*args, *kwargs.values()) if out is None else out
+    passed = passed if isinstance(passed, tuple) else (passed,)
     found = [x for x in passed if isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()]
-    return found[0], found[1] if len(found) > 1 else None
+    run(found[0], found[1] if len(found) > 1 else None, number)
 
 
 def _executes(
@@ -183,13 +155,10 @@ def _executes(
         return original(scheduled, *args, **kwargs)
     steerer = _STEERER[0]
     steerer.leave(scheduled.finished_req_ids)
-    runner.esr_sampler.leave(scheduled.finished_req_ids)
     for new in scheduled.scheduled_new_reqs:
-        extra = (new.sampling_params and new.sampling_params.extra_args) or {}
-        if PLAN_ARG in extra:
-            steerer.admit(new.req_id, json.loads(extra[PLAN_ARG]))
-        if SAMPLING_ARG in extra:
-            runner.esr_sampler.admit(new.req_id, extra[SAMPLING_ARG], new.prompt_token_ids)
+        told = ((new.sampling_params and new.sampling_params.extra_args) or {}).get(OURS)
+        if isinstance(told, dict):  # as `routes` has checked it
+            steerer.admit(new.req_id, told, new.prompt_token_ids)
     done = original(scheduled, *args, **kwargs)
     if scheduled.total_num_scheduled_tokens:
         state = runner.execute_model_state
@@ -202,16 +171,17 @@ def _prepares_v1(
 ) -> Any:
     done = original(scheduled, counts, *args)
     names = runner.input_batch.req_ids
-    _STEERER[0].step(names, runner.input_batch.num_computed_tokens_cpu[: len(names)], counts)
-    runner.esr_sampler.step(names, ~runner.discard_request_mask.np[: len(names)])
+    starts = runner.input_batch.num_computed_tokens_cpu[: len(names)]
+    requests = _STEERER[0].step(names, starts, counts)
+    runner.esr_sampler.step(requests, ~runner.discard_request_mask.np[: len(names)])
     return done
 
 
 def _prepares_v2(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     batch = original(*args, **kwargs)
-    _STEERER[0].step(batch.req_ids, batch.num_computed_tokens_np, batch.num_scheduled_tokens)
-    reached = batch.num_computed_tokens_np + batch.num_scheduled_tokens
-    runner.esr_sampler.step(batch.req_ids, reached >= batch.prefill_len_np)
+    starts, counts = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+    requests = _STEERER[0].step(batch.req_ids, starts, counts)
+    runner.esr_sampler.step(requests, starts + counts >= batch.prefill_len_np)
     return batch
 
 
@@ -232,9 +202,7 @@ def esr_facts(worker: Any) -> dict[str, Any]:
 
 def esr_put(worker: Any, at: list[int], rows: bytes) -> None:
     """Put rows, as safetensors, into places of the bank."""
-    from esr_eval.backends.vllm.routes import unpacked
-
-    _STEERER[0].put(at, list(unpacked(rows).values()))
+    _STEERER[0].put(at, read_rows(rows).values())
 
 
 def esr_fetch(worker: Any, wanted: list[tuple[str, int]]) -> list[dict[str, Any] | None]:
