@@ -12,6 +12,7 @@ letter tells (left out on purpose), and irony. docs/judges.md has its precision 
 on passages by other hands than those who wrote it.
 """
 
+import math
 import re
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
@@ -24,7 +25,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, leaned, places, turn_reader
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, goes_on, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
@@ -44,12 +45,16 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = 0.1
+SURE = -0.5
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = SURE - 7
+_UNLIKELY = SURE - 6.4
 """Below this the reader takes back what English cues find: it has learned from English alone. Far
 below: in text that has fallen apart it doubts restarts that a person sees (docs/judges.md)."""
+
+_FIRM = 3.0
+"""Below this the reader does not hold against the encoder's word that there was nothing to turn
+away from."""
 
 _ABOUT = (30, 10)
 """Characters before the cues and behind them in which the reader may see the turn."""
@@ -191,17 +196,18 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         return tuple(one.restart for one in by_words)
     read = response[:LONGEST]
     at = [place for place in places(read) if masked[place] != _BLANK]
-    scores = leaned(reader.scores(read, at, task), read, at, task, SURE)
+    scores = reader.scores(read, at, task)
 
     def denied(restart: Restart) -> bool:
-        """Whether the reader looked there and behind, and saw no turn."""
-        if not _CLAUSE_END.search(response, max(restart.start - _RUN_ON, 0), restart.start):
-            return False
+        """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
-        all_seen = len(response) - restart.end >= _SEEN
-        return all_seen and len(seen) > 0 and bool(seen.max() < _UNLIKELY)
+        peak = float(seen.max()) if len(seen) else math.nan
+        if peak < _FIRM and goes_on(read, restart.start, task):
+            return True
+        run_on = not _CLAUSE_END.search(response, max(restart.start - _RUN_ON, 0), restart.start)
+        return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
     found = [one.restart for one in by_words if not (one.english and denied(one.restart))]
     learned: list[int] = []
@@ -213,7 +219,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
                 clause = _CLAUSE_END.search(response, place, place + _SPAN)
                 one = _restart(response, place, clause.end() if clause else place + _SPAN)
                 follow = _WORD.findall(response, one.end, one.end + _SPAN)
-                found += [one] if len(follow) > FEWEST_WORDS else []
+                found += [one] if len(follow) > FEWEST_WORDS and not denied(one) else []
             learned.append(place)
     return tuple(sorted(found))
 

@@ -5,11 +5,11 @@ task and the text, a window at a time. A low-rank adapter of this project and a 
 which looks at a place and some words further on, tell for each place how likely a restart begins
 there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
 passages marked "dev" in `data/passages.jsonl`; what they find on passages by other hands is in
-docs/judges.md. What the reader cannot tell well, whether the text comes nearer to its task there,
-the sentence encoder adds (`leaned`).
+docs/judges.md. It cannot tell well whether a text is about its task; the sentence encoder can
+(`goes_on`).
 
-Where a package of theirs is not installed, there is no reader, and the detector goes by words alone;
-the log says so (`detector` in the score's metadata).
+Where a package of theirs is not installed, there is no reader, and the detector goes by words
+alone; the log says so (`detector` in the score's metadata).
 """
 
 import logging
@@ -57,20 +57,11 @@ MOST = 1_536
 """Tokens of a response that are read, three times the usual limit; what comes later is left to the
 words alone."""
 
-TOWARDS = 6.0
-"""Logits for each unit by which the cosine with the task is larger behind a place than before."""
-
-USUAL = 0.05
-"""By so much it is larger on average."""
-
-REACH = 3.0
-"""No text turns to its task by more logits than this."""
+ON_TASK = 0.3
+"""Cosine with the task from which a text is about it."""
 
 BEFORE_PLACE, BEHIND_PLACE = 400, 500
 """Characters that are compared with the task, about as many as the encoder takes in."""
-
-MOST_LEANED = 16
-"""Places of a response whose topic is looked at: those that score highest."""
 
 LONGEST = 20_000
 """Characters in which places are sought: more than so many tokens mostly have."""
@@ -128,28 +119,16 @@ def places(text: str) -> list[int]:
     return [at for at in starts if opening and opening < at < last and text[at].strip()]
 
 
-def leaned(scores: Scores, text: str, at: Sequence[int], task: str, threshold: float) -> Scores:
-    """Scores of places, and what a change of topic towards the task adds.
+def goes_on(text: str, place: int, task: str) -> bool:
+    """Whether a text is about its task before a place, and no more so behind it.
 
-    Args:
-        scores: The reader's, as logits.
-        text: The response.
-        at: Its places, in the order of the scores.
-        task: What was asked; where it is not known, nothing is added.
-        threshold: From where a score decides. What lies further from it than a change of topic
-            weighs is left as it is.
+    Then there was nothing to turn away from. A task that is not known tells nothing.
     """
-    found = scores.copy()
-    near = np.flatnonzero(np.abs(scores - threshold) <= REACH)
-    if not task.strip() or not near.size:
-        return found
-    for index in near[np.argsort(-scores[near], kind="stable")][:MOST_LEANED]:
-        place = at[index]
-        before, behind = text[max(0, place - BEFORE_PLACE) : place], text[place:][:BEHIND_PLACE]
-        asked, *around = sentence_encoder().encode([task, before, behind])
-        was, comes = (float(asked @ one) for one in around)
-        found[index] += np.clip(TOWARDS * (comes - was - USUAL), -REACH, REACH)
-    return found
+    if not task.strip():
+        return False
+    before, behind = text[max(0, place - BEFORE_PLACE) : place], text[place:][:BEHIND_PLACE]
+    asked, was, comes = sentence_encoder().encode([task, before, behind])
+    return bool(ON_TASK <= asked @ was >= asked @ comes)
 
 
 class TurnReader:

@@ -1,8 +1,8 @@
 """What steering costs a vLLM server: steered less unsteered, per row and step.
 
 The "small" shape (2 layers, width 64) is so small that nothing but software shows; "135m" is that
-of SmolLM2-135M, "8b" is Llama-3.1-8B's, for a GPU. Weights are random. Run it with the Python of the server's environment
-and the plugin's folder on the path:
+of SmolLM2-135M, "8b" is Llama-3.1-8B's, for a GPU. Weights are random. Run it with the Python of
+the server's environment and the plugin's folder on the path:
 
 `PYTHONPATH=PLUGIN PYTHON scripts/vllm_cost.py [--shape 8b] [--eager] [--rows 16,64,128,256]`, where
 `esr-eval serve vllm start` has laid PLUGIN out in `servers/vllm/run/plugin` of the cache and PYTHON

@@ -34,7 +34,6 @@ FILLED = {
     "replay=BASE": f"replay={STORED / 'esr.eval'}",
     "vectors FILE": ROOT / "esr_eval/embedded/smollm2-135m/vectors.safetensors",
     "adapter=WORK/adapter": f"adapter={ROOT / 'esr_eval/embedded/smollm2-135m-esr'}",
-    "contrasts=own.json": f"contrasts={ROOT / 'esr_eval/data/directions.json'}",
     "NAME": "smollm2-135m",
     "MODEL": "smollm2-135m",
     "esr/NAME": "esr/smollm2-135m",

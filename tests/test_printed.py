@@ -253,8 +253,8 @@ def test_mixes_are_swept(run_in, strengths_of_its_own):
 @printed("scoring")
 def test_a_scoring_that_asks_no_paid_judge_runs(words, tmp_path):
     log = shutil.copy(LOG, tmp_path)
-    # Asked whether to overwrite the log, as Inspect asks everyone, the reader does.
-    inspected([log if word == LOG else word for word in words], input="o\n")
+    # Asked whether to overwrite scores, and the log, as Inspect asks everyone, the reader does.
+    inspected([log if word == LOG else word for word in words], input="o\n" * 2)
     scorer = words[words.index("--scorer") + 1].rpartition("/")[2]
     named = [score.scorer.rpartition("/")[2] for score in read_eval_log(log).results.scores]
     assert scorer in named
@@ -265,6 +265,10 @@ def test_a_scoring_that_asks_no_paid_judge_runs(words, tmp_path):
 def test_an_evaluation_that_needs_no_gpu_key_or_hub_runs(words, tmp_path, monkeypatch):
     """Two samples of 8 tokens; lines that differ in sizes alone are one."""
     monkeypatch.chdir(ROOT)
+    own = tmp_path / "own.json"
+    [example] = re.findall(r"```json\n(.*?)```", texts()["docs/protective.md"], re.S)
+    own.write_text(example, "utf-8")
+    words = [word.replace(own.name, str(own)) for word in words]
     inspected(words, "--max-tokens", "8", "--limit", "2", "--log-dir", str(tmp_path))
     [info] = list_eval_logs(str(tmp_path))
     log = read_eval_log(info.name)
@@ -377,7 +381,7 @@ def test_the_makefile_lists_its_targets(words):
 def test_the_demo_runs(words, tmp_path):
     """Two samples a run, and answers of 8 tokens."""
     few = {"INSPECT_EVAL_LIMIT": "2", "INSPECT_EVAL_MAX_TOKENS": "8"}
-    assert "multi_attempt" in made(words, f"LOGS={tmp_path}", **few)
+    assert "start over" in made(words, f"LOGS={tmp_path}", **few)
     assert len(list_eval_logs(str(tmp_path))) == 4
 
 
