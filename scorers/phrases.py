@@ -5,7 +5,8 @@ three restarts that a phrase search found. Two ways are joined. Cues of `pattern
 close together are added up: what was written, what is wrong with it, what was asked, an excuse, a
 slip in the first person, a new start. Runs of clauses without punctuation are read like sentences,
 in twelve languages, and any number of restarts is found. And a trained reader (`turns.py`) adds
-wordings that no cue names, and takes back what English cues find where it sees no turn at all.
+wordings that no cue names, and takes back what English cues find where it sees no turn at all. So
+does the sentence encoder where a text was about its task already, and is no more so behind.
 
 It does not know: a silent change of topic (no words turn away), a restart that a character or a
 letter tells (left out on purpose), and irony. docs/judges.md has its precision and recall by kind,
@@ -155,12 +156,25 @@ class _Hit(NamedTuple):
 
 
 class _ByWords(NamedTuple):
+    """A restart that cues found.
+
+    Attributes:
+        restart: Where it stands.
+        english: Whether all its cues are English.
+        plain: Whether it holds whatever the text was about: it has more cues than it needs, or says
+            in so many words that it starts over.
+    """
+
     restart: Restart
     english: bool
+    plain: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
+
+_ANEW = "anew"
+"""Kind of cue that says by itself that the answer starts over."""
 
 _CALLS = frozenset({"stop", "sorry"})
 """Kinds of cue that open a restart: after a whole one, they open the next."""
@@ -198,18 +212,20 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(restart: Restart) -> bool:
+    def denied(restart: Restart, plain: bool = False) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
-        if peak < _FIRM and goes_on(read, restart.start, task):
+        if not plain and peak < _FIRM and goes_on(read, restart.start, task):
             return True
         run_on = not _CLAUSE_END.search(response, max(restart.start - _RUN_ON, 0), restart.start)
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
-    found = [one.restart for one in by_words if not (one.english and denied(one.restart))]
+    found = [
+        one.restart for one in by_words if not (one.english and denied(one.restart, one.plain))
+    ]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
@@ -251,7 +267,8 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
         if _WORD.search(response, end) is None:
             continue
         english = all(hit.english for hit in group)
-        found.append(_ByWords(_restart(response, start, end), english))
+        plain = weight > enough or any(hit.kind == _ANEW and hit.weight >= enough for hit in group)
+        found.append(_ByWords(_restart(response, start, end), english, plain))
     return found
 
 

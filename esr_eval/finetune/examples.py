@@ -298,9 +298,10 @@ class Checker:
     def __init__(self, topicality: Topicality | None = None) -> None:
         """Use this measure of topicality, or the offline judge's."""
         if topicality is None:
-            from esr_eval.judges.similarity import SentenceEncoder, score_attempt
+            from esr_eval._util.minilm import sentence_encoder
+            from esr_eval.judges.similarity import score_attempt
 
-            topicality = partial(score_attempt, encoder=SentenceEncoder())
+            topicality = partial(score_attempt, encoder=sentence_encoder())
         self._topicality = topicality
 
     def why_not(self, example: Example) -> str | None:
