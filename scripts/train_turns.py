@@ -5,9 +5,8 @@
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text",
 "turns"} several, {"text"} none.
-Those with a "pair" are two texts that share most of their words, of which one starts over; pairs
-in `scripts/turns/kept` are not learned from and help to choose the threshold. The passages marked
-"dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
+Those with a "pair" are two texts that share most of their words, of which one starts over. Texts in
+`scripts/turns/kept` are not learned from; they help to choose thresholds. The passages marked "dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
 model stays as it is and gets a low-rank adapter and a read-out. Some texts are shown without
 punctuation, and some behind a piece of another one, as steered models write both.
 """
@@ -253,7 +252,7 @@ def report(folder: Path) -> None:
     These choose `esr_eval.scorers.phrases.SURE`; nothing "held_out" is looked at.
     """
     reader = TurnReader(folder)
-    for name, texts in (("fresh", passages("fresh")), ("pairs", snippets(SNIPPETS / "kept"))):
+    for name, texts in (("fresh", passages("fresh")), ("kept", snippets(SNIPPETS / "kept"))):
         turns: list[float] = []
         others: list[float] = []
         for text in texts:
