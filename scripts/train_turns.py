@@ -6,7 +6,8 @@ Snippets in `scripts/turns` were written by hand for this project, by others tha
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text",
 "turns"} several, {"text"} none.
 Those with a "pair" are two texts that share most of their words, of which one starts over. Texts in
-`scripts/turns/kept` are not learned from; they help to choose thresholds. The passages marked "dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
+`scripts/turns/kept` are not learned from; they help to choose thresholds. The passages marked
+"dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded subject's
 model stays as it is and gets a low-rank adapter and a read-out. Some texts are shown without
 punctuation, and some behind a piece of another one, as steered models write both.
 """
