@@ -29,6 +29,8 @@ from esr_eval.scorers.scores import NAN, errored, headlines, task_of
 from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, goes_on, places, turn_reader
 
 _WORD = re.compile(r"\w+")
+_HALF = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no tokenizer takes."""
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")
 
 _GAP = 75
@@ -193,7 +195,7 @@ def find_restarts(response: str, task: str | None = None) -> list[Restart]:
         response: What the model wrote.
         task: What it was asked, where known: it decides cases that are otherwise too weak.
     """
-    return list(_found(response, task or ""))
+    return list(_found(_HALF.sub("\ufffd", response), _HALF.sub("\ufffd", task or "")))
 
 
 async def find_restarts_aside(response: str, task: str) -> list[Restart]:
