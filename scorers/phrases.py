@@ -48,10 +48,10 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = -0.5
+SURE = -0.25
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = SURE - 6.4
+_UNLIKELY = SURE - 6.65
 """Below this the reader takes back what English cues find: it has learned from English alone. Far
 below: in text that has fallen apart it doubts restarts that a person sees (docs/judges.md)."""
 
