@@ -193,7 +193,11 @@ def batches(
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--epochs", default=4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--most", type=int, help="Learn from so many texts only, to try this script.")
+@click.option(
+    "--most",
+    type=int,
+    help="Learn and report from so many texts, to try this script.",
+)
 def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     """Train, and write adapter and read-out into the folder."""
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
@@ -244,10 +248,10 @@ def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
         {name: value.cpu().clone() for name, value in reader.head.state_dict().items()},
         folder / "head.safetensors",
     )
-    report(folder)
+    report(folder, most)
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, most: int | None) -> None:
     """Print what the reader alone finds at several thresholds, of texts that it was not trained on.
 
     These choose `esr_eval.scorers.phrases.SURE`; nothing "held_out" is looked at.
@@ -256,7 +260,7 @@ def report(folder: Path) -> None:
     for name, texts in (("fresh", passages("fresh")), ("kept", snippets(SNIPPETS / "kept"))):
         turns: list[float] = []
         others: list[float] = []
-        for text in texts:
+        for text in texts[:most]:
             at = places(text.text)
             scores = dict(zip(at, reader.scores(text.text, at, text.task), strict=True))
             for start, _ in text.turns:
