@@ -26,7 +26,7 @@ from inspect_ai.solver import TaskState
 from esr_eval.scorers.cleaning import plain
 from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
-from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, goes_on, places, turn_reader
+from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, RUN_ON, goes_on, places, turn_reader
 
 _WORD = re.compile(r"\w+")
 _HALF = re.compile("[\ud800-\udfff]")
@@ -51,7 +51,7 @@ _BEFORE = 90
 SURE = -0.25
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = SURE - 6.65
+_UNLIKELY = -6.9
 """Below this the reader takes back what English cues find: it has learned from English alone. Far
 below: in text that has fallen apart it doubts restarts that a person sees (docs/judges.md)."""
 
@@ -64,10 +64,6 @@ _ABOUT = (30, 10)
 
 _SEEN = 100
 """Characters behind the cues, at least, for the reader to deny them: it judges by what follows."""
-
-_RUN_ON = 120
-"""So many characters without the end of a sentence are run-on text. The reader has seen little of
-it, and denies no cue there."""
 
 _NEAR_TURN = 90
 """Places so many characters from a restart belong to it."""
@@ -163,19 +159,19 @@ class _ByWords(NamedTuple):
     Attributes:
         restart: Where it stands.
         english: Whether all its cues are English.
-        plain: Whether it holds whatever the text was about: it has more cues than it needs, or says
+        clear: Whether it holds whatever the text was about: it has more cues than it needs, or says
             in so many words that it starts over.
     """
 
     restart: Restart
     english: bool
-    plain: bool
+    clear: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
 """Kinds of cue that begin anew, as all others turn away."""
 
-_PLAIN = {"anew": 4, "stop": 2}
+_CLEAR = {"anew": 4, "stop": 2}
 """Kinds of cue that say by themselves that the answer starts over, from some weight on."""
 
 _CALLS = frozenset({"stop", "sorry"})
@@ -214,19 +210,20 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(restart: Restart, plain: bool = False) -> bool:
+    def denied(restart: Restart, clear: bool = False) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
-        if not plain and peak < _FIRM and goes_on(read, restart.start, task):
+        if not clear and peak < _FIRM and goes_on(read, restart.start, task):
             return True
-        run_on = not _CLAUSE_END.search(response, max(restart.start - _RUN_ON, 0), restart.start)
+        # The reader has seen little run-on text, and denies no cue there.
+        run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
     found = [
-        one.restart for one in by_words if not (one.english and denied(one.restart, one.plain))
+        one.restart for one in by_words if not (one.english and denied(one.restart, one.clear))
     ]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):
@@ -269,10 +266,10 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
         if _WORD.search(response, end) is None:
             continue
         english = all(hit.english for hit in group)
-        plain = weight > enough or any(
-            hit.kind in _PLAIN and hit.weight >= _PLAIN[hit.kind] for hit in group
+        clear = weight > enough or any(
+            hit.kind in _CLEAR and hit.weight >= _CLEAR[hit.kind] for hit in group
         )
-        found.append(_ByWords(_restart(response, start, end), english, plain))
+        found.append(_ByWords(_restart(response, start, end), english, clear))
     return found
 
 

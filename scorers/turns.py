@@ -67,7 +67,7 @@ LONGEST = 20_000
 """Characters in which places are sought: more than so many tokens mostly have."""
 
 RUN_ON = 120
-"""So many characters without a mark between clauses are run-on text, where any word may turn."""
+"""So many characters without a mark, or without the end of a sentence, are run-on text."""
 
 FEWEST_WORDS = 4
 """After fewer words there is nothing to turn away from."""

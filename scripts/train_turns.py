@@ -193,11 +193,7 @@ def batches(
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--epochs", default=4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--most",
-    type=int,
-    help="Learn and report from so many texts, to try this script.",
-)
+@click.option("--most", type=int, help="Learn and report from so many texts, to try this script.")
 def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     """Train, and write adapter and read-out into the folder."""
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
