@@ -34,7 +34,7 @@ MEANS = {
 
 
 class Place(NamedTuple):
-    """Where an attempt begins, and its score; None of what only finds."""
+    """Where an attempt begins, and its score; None where nobody scored it."""
 
     start: int
     score: float | None = None
@@ -121,12 +121,15 @@ def on_passage() -> Scorer:
             RUBRIC_VERSION,
             numbers,
             answer(verdict),
-            f"{plain(answer(verdict))}\n- Labelled: "
-            f"{' → '.join(f'{one.score:.0f}' for one in labelled)}{problem}",
+            f"{plain(answer(verdict))}\n- Labelled: {' → '.join(map(_shown, labelled))}{problem}",
             **details(verdict),
         )
 
     return score
+
+
+def _shown(labelled: Place) -> str:
+    return f"at {labelled.start}" if labelled.score is None else f"{labelled.score:.0f}"
 
 
 def places(attempts: Sequence[dict[str, Any]]) -> list[Place]:

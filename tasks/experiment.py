@@ -399,6 +399,7 @@ def experiment(
         vectors=vectors,
         until_token=until_token,
     )
+    conditions = sorted({one.trial.condition for one in plan.planned})
     waiting = [prepare(**plan.preparation)] if plan.preparation else []
     scorers = [attempts()]
     if continued:
@@ -422,12 +423,12 @@ def experiment(
         fail_on_error=MOST_ERRORS,
         viewer=_trials_view(),
         version=protocol.version,
-        display_name=display_name(experiment_id, subject.name, condition + ending),
+        display_name=display_name(
+            experiment_id, subject.name, ", ".join([*conditions, condition + ending])
+        ),
+        # Inspect's list sorts tags and shows ten letters: a bracket sorts before every name.
         tags=tags(
-            experiment_id,
-            subject.name,
-            str(setup.judge),
-            *sorted({one.trial.condition for one in plan.planned}),
+            experiment_id, subject.name, str(setup.judge), *(f"({one})" for one in conditions)
         ),
         metadata=metadata,
     )

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from inspect_ai.log import list_eval_logs, read_eval_log
@@ -96,6 +97,31 @@ def test_a_judge_like_the_author_finds_all_and_its_bias_is_measured(own, tmp_pat
     assert scores.attempts == 5
     assert scores.error.value == pytest.approx(7)
     assert scores.bias.value == pytest.approx(5)
+
+
+def test_restarts_count_where_nobody_scored_the_attempts(tmp_path):
+    file = tmp_path / "unscored.jsonl"
+    bare = [one | {"attempts": [{"first": a["first"]} for a in one["attempts"]]} for one in EVERY]
+    file.write_text("".join(json.dumps(one) + "\n" for one in bare), "utf-8")
+    found = trial(grader(author), file, tmp_path)
+    counts = restarts_of(found.seen)
+    assert (counts.labelled, counts.found, counts.invented) == (2, 2, 0)
+    assert scores_of(found.seen) is None
+    log = read_eval_log(list_eval_logs(str(tmp_path))[0].name)
+    assert (
+        f"Labelled: at 0 → at {len(FIRST) + 1}" in log.samples[0].scores["on_passage"].explanation
+    )
+
+
+def test_nothing_is_learned_from_the_passages_that_are_kept():
+    kept = {one.text for one in read_passages("scripts/turns/kept/passages.jsonl")}
+    learned = set()
+    for file in Path("scripts/turns").glob("*.jsonl"):
+        for one in map(json.loads, file.read_text("utf-8").splitlines()):
+            learned.add(one.get("text") or one["before"] + one["turn"] + one["after"])
+    shipped = {one.text for one in read_passages() if one.split != "dev"}
+    assert len(kept) > 300 and len(learned) > 4_000
+    assert not (kept | shipped) & learned
 
 
 def test_a_judge_that_invents_second_attempts_is_found_out(own, tmp_path):

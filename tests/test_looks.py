@@ -112,12 +112,20 @@ def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
                     break
                 time.sleep(0.2)
             rows = tab.locator("[role=row]")
-            for condition in ("steered", "unsteered"):
-                row = rows.filter(has_text=re.compile(rf"smollm2-135m(, |\s+){condition}"))
-                row.first.wait_for(timeout=60_000)
-                assert row.count() == 1
+            for half in ("(steere", "(unsteere"):
+                cell = rows.get_by_text(half)
+                for _ in range(5):
+                    # At times the viewer never reads the logs behind its first list.
+                    try:
+                        cell.first.wait_for(timeout=15_000)
+                        break
+                    except player.TimeoutError:
+                        tab.reload()
+                assert cell.count() == 1
+                # The list cuts its cells, which their text does not tell.
+                assert shown(cell, half), f"{half!r} is cut"
             tab.screenshot(path=tmp_path / "list.png")
-            rows.filter(has_text=re.compile(r"smollm2-135m, steered")).click()
+            rows.filter(has_text="(steered)").click()
             rows.filter(has_text=re.compile(r"\d attempt")).first.click(timeout=60_000)
             told_there = tab.locator("code", has_text="positions changed")
             told_there.wait_for(timeout=60_000)
@@ -130,6 +138,25 @@ def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def shown(cell, words):
+    """Whether words at a cell's beginning lie within every box that cuts it."""
+    return cell.evaluate(
+        """(cell, words) => {
+            const text = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT).nextNode();
+            const range = document.createRange();
+            range.setStart(text, 0);
+            range.setEnd(text, words.length);
+            const right = range.getBoundingClientRect().right;
+            for (let box = cell; box; box = box.parentElement) {
+                const cuts = getComputedStyle(box).overflowX !== "visible";
+                if (cuts && box.getBoundingClientRect().right < right) return false;
+            }
+            return true;
+        }""",
+        words,
+    )
 
 
 def reached(tab, address):
@@ -210,8 +237,12 @@ def test_machines_get_json_and_nothing_else(command):
 
 
 def test_logs_are_told_apart_by_name_and_tags():
-    assert display_name("esr", "smollm2-135m", "main") == "Main experiment, smollm2-135m"
-    assert display_name("no_steering", "llama-8b", "no steering") == "No steering, llama-8b"
+    main = display_name("esr", "smollm2-135m", "steered, main")
+    assert main == "Main experiment, steered, smollm2-135m"
+    unsteered = display_name("no_steering", "llama-8b", "unsteered, no steering")
+    assert unsteered == "No steering, llama-8b"
+    held_out = display_name("held_out", "llama-8b", "unsteered, held-out tasks, no steering")
+    assert held_out == "Held-out tasks, unsteered, llama-8b"
     ablation = display_name("ablation", "llama-70b", "ablated: paper_26, boost off after 40 tokens")
     assert ablation == (
         "Ablation of the detectors, ablated: paper_26, boost off after 40 tokens, llama-70b"

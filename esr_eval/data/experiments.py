@@ -179,7 +179,7 @@ BEYOND = (
 
 
 def display_name(experiment: str, subject: str, condition: str = "") -> str:
-    """What Inspect's list of logs calls a run: experiment, what its condition adds, and subject.
+    """What Inspect calls a run that goes on: experiment, what its condition adds, and subject.
 
     Args:
         experiment: Id of the experiment, or name of another task.
@@ -189,7 +189,8 @@ def display_name(experiment: str, subject: str, condition: str = "") -> str:
     title = next((one.title for one in (*EXPERIMENTS, *BEYOND) if one.id == experiment), None)
     shown = title or experiment.replace("_", " ").capitalize()
     parts = [part.strip() for part in condition.split(",")]
-    known = (shown.lower(), "main", "boost sweep", "cross-judge", "held-out tasks", "fine-tuned")
+    known = {shown.lower(), "main", "boost sweep", "cross-judge", "held-out tasks", "fine-tuned"}
+    known |= {"no steering"} | ({"unsteered"} if experiment == "no_steering" else set())
     parts = [part for part in parts if part and part.lower() not in known]
     return one_line(", ".join([shown, *parts, subject]))
 

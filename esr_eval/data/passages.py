@@ -25,7 +25,12 @@ class Attempt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: str = Field(min_length=1, description="Its first words, as they stand in the text.")
-    score: float = Field(ge=0, le=100, description="What it deserves, by the judges' rubric.")
+    score: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="What it deserves, by the judges' rubric; without one it is only to be found.",
+    )
 
 
 class Passage(BaseModel):
@@ -94,7 +99,7 @@ def read_passages(path: str | Path | None = None) -> list[Passage]:
             continue
         raise EsrError(
             f"Line {number} of {name} is no passage ({said}): it takes kind, task, label, text and "
-            "attempts, each with its first words and its score from 0 to 100."
+            "attempts, each with its first words and, if it is to be scored, from 0 to 100."
         )
     if not found:
         raise EsrError(f"There is no passage in {name}.")

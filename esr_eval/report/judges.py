@@ -135,7 +135,7 @@ def _seen(sample: EvalSample) -> Seen:
     score = next(iter((sample.scores or {}).values()), None)
     usable = score is not None and isinstance(score.value, dict) and score.value["unscored"] == 0
     found = places((score.metadata or {})["attempts"]) if usable and score else None
-    labelled = [Place(int(start), float(given)) for start, given in about[LABELLED]]
+    labelled = [Place(int(start), given) for start, given in about[LABELLED]]
     return Seen(about["split"], about["kind"], labelled, found)
 
 
