@@ -1,10 +1,9 @@
 """Train the learned half of the phrase detector (`esr_eval.scorers.turns`).
 
-    python scripts/train_turns.py esr_eval/data/turns   # a few minutes on a GPU, an hour on 2 cores
+    python scripts/train_turns.py esr_eval/data/turns   # a few minutes on a GPU, hours on 2 cores
 
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
-the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text",
-"turns"} several, {"text"} none.
+the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
 Those with a "pair" are two texts that share most of their words, of which one starts over. The
 passages in `scripts/turns/kept` are not learned from; they help to choose thresholds. The passages
 marked "dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from esr_eval.data.passages import read_passages
@@ -38,10 +37,10 @@ from esr_eval.scorers.turns import (
 
 SNIPPETS = Path(__file__).parent / "turns"
 KEPT = SNIPPETS / "kept" / "passages.jsonl"
-ADAPTER, HEAD = "adapter_model.safetensors", "head.safetensors"
 MLP = ("gate_proj", "up_proj", "down_proj")
 RANK = 16
 BATCH = 32
+RATE = 8e-4
 RESTART = 3.0
 """What a place with a restart weighs against one without."""
 DROPPED, UNREAD = 0.05, 0.1
@@ -67,20 +66,13 @@ class Text(NamedTuple):
     all_marked: bool = True
 
 
-def snippets(folder: Path, files: str = "*.jsonl") -> list[Text]:
+def snippets(folder: Path) -> list[Text]:
     """What was written to train on, and answers of the embedded subject without a restart."""
     found = []
-    for file in sorted(folder.glob(files)):
+    for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text("utf-8").splitlines():
             one = json.loads(line)
-            if "turns" in one:
-                turns, end = [], 0
-                for words in one["turns"]:
-                    start = one["text"].index(words, end)
-                    end = start + len(words)
-                    turns.append((start, end))
-                found.append(Text(one["task"], one["text"], turns))
-            elif "turn" in one:
+            if "turn" in one:
                 start = len(one["before"])
                 text = one["before"] + one["turn"] + one["after"]
                 turns = [(start, start + len(one["turn"]))]
@@ -146,8 +138,7 @@ def example(text: Text, reader: TurnReader, draw: random.Random) -> tuple[list[i
 class Trained(torch.nn.Module):
     """The reader as it learns: an adapter in each of its layers, and its read-out."""
 
-    def __init__(self, older: Path | None = None) -> None:
-        """Begin anew, or with what an older one learned."""
+    def __init__(self) -> None:
         super().__init__()
         self.net = get_peft_model(
             lower_half(runtime()),
@@ -165,9 +156,6 @@ class Trained(torch.nn.Module):
             for adds in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 adds.register_forward_hook(self._drop)
         self.head = read_out(self.layers)
-        if older:
-            set_peft_model_state_dict(self.net, load_file(older / ADAPTER))
-            self.head.load_state_dict(load_file(older / HEAD))
         self.unread = torch.nn.Dropout(UNREAD)
 
     def _drop(self, module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
@@ -204,58 +192,30 @@ def batches(
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--epochs", default=4, show_default=True)
-@click.option("--rate", default=8e-4, show_default=True, help="Highest learning rate.")
 @click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--onto",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Teach the reader in this folder some more. Needs --new.",
-)
-@click.option(
-    "--new",
-    help="Files that it has not seen, as a pattern. All of their texts are learned in each epoch, "
-    "and as many of the others, so that these are not forgotten.",
-)
 @click.option("--most", type=int, help="Learn and report from so many texts, to try this script.")
-def main(
-    folder: Path,
-    epochs: int,
-    rate: float,
-    seed: int,
-    onto: Path | None,
-    new: str | None,
-    most: int | None,
-) -> None:
+def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     """Train, and write adapter and read-out into the folder."""
-    if (onto is None) != (new is None):
-        raise click.UsageError("--onto and --new go together: what is taught, and from what.")
-    if new and not any(SNIPPETS.glob(new)):
-        raise click.BadParameter(f"no file of {SNIPPETS} is called {new!r}.", param_hint="--new")
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     texts = [*passages("dev"), *snippets(SNIPPETS)]
     texts = draw.sample(texts, most or len(texts))
-    fresh = snippets(SNIPPETS, new)[:most] if new else []
-    known = [text for text in texts if text not in fresh]
-    each = 2 * len(fresh) or len(texts)
     without = [text for text in texts if not text.turns]
     click.echo(f"{len(texts):,} texts, {len(without):,} of them without a restart, on {device}")
-    click.echo(f"{each:,} in an epoch")
-    tokens, reader = TurnReader(None), Trained(onto).to(device)
+    tokens, reader = TurnReader(None), Trained().to(device)
     weights = [one for one in reader.parameters() if one.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
-    steps = epochs * -(-each // BATCH)
+    optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.01)
+    steps = epochs * -(-len(texts) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=steps + 1, pct_start=0.1
+        optimiser, RATE, total_steps=steps + 1, pct_start=0.1
     )
     loss_of = torch.nn.BCEWithLogitsLoss(
         reduction="sum", pos_weight=torch.tensor(RESTART, device=device)
     )
     for epoch in range(epochs):
         reader.train()
-        seen = fresh + draw.sample(known, min(each - len(fresh), len(known)))
-        rows = [example(varied(text, without, draw), tokens, draw) for text in seen]
+        rows = [example(varied(text, without, draw), tokens, draw) for text in texts]
         total = 0.0
         for batch in batches(rows, draw):
             wanted = torch.full((len(batch), max(len(row) for row, _ in batch)), -1.0)
@@ -264,25 +224,25 @@ def main(
             lengths = torch.tensor([len(row) for row, _ in batch], device=device)
             found = reader(padded([row for row, _ in batch]).to(device), lengths)
             wanted = wanted.to(device)
-            sure = wanted >= 0
-            loss = loss_of(found[sure], wanted[sure]) / (2 * BATCH)
+            known = wanted >= 0
+            loss = loss_of(found[known], wanted[known]) / (2 * BATCH)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             schedule.step()
             total += float(loss.detach())
-        click.echo(f"epoch {epoch + 1} of {epochs}: loss {total * BATCH / len(rows):.4f}")
+        click.echo(f"epoch {epoch + 1} of {epochs}: loss {total * BATCH / len(texts):.4f}")
     folder.mkdir(parents=True, exist_ok=True)
     # The base's folder is this machine's: no reader has it.
     reader.net.peft_config["default"].base_model_name_or_path = runtime().model
     reader.net.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
-    adapter = folder / ADAPTER
+    adapter = folder / "adapter_model.safetensors"
     save_file({name: value.half() for name, value in load_file(adapter).items()}, adapter)
     save_file(
         {name: value.cpu().clone() for name, value in reader.head.state_dict().items()},
-        folder / HEAD,
+        folder / "head.safetensors",
     )
     report(folder, most)
 

@@ -299,24 +299,6 @@ def test_the_reader_learns_from_a_script_that_writes_what_it_reads(tmp_path):
     found = TurnReader(tmp_path).scores(UNHEARD, places(UNHEARD), CHANGE)
     shipped = turn_reader().scores(UNHEARD, places(UNHEARD), CHANGE)
     assert np.isfinite(found).all() and not np.allclose(found, shipped, atol=1)
-    # More is taught to that reader, without a rate that would change it.
-    more = ["--onto", str(tmp_path), "--new", "q1.jsonl", "--rate", "0"]
-    script[2] = str(tmp_path / "more")
-    done = subprocess.run([*script, "--most", "4", *more], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "8 in an epoch" in done.stdout
-    taught = TurnReader(tmp_path / "more").scores(UNHEARD, places(UNHEARD), CHANGE)
-    assert np.allclose(taught, found, atol=0.05)
-
-
-def test_a_reader_is_taught_more_from_files_that_are_there(tmp_path):
-    script = [sys.executable, "scripts/train_turns.py", str(tmp_path / "new")]
-    for more, said in (
-        (["--onto", str(tmp_path)], "--onto and --new go together"),
-        (["--onto", str(tmp_path), "--new", "none*"], "no file of"),
-    ):
-        done = subprocess.run([*script, *more], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and said in done.stderr
 
 
 @pytest.mark.parametrize(
