@@ -1,5 +1,7 @@
 """The local engine on the embedded subject: parity, invariance, receipts, spans, readouts."""
 
+import sys
+
 import pytest
 import torch
 
@@ -56,6 +58,19 @@ def test_a_row_alone_equals_the_row_in_a_batch_of_16(backend):
     assert [one.tokens for one in together] == [one.tokens for one in alone]
     assert [one.edited_positions for one in together] == [one.edited_positions for one in alone]
     assert all(len(one.tokens) > 0 for one in together)
+
+
+def test_threads_take_short_turns_only_while_rows_are_generated(backend, monkeypatch):
+    before, seen = sys.getswitchinterval(), []
+    trace = backend._trace
+
+    def watched(*args):
+        seen.append(sys.getswitchinterval())
+        return trace(*args)
+
+    monkeypatch.setattr(backend, "_trace", watched)
+    backend.generate([Row(chat(backend, "Say hi."), sampling(n=2), None)])
+    assert seen[0] < before == sys.getswitchinterval()
 
 
 def test_scores_that_were_compiled_choose_the_same_tokens(backend, monkeypatch):
