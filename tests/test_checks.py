@@ -189,8 +189,8 @@ def test_a_model_judges_itself_with_the_same_weights_unsteered(tmp_path, monkeyp
     judge = get_model("esr-judge/self", config=GenerateConfig(max_tokens=16), memoize=False)
     (log,) = inspect_eval(
         esr,
-        model="esr/smollm2-135m",
-        model_args={"device": "cpu"},
+        # Its own: a test before this one may have left such a model, with its weights loaded.
+        model=get_model("esr/smollm2-135m", memoize=False, device="cpu"),
         model_roles={"grader": judge},
         task_args={"latents": "795", "trials_per_latent": 1, "strength": 150},
         max_tokens=24,
