@@ -323,9 +323,9 @@ def _blank_before(words: str) -> int:
 
 def _is_excluded(text: str, hit: _Hit) -> bool:
     """Whether the cue stands in a condition or an offer: "if this is not what you asked for"."""
-    before = _CALL_OR_END.split(text[max(0, hit.start - 60) : hit.start])[-1]
     if hit.kind in _CALLS:
         return False
+    before = _CALL_OR_END.split(text[max(0, hit.start - 60) : hit.start])[-1]
     after = re.split(r"[.!?\n]", text[hit.end : hit.end + 80])[0]
     return bool(_CONDITION.search(before) or _OFFER.search(before) or _OFFER.search(after))
 
@@ -333,18 +333,21 @@ def _is_excluded(text: str, hit: _Hit) -> bool:
 def _groups(hits: list[_Hit]) -> list[list[_Hit]]:
     """Cues that stand close together: each group is a restart, if they weigh enough."""
     groups: list[list[_Hit]] = []
+    kinds: set[str] = set()
     reach = 0
     for hit in hits:
         group = groups[-1] if groups else []
-        gap = _NEAR if all(one.kind == "stop" for one in group) else _GAP
+        gap = _NEAR if kinds <= {"stop"} else _GAP
         near = group and hit.start - reach <= gap and hit.end - group[0].start <= _SPAN
-        announced = any(one.kind in _ANNOUNCES for one in group) or hit.kind in _CALLS
+        announced = not kinds.isdisjoint(_ANNOUNCES) or hit.kind in _CALLS
         again = announced and hit.kind not in _ANNOUNCES and hit.start - reach > _AFRESH
         if near and not (again and _weight(group) >= ENOUGH):
             group.append(hit)
         else:
             groups.append([hit])
+            kinds = set()
             reach = 0
+        kinds.add(hit.kind)
         reach = max(reach, hit.end)
     return groups
 

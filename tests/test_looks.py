@@ -121,7 +121,8 @@ def test_inspects_viewer_tells_runs_apart_and_shows_what_was_boosted(tmp_path):
                         break
                     except player.TimeoutError:
                         tab.reload()
-                assert cell.count() == 1
+                row = rows.filter(has_text="smollm2-135m").filter(has_text=half)
+                assert cell.count() == row.count() == 1
                 # The list cuts its cells, which their text does not tell.
                 assert shown(cell, half), f"{half!r} is cut"
             tab.screenshot(path=tmp_path / "list.png")

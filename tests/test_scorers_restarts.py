@@ -340,7 +340,7 @@ def test_time_is_linear_in_a_hostile_answer(phrase):
 def test_a_megabyte_of_bait_takes_seconds_at_most(text):
     started = time.perf_counter()
     find_restarts(text)
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize(

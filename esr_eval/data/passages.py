@@ -99,7 +99,7 @@ def read_passages(path: str | Path | None = None) -> list[Passage]:
             continue
         raise EsrError(
             f"Line {number} of {name} is no passage ({said}): it takes kind, task, label, text and "
-            "attempts, each with its first words and, if it is to be scored, from 0 to 100."
+            "attempts, each with its first words and, where known, its score from 0 to 100."
         )
     if not found:
         raise EsrError(f"There is no passage in {name}.")
