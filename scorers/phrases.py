@@ -51,9 +51,10 @@ _BEFORE = 90
 SURE = -0.25
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = -6.9
-"""Below this the reader takes back what English cues find: it has learned from English alone. Far
-below: in text that has fallen apart it doubts restarts that a person sees (docs/judges.md)."""
+_UNLIKELY = -3.0
+"""Below this the reader takes back what English cues find, unless they are clear: it has learned
+from English alone, and in text that has fallen apart it doubts restarts that a person sees
+(docs/judges.md)."""
 
 _FIRM = 3.0
 """Below this the reader does not hold against the encoder's word that there was nothing to turn
@@ -159,8 +160,8 @@ class _ByWords(NamedTuple):
     Attributes:
         restart: Where it stands.
         english: Whether all its cues are English.
-        clear: Whether it holds whatever the text was about: it has more cues than it needs, or says
-            in so many words that it starts over.
+        clear: Whether it holds whatever reader and encoder say: it has more cues than it needs, or
+            says in so many words that it starts over.
     """
 
     restart: Restart
@@ -210,20 +211,22 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(restart: Restart, clear: bool = False) -> bool:
+    def denied(restart: Restart) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
-        if not clear and peak < _FIRM and goes_on(read, restart.start, task):
+        if peak < _FIRM and goes_on(read, restart.start, task):
             return True
         # The reader has seen little run-on text, and denies no cue there.
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
     found = [
-        one.restart for one in by_words if not (one.english and denied(one.restart, one.clear))
+        one.restart
+        for one in by_words
+        if one.clear or not (one.english and denied(one.restart))
     ]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):

@@ -1,9 +1,9 @@
 """The learned half of the phrase detector: does the text turn away from itself at this place?
 
 The first half of SmolLM2-135M, whose weights come with the embedded subject's package, reads the
-task and the text, a window at a time. A low-rank adapter of this project and a linear read-out,
-which looks at a place and some words further on, tell for each place how likely a restart begins
-there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
+task and the text, a window at a time, every word with those before and behind it in view. A
+low-rank adapter of this project and a linear read-out, which looks at a place and some words
+further on, tell for each place how likely a restart begins there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
 passages marked "dev" in `data/passages.jsonl`; what they find on passages by other hands is in
 docs/judges.md. It cannot tell well whether a text is about its task; the sentence encoder can
 (`goes_on`).
@@ -39,7 +39,7 @@ LAYERS = 15
 """So many of its layers; all of them would take twice the time."""
 
 BEHIND = (3, 10, 24, 48)
-"""How many tokens after a place its states are read out: a layer knows only what came before."""
+"""How many tokens after a place its states are read out."""
 
 WINDOW = 224
 """Tokens that are read at once, those of the task among them."""
@@ -167,11 +167,7 @@ class TurnReader:
                     break
                 start = min(starts, key=lambda start: abs(2 * (token - start) - room))
                 wanted.setdefault(start, []).append((index, len(lead) + token - start))
-            rows = {
-                # Nothing behind the last place's read-outs can change them.
-                start: [*lead, *ids[start : start + room]][: seen[-1][1] + BEHIND[-1] + 1]
-                for start, seen in wanted.items()
-            }
+            rows = {start: [*lead, *ids[start : start + room]] for start in wanted}
             order = sorted(rows, key=lambda start: len(rows[start]))
             for first in range(0, len(order), AT_ONCE):
                 part = order[first : first + AT_ONCE]
@@ -199,8 +195,9 @@ class TurnReader:
         import torch
 
         with torch.inference_mode():
-            states = self._layers(padded(rows), use_cache=False).last_hidden_state
-            seen = states_behind(states, torch.tensor([len(row) for row in rows]))
+            ids, lengths = padded(rows), torch.tensor([len(row) for row in rows])
+            states = states_of(self._layers, ids, lengths)
+            seen = states_behind(states, lengths)
             found: Scores = self._head(seen)[..., 0].double().numpy()
         return found
 
@@ -245,6 +242,27 @@ def read_out(model: Any) -> Any:
     return nn.Linear(model.config.hidden_size * len(BEHIND), 1)
 
 
+def states_of(layers: Any, ids: Any, lengths: Any) -> Any:
+    """What the layers make of rows of tokens, each of which sees all others of its row.
+
+    A language model's tokens see only what came before; the adapter is trained for more.
+
+    Args:
+        layers: The subject's lower layers.
+        ids: Token ids, [rows, tokens].
+        lengths: Tokens of each row, [rows].
+
+    Returns:
+        States, [rows, tokens, width].
+    """
+    import torch
+
+    rows, tokens = ids.shape
+    within = torch.arange(tokens, device=ids.device)[None] < lengths[:, None]
+    seen = within[:, None, None].expand(rows, 1, tokens, tokens)
+    return layers(ids, attention_mask=seen, use_cache=False).last_hidden_state
+
+
 def states_behind(states: Any, lengths: Any) -> Any:
     """Of each token the states of tokens after it, side by side; the last one's where none is.
 
@@ -269,7 +287,7 @@ def window_starts(tokens: int, room: int) -> list[int]:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Any:
-    """Rows of token ids as one tensor, [rows, longest]; no token sees what comes after it."""
+    """Rows of token ids as one tensor, [rows, longest]."""
     import torch
 
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)

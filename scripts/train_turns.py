@@ -1,14 +1,15 @@
 """Train the learned half of the phrase detector (`esr_eval.scorers.turns`).
 
-    python scripts/train_turns.py esr_eval/data/turns   # a few minutes on a GPU, hours on 2 cores
+    python scripts/train_turns.py esr_eval/data/turns   # minutes on a GPU, 2 hours on 2 cores
 
 Snippets in `scripts/turns` were written by hand for this project, by others than those who wrote
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
-Those with a "pair" are two texts that share most of their words, of which one starts over. The
-passages in `scripts/turns/kept` are not learned from; they help to choose thresholds. The passages
-marked "dev" are trained on as well, never "fresh" or "held_out". The lower half of the embedded
-subject's model stays as it is and gets a low-rank adapter and a read-out. Some texts are shown
-without punctuation, and some behind a piece of another one, as steered models write both.
+Those with a "pair" are two texts that share most of their words, of which one starts over. Whole
+passages by such writers are in `scripts/turns/learned`; a fifth of them, in `scripts/turns/kept`,
+is not learned from and helps to choose thresholds. The passages marked "dev" are trained on as
+well, never "fresh" or "held_out". The lower half of the embedded subject's model stays as it is,
+but for a low-rank adapter, a read-out, and that every token sees the whole window. Some texts are
+shown without punctuation, and some behind a piece of another one, as steered models write both.
 """
 
 import json
@@ -33,9 +34,11 @@ from esr_eval.scorers.turns import (
     read_out,
     runtime,
     states_behind,
+    states_of,
 )
 
 SNIPPETS = Path(__file__).parent / "turns"
+LEARNED = SNIPPETS / "learned" / "passages.jsonl"
 KEPT = SNIPPETS / "kept" / "passages.jsonl"
 MLP = ("gate_proj", "up_proj", "down_proj")
 RANK = 16
@@ -164,7 +167,7 @@ class Trained(torch.nn.Module):
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Logits, [rows, tokens]; in 16 bits where the machine has such, which halves the time."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=halves(ids.device)):
-            states = self.layers(ids, use_cache=False).last_hidden_state
+            states = states_of(self.layers, ids, lengths)
             found: torch.Tensor = self.head(self.unread(states_behind(states, lengths)))
         return found[..., 0].float()
 
@@ -191,7 +194,7 @@ def batches(
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--epochs", default=4, show_default=True)
+@click.option("--epochs", default=5, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--most", type=int, help="Learn and report from so many texts, to try this script.")
 def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
@@ -199,7 +202,7 @@ def main(folder: Path, epochs: int, seed: int, most: int | None) -> None:
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = [*passages("dev"), *snippets(SNIPPETS)]
+    texts = [*passages("dev"), *snippets(SNIPPETS), *passages("own", LEARNED)]
     texts = draw.sample(texts, most or len(texts))
     without = [text for text in texts if not text.turns]
     click.echo(f"{len(texts):,} texts, {len(without):,} of them without a restart, on {device}")

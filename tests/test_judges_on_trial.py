@@ -120,8 +120,9 @@ def test_nothing_is_learned_from_the_passages_that_are_kept():
     for file in turns.glob("*.jsonl"):
         for one in map(json.loads, file.read_text("utf-8").splitlines()):
             learned.add(one.get("text") or one["before"] + one["turn"] + one["after"])
+    learned |= {one.text for one in read_passages(turns / "learned" / "passages.jsonl")}
     shipped = {one.text for one in read_passages() if one.split != "dev"}
-    assert len(kept) > 1_000 and len(learned) > 3_000
+    assert len(kept) > 250 and len(learned) > 4_000
     assert not (kept | shipped) & learned
 
 

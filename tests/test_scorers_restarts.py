@@ -275,14 +275,21 @@ def test_where_the_weights_cannot_be_unpacked_words_alone_are_searched(
     assert "words alone" in caplog.text and "Read-only file system" in caplog.text
 
 
-def test_a_place_is_read_alike_whatever_follows_and_however_long_the_text():
+def test_a_place_is_read_alike_whichever_others_are_asked_for():
     reader, at, more = turn_reader(), places(UNHEARD), " Tighten the nuts crosswise."
-    alone = reader.scores(UNHEARD + more * 9, at, CHANGE)
-    some = reader.scores(UNHEARD + more * 9, at[:2], CHANGE)
-    before = reader.scores(UNHEARD + more * 12, at, CHANGE)
-    assert np.allclose(some, alone[:2], atol=1e-3)
-    # Words further behind than the last read-out change nothing.
-    assert np.allclose(before, alone, atol=1e-3)
+    text = UNHEARD + more * 60
+    alone = reader.scores(text, at, CHANGE)
+    assert np.allclose(reader.scores(text, at[:2], CHANGE), alone[:2], atol=1e-3)
+    assert np.allclose(reader.scores(text, places(text), CHANGE)[: len(at)], alone, atol=1e-3)
+    # Words of a later window change nothing.
+    assert np.allclose(reader.scores(text + more * 20, at, CHANGE), alone, atol=1e-3)
+
+
+def test_words_of_the_window_behind_the_last_read_out_are_seen():
+    reader, turn = turn_reader(), UNHEARD.index(". ") + 2
+    on = UNHEARD + " Tighten the nuts crosswise." * 5
+    off = UNHEARD + " Whales sing to each other." * 5
+    assert not np.allclose(*(reader.scores(text, [turn], CHANGE) for text in (on, off)), atol=1e-3)
 
 
 def test_what_is_not_read_has_no_score():
