@@ -142,6 +142,8 @@ class Bench:
                 max_tokens=self.tokens,
                 temperature=TEMPERATURE,
             )
+            # As the tasks do: Inspect's own choice begins with 20, whatever fits.
+            config.max_connections = count
             output = await self.model.generate(f"Write the number {number}.", config=config)
             tokens += output.usage.output_tokens
 
