@@ -224,9 +224,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
     found = [
-        one.restart
-        for one in by_words
-        if one.clear or not (one.english and denied(one.restart))
+        one.restart for one in by_words if one.clear or not (one.english and denied(one.restart))
     ]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):

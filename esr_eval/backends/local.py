@@ -1,10 +1,8 @@
 """The local backend: nnsight around transformers, one batch of rows with different edits."""
 
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from esr_eval._util.threads import threads_taking_short_turns
 from esr_eval.backends.base import Backend, BackendInfo
 from esr_eval.errors import EsrError
 from esr_eval.model.layout import Stack
@@ -48,22 +47,6 @@ from esr_eval.steering.sampling import Scores, compiled_scores
 
 SHARE = 0.6
 """Share of a GPU's free memory that rows may take; activations and nnsight need the rest."""
-
-SHORT_TURN = 0.0002
-"""Seconds for which another thread's Python may hold up the engine's. At Python's own 5 ms each of
-a step's hundreds of operations may wait so long while answers are judged: that made a batch a tenth
-slower (docs/scaling.md)."""
-
-
-@contextmanager
-def threads_taking_short_turns() -> Iterator[None]:
-    """While rows are generated, let threads that judge give way soon."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SHORT_TURN))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 class LocalBackend(Backend):
