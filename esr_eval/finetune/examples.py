@@ -317,9 +317,12 @@ class Checker:
             drift = example.text_of("off_topic")
             if len(drift.split()) < MIN_DRIFT_WORDS:
                 return "off-topic part too short"
-            if not restarts:
+            begins, words = len(drift), example.text_of("correction")
+            ends = begins + len(words)
+            # An abrupt return to the task may be taken for a restart: here nothing returns.
+            aside = find_restarts(f"{drift}{words} {drift}", example.prompt)
+            if not restarts or not any(begins - 2 <= one.start < ends for one in aside):
                 return "correction not explicit"
-            begins, ends = len(drift), len(drift) + len(example.text_of("correction"))
             if len(restarts) > 1 or not begins - 2 <= restarts[0].start < ends:
                 return "restarts somewhere else than in the correction"
             if self._topicality(drift, example.prompt, example.subject or "") > MOST_DRIFT_SCORE:
