@@ -52,7 +52,7 @@ $(READY): pyproject.toml constraints.txt
 .venv-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
-demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (about 6 minutes)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (6 to 9 minutes)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
 	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T steering=false $(DEMO)
 	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
