@@ -159,13 +159,11 @@ class _ByWords(NamedTuple):
 
     Attributes:
         restart: Where it stands.
-        english: Whether all its cues are English.
-        clear: Whether it holds whatever reader and encoder say: it has more cues than it needs, or
-            says in so many words that it starts over.
+        clear: Whether it holds whatever reader and encoder say: it has more cues than it needs,
+            says in so many words that it starts over, or speaks another language than theirs.
     """
 
     restart: Restart
-    english: bool
     clear: bool
 
 
@@ -223,9 +221,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
-    found = [
-        one.restart for one in by_words if one.clear or not (one.english and denied(one.restart))
-    ]
+    found = [one.restart for one in by_words if one.clear or not denied(one.restart)]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
@@ -266,11 +262,11 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
             continue
         if _WORD.search(response, end) is None:
             continue
-        english = all(hit.english for hit in group)
         clear = weight > enough or any(
-            hit.kind in _CLEAR and hit.weight >= _CLEAR[hit.kind] for hit in group
+            not hit.english or (hit.kind in _CLEAR and hit.weight >= _CLEAR[hit.kind])
+            for hit in group
         )
-        found.append(_ByWords(_restart(response, start, end), english, clear))
+        found.append(_ByWords(_restart(response, start, end), clear))
     return found
 
 

@@ -25,11 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval._util.minilm import sentence_encoder, weights_folder
-from esr_eval._util.threads import (
-    MadeOnce,
-    threads_taking_short_turns,
-    threads_that_sleep_while_they_wait,
-)
+from esr_eval._util.threads import MadeOnce, threads_taking_short_turns
 from esr_eval.errors import EsrError
 from esr_eval.spec import Runtime
 from esr_eval.subjects import find_subject
@@ -208,7 +204,6 @@ class TurnReader:
     def _load(self) -> None:
         if self._layers is not None:
             return
-        threads_that_sleep_while_they_wait()
         from peft.tuners.tuners_utils import BaseTunerLayer
         from safetensors.torch import load_file
 

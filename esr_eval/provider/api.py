@@ -1,6 +1,7 @@
 """The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +16,6 @@ from inspect_ai.model import ChatMessage, GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.tool import ToolChoice, ToolInfo
 from inspect_ai.util import display_counter
 
-from esr_eval._util.threads import threads_that_sleep_while_they_wait
 from esr_eval.errors import EsrError
 from esr_eval.model.weights import gpu_memory_gib
 from esr_eval.provider.arguments import ModelArgs
@@ -330,7 +330,8 @@ class ESRModelAPI(ModelAPI):
                 logger.info("Batches of up to %d rows fit.", self._batcher.max_batch)
 
     def _load(self) -> "Backend":
-        threads_that_sleep_while_they_wait()
+        # Threads that spin while they wait slow every other process on the machine down.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if self.runtime.sae is not None:
             from esr_eval.sae.sparse import open_sae
 
