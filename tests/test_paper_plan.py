@@ -17,7 +17,7 @@ from esr_eval.paper import run as paper_run
 from esr_eval.paper import steps as paper_steps
 from esr_eval.paper.estimate import estimate, estimate_table
 from esr_eval.paper.run import EvalSet, Step, run_steps
-from esr_eval.paper.steps import SCALES, Choices, choose, identity, left_out, plan_steps
+from esr_eval.paper.steps import SCALES, Choices, choose, identity, left_out, only_steps, plan_steps
 from esr_eval.subjects import PAPER_GRADER, find_subject, with_tuned_twin
 
 FULL = Choices(SCALES["full"], n_vectors=12, graders=("a/b", "c/d"), tuned=True)
@@ -115,6 +115,20 @@ def test_a_tuned_subject_runs_every_experiment_with_its_bases_main_run_beside_it
     assert estimate(steps.values(), subject, run.judge).hours < 0.5
 
 
+def test_part_of_the_paper_is_some_tasks_and_what_they_need():
+    def keys(choices, *tasks):
+        return [step.key for step in only_steps(plan_steps(choices), tasks)]
+
+    tuned = replace(FULL, base=True, uncalibrated={"calibrate": 0, "calibrate_base": 0})
+    assert keys(tuned, "esr") == ["main", "no_steering", "main_base", "no_steering_base"]
+    searched = replace(tuned, uncalibrated={"calibrate": 9, "calibrate_sweep": 9})
+    assert keys(searched, "ablation") == ["calibrate", "main", "detectors", "ablation"]
+    assert keys(searched, "boost_sweep") == ["calibrate_sweep", "boost_sweep"]
+    assert keys(searched, "meta_prompt", "held_out")[:3] == ["calibrate", "main", "held_out"]
+    with pytest.raises(EsrError, match="of the task ablations; there are calibrate, esr, boost"):
+        keys(tuned, "esr", "ablations")
+
+
 def test_a_named_adapter_leaves_the_subject_as_it_is(tmp_path):
     done = CliRunner().invoke(
         app,
@@ -129,6 +143,9 @@ def test_a_named_adapter_leaves_the_subject_as_it_is(tmp_path):
     )
     assert "The paper on smollm2-135m-esr, judged" in done.output
     assert "Its base, smollm2-135m, runs vectors, calibrate_base, main_base" in done.output
+    part = ["paper", "--only", "esr", "--dry-run", "--log-dir", str(tmp_path / "logs")]
+    done = CliRunner().invoke(app, part, env={"COLUMNS": "120"})
+    assert "runs main_base, no_steering_base." in done.output and "ablation" not in done.output
 
 
 def test_the_paired_prefill_test_differs_in_what_is_held_alone():

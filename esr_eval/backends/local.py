@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import torch
 from nnsight import TransformersModel
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ from esr_eval.steering.requests import (
 from esr_eval.steering.sampling import Scores, compiled_scores
 
 SHARE = 0.6
-"""Share of a GPU's free memory that rows may take; activations and nnsight need the rest."""
+"""Share of the free memory that rows may take; activations and nnsight need the rest."""
 
 
 class LocalBackend(Backend):
@@ -87,21 +88,16 @@ class LocalBackend(Backend):
             sae_digest=self.sae.digest if self.sae else None,
         )
 
-    def rows_that_fit(self, tokens: int) -> int | None:
-        """How many rows the free memory of the GPUs holds beside the weights.
+    def rows_that_fit(self, tokens: int) -> int:
+        """How many rows the free memory holds beside the weights; at least 1.
 
         Args:
             tokens: Of a row, prompt and answer.
-
-        Returns:
-            At least 1; None on a CPU.
         """
         on: dict[torch.device, int] = {}
         for number in range(len(self._layers)):
             device = self._layer_device(number)
             on[device] = on.get(device, 0) + 1
-        if any(device.type != "cuda" for device in on):
-            return None
         config = self._model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = (
@@ -111,7 +107,7 @@ class LocalBackend(Backend):
         # Logits are copied a few times, in 32 bits, when the next token is chosen.
         logits = 4 * 4 * config.vocab_size
         return min(
-            rows_in(torch.cuda.mem_get_info(device)[0], layers * cached * tokens + logits)
+            rows_in(_free(device), layers * cached * tokens + logits)
             for device, layers in on.items()
         )
 
@@ -266,6 +262,13 @@ class Told(EndRows):
         counts = self._decoding.generated.tolist()
         self._tell([row[:count] for row, count in zip(chosen, counts, strict=True)])
         return super().__call__(input_ids, scores, **kwargs)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a device's memory that nobody uses; all but CUDA's GPUs share the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def rows_in(free: int, row: int) -> int:

@@ -244,6 +244,10 @@ def paper(
         typer.Option(help="Share of the main run that the judge scores again, blind."),
         SHARE,
     ] = 0.2,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the steps of this task, e.g. ablation, and what they need."),
+    ] = None,
     beyond: Annotated[
         bool,
         typer.Option(
@@ -275,7 +279,14 @@ def paper(
     from esr_eval._util.output import Terminal
     from esr_eval.calibration.methods import effort_notes
     from esr_eval.paper.run import EvalSet, finished, run_steps
-    from esr_eval.paper.steps import OFFLINE_SECOND_JUDGE, choose, identity, left_out, plan_steps
+    from esr_eval.paper.steps import (
+        OFFLINE_SECOND_JUDGE,
+        choose,
+        identity,
+        left_out,
+        only_steps,
+        plan_steps,
+    )
     from esr_eval.scorers.grader import check_batches
     from esr_eval.subjects import find_subject, with_tuned_twin
 
@@ -313,6 +324,8 @@ def paper(
     )
     run = replace(run, identity=identity(run, choices))
     steps, console = plan_steps(choices), Terminal()
+    if only:
+        steps = only_steps(steps, only)
     on_base = ", ".join(step.key for step in steps if step.base)
     if not agreed(
         run,
@@ -320,8 +333,8 @@ def paper(
         console,
         title=f"The paper on {run.subject.name}, judged by {run.judge} (at most)",
         notes=[
-            *([f"Its base, {base.name}, runs {on_base}."] if base else []),
-            *(f"Left out: experiment {reason}" for reason in left_out(choices)),
+            *([f"Its base, {base.name}, runs {on_base}."] if base and on_base else []),
+            *(f"Left out: experiment {reason}" for reason in left_out(choices) if not only),
             *effort_notes(run.subject, run.prior),
         ],
         speed=tokens_per_second,

@@ -209,6 +209,35 @@ def plan_steps(choices: Choices) -> list[Step]:
     return steps
 
 
+def only_steps(steps: Sequence[Step], tasks: Sequence[str]) -> list[Step]:
+    """The steps of some tasks, and those that they need.
+
+    Args:
+        steps: All steps of a run, in order.
+        tasks: Inspect tasks, e.g. `ablation`.
+
+    Raises:
+        EsrError: No step runs such a task.
+    """
+    there = list(dict.fromkeys(step.task for step in steps))
+    if unknown := [task for task in tasks if task not in there]:
+        raise EsrError(
+            f"No step of this run is of the task {', '.join(unknown)}; there are "
+            f"{', '.join(there)}."
+        )
+    wanted: set[str] = set()
+    for step in reversed(steps):
+        if step.task in tasks or step.key in wanted:
+            wanted |= {step.key, *step.needs}
+    # A calibration that has nothing to find is needed by nobody.
+    return [
+        step
+        for step in steps
+        if step.key in wanted
+        and (step.task != "calibrate" or step.generations or step.task in tasks)
+    ]
+
+
 def left_out(choices: Choices) -> list[str]:
     """Experiments that this run does not do, each with the way to have it."""
     reasons = []
@@ -237,21 +266,33 @@ def _originals(choices: Choices) -> list[Step]:
     drawn, main = _main(choices)
     levels, sweep_latents, sweep_trials = scale.sweep
     few = {**shared, "n_latents": sweep_latents}
+    # Another draw than the main run's; what both share is calibrated once.
+    sweep_calibration = "calibrate" if few == drawn else "calibrate_sweep"
     sweep = {**few, "levels": levels, "trials_per_latent": sweep_trials}
     answers = len(prompts("detector_discovery")) * scale.answers
     discovery = {"answers_per_task": scale.answers, "seed": choices.seed}
     trials, held_out = scale.latents * scale.trials, scale.latents * scale.held_out
     return [
         _calibration("calibrate", drawn, choices),
-        # Another draw than the main run's; what both share is calibrated once.
-        *([] if few == drawn else [_calibration("calibrate_sweep", few, choices)]),
+        *([] if few == drawn else [_calibration(sweep_calibration, few, choices)]),
         _judged_again(
-            _answered("main", "esr", _always(main | {"rejudge": choices.rejudge}), trials, views=2),
+            _answered(
+                "main",
+                "esr",
+                _always(main | {"rejudge": choices.rejudge}),
+                trials,
+                ("calibrate",),
+                views=2,
+            ),
             choices.rejudge,
         ),
         _answered("no_steering", "esr", _always({**main, "steering": False}), trials, views=2),
         _answered(
-            "boost_sweep", "boost_sweep", _always(sweep), levels * sweep_latents * sweep_trials
+            "boost_sweep",
+            "boost_sweep",
+            _always(sweep),
+            levels * sweep_latents * sweep_trials,
+            (sweep_calibration,),
         ),
         Step(
             "detectors",
@@ -265,6 +306,7 @@ def _originals(choices: Choices) -> list[Step]:
             "held_out",
             _always({**drawn, "trials_per_latent": scale.held_out}),
             held_out,
+            ("calibrate",),
         ),
     ]
 
@@ -352,7 +394,9 @@ def _tuned(choices: Choices) -> list[Step]:
 
     steps = [
         _calibration("calibrate_tuned", drawn, choices),
-        _answered("finetuned", "finetuned", run(True), trials, ("main",), views=2),
+        _answered(
+            "finetuned", "finetuned", run(True), trials, ("main", "calibrate_tuned"), views=2
+        ),
         _answered("finetuned_no_steering", "finetuned", run(False), trials, ("main",), views=2),
     ]
     return [replace(step, tuned=True) for step in steps]
@@ -365,7 +409,7 @@ def _base(choices: Choices) -> list[Step]:
     unsteered = _always({**main, "steering": False})
     steps = [
         _calibration("calibrate_base", drawn, choices),
-        _answered("main_base", "esr", _always(main), trials, views=2),
+        _answered("main_base", "esr", _always(main), trials, ("calibrate_base",), views=2),
         _answered("no_steering_base", "esr", unsteered, trials, views=2),
     ]
     return [replace(step, base=True) for step in steps]

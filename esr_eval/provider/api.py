@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
-"""Rows at a time on a CPU, where more hardly gain anything."""
-MOST_ROWS = 256
+"""Rows of one request to a server."""
+CPU_ROWS = 64
+"""Rows at a time on a CPU, at most: more hardly gain anything, and all wait for the last."""
+GPU_ROWS = 256
 """Rows at a time on a GPU, at most."""
 PROMPT = 256
 """Tokens that a prompt is taken to have, template and all."""
@@ -100,13 +102,14 @@ class ESRModelAPI(ModelAPI):
         self.needs = Needs(self.subject, self.runtime, self.args, self.remote)
         self._asked = config
         self._chosen = self.args.batch_size or config.max_connections
-        size, parallel = self._chosen or DEFAULT_BATCH, 1
+        size, parallel = self._chosen or self._most_rows(), 1
         if self.runtime.backend == "ndif":
             parallel = self.remote.requests
         elif self.runtime.backend == "vllm":
             size, parallel = 1, size  # the engine batches by itself, and better
         remote = self.runtime.backend != "local"
-        self._connections = size * parallel if remote else self._waves(size)
+        # Here a batch runs, and the next one waits while the last is judged.
+        self._connections = size * (parallel if remote else 2)
         self._batcher: Batcher[Row, Generated] = Batcher(
             self._run, size, self._show_speed, parallel, abandon=remote
         )
@@ -116,11 +119,11 @@ class ESRModelAPI(ModelAPI):
         self._tokens = 0
         self._seconds = 0.0
 
-    def _waves(self, size: int) -> int:
-        """Samples at a time: a batch that runs, and one that waits while the last is judged."""
-        if self._chosen is None and self.args.device != "cpu" and gpu_memory_gib():
-            size = MOST_ROWS
-        return 2 * size
+    def _most_rows(self) -> int:
+        """Rows of a batch where nobody chose a number; memory may allow for fewer."""
+        if self.runtime.backend != "local":
+            return DEFAULT_BATCH
+        return GPU_ROWS if self.args.device != "cpu" and gpu_memory_gib() else CPU_ROWS
 
     def preflight(self, edits_needed: bool = True, beside: Sequence[Check] = ()) -> None:
         """Find what cannot work, in seconds and before any weights load or any trial starts.
@@ -322,12 +325,13 @@ class ESRModelAPI(ModelAPI):
         return self._backend
 
     def _fit_batches(self, backend: "Backend") -> None:
-        """On a GPU, as many rows at a time as its memory holds, where nobody chose a number."""
+        """No more rows at a time than memory holds, where nobody chose a number."""
         if self._chosen is None:
             tokens = PROMPT + (self._asked.max_tokens or self.subject.max_tokens or 512)
             if (rows := backend.rows_that_fit(tokens)) is not None:
-                self._batcher.max_batch = self._reader.max_batch = min(rows, MOST_ROWS)
-                logger.info("Batches of up to %d rows fit.", self._batcher.max_batch)
+                rows = min(rows, self._most_rows())
+                self._batcher.max_batch = self._reader.max_batch = rows
+                logger.info("Batches of up to %d rows fit.", rows)
 
     def _load(self) -> "Backend":
         # Threads that spin while they wait slow every other process on the machine down.

@@ -29,7 +29,9 @@ class ModelArgs(BaseModel):
         default=None, description="transformers device map, e.g. cuda:1."
     )
     batch_size: int | None = Field(
-        default=None, ge=1, description="Most samples at a time (32); halved when memory runs out."
+        default=None,
+        ge=1,
+        description="Most samples at a time (a GPU's memory, up to 256; on a CPU 64; NDIF 32).",
     )
     revision: str | None = Field(default=None, description="Revision of the model on the hub.")
     adapter: str | None = Field(
