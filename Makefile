@@ -51,9 +51,11 @@ $(READY): pyproject.toml constraints.txt
 .venv-lowest/.ready: pyproject.toml constraints-lowest.txt
 	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
-demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (5 to 9 minutes)
+demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (4 to 7 minutes)
 	$(BIN)/esr-eval paper --only esr --rejudge 0 --seed $(SEED) --log-dir $(LOGS)
 	$(BIN)/esr-eval summary $(LOGS)
+	@echo "The picture: $(LOGS)/report/index.html"
+	@echo "Every trial: $(BIN)/inspect view --log-dir $(LOGS)"
 
 regression: $(READY)  ## evaluate the embedded subject and compare with the committed baseline (2 minutes)
 	$(FIXED) --log-dir $(MEASURED)
