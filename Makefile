@@ -36,7 +36,6 @@ endef
 # A worker a core, each with one thread: threads of several models would wait for one another.
 PARALLEL := OMP_NUM_THREADS=1
 export HF_HUB_OFFLINE ?= 1
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help setup demo regression baseline docs test test-lowest test-newest test-ndif test-vllm test-browser test-heavy test-hub lint format types clean
 

@@ -1,7 +1,6 @@
 """The Inspect model provider `esr/NAME`: lazy, batched, steered by what a request carries."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -334,8 +333,6 @@ class ESRModelAPI(ModelAPI):
                 logger.info("Batches of up to %d rows fit.", rows)
 
     def _load(self) -> "Backend":
-        # Threads that spin while they wait slow every other process on the machine down.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if self.runtime.sae is not None:
             from esr_eval.sae.sparse import open_sae
 
