@@ -117,13 +117,17 @@ def test_a_tuned_subject_runs_every_experiment_with_its_bases_main_run_beside_it
 
 def test_part_of_the_paper_is_some_tasks_and_what_they_need():
     def keys(choices, *tasks):
-        return [step.key for step in only_steps(plan_steps(choices), tasks)]
+        return [step.key for step in only_steps(choices, tasks)]
 
     tuned = replace(FULL, base=True, uncalibrated={"calibrate": 0, "calibrate_base": 0})
     assert keys(tuned, "esr") == ["main", "no_steering", "main_base", "no_steering_base"]
     searched = replace(tuned, uncalibrated={"calibrate": 9, "calibrate_sweep": 9})
     assert keys(searched, "ablation") == ["calibrate", "main", "detectors", "ablation"]
-    assert keys(searched, "boost_sweep") == ["calibrate_sweep", "boost_sweep"]
+    # By itself it searches what the main run's calibration would have found, too.
+    alone = replace(searched, uncalibrated_sweep=19)
+    search, sweep = only_steps(alone, ["boost_sweep"])
+    assert (search.key, search.generations, sweep.key) == ("calibrate_sweep", 19, "boost_sweep")
+    assert only_steps(alone, ["esr", "boost_sweep"])[1].generations == 9
     assert keys(searched, "meta_prompt", "held_out")[:3] == ["calibrate", "main", "held_out"]
     with pytest.raises(EsrError, match="of the task ablations; there are calibrate, esr, boost"):
         keys(tuned, "esr", "ablations")

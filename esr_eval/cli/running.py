@@ -323,9 +323,8 @@ def paper(
         beyond=beyond,
     )
     run = replace(run, identity=identity(run, choices))
-    steps, console = plan_steps(choices), Terminal()
-    if only:
-        steps = only_steps(steps, only)
+    steps = only_steps(choices, only) if only else plan_steps(choices)
+    console = Terminal()
     on_base = ", ".join(step.key for step in steps if step.base)
     if not agreed(
         run,

@@ -86,6 +86,7 @@ class Choices:
         tuned: Whether there is a fine-tuned subject; without one its experiment is left out.
         base: Whether the subject itself is tuned, and its base's main run stands beside its own.
         uncalibrated: Responses that the calibration still takes, by step.
+        uncalibrated_sweep: Those that the boost sweep's takes where the main run's does not run.
         rejudge: Share of the main run's responses that the judge scores again.
         beyond: Whether what the paper does not ask is run as well (`data.experiments.BEYOND`).
     """
@@ -100,6 +101,7 @@ class Choices:
     tuned: bool = False
     base: bool = False
     uncalibrated: Mapping[str, int] | None = None
+    uncalibrated_sweep: int = 0
     rejudge: float = 0.0
     beyond: bool = False
 
@@ -158,6 +160,7 @@ def choose(
         tuned=run.has_tuned,
         base=run.base is not None,
         uncalibrated=uncalibrated,
+        uncalibrated_sweep=each * len(sweep),
         rejudge=rejudge,
         beyond=beyond,
     )
@@ -166,7 +169,7 @@ def choose(
 def identity(run: EvalSet, choices: Choices) -> dict[str, Any]:
     """What must be the same for a run to go on from another's logs."""
     chosen = asdict(choices)
-    del chosen["uncalibrated"]  # falls to nothing as the run goes on
+    del chosen["uncalibrated"], chosen["uncalibrated_sweep"]  # fall to nothing as the run goes on
     del chosen["base"]  # told by its name
     del chosen["beyond"]  # adds steps, and changes none
     del chosen["scale"]["thoughts"], chosen["scale"]["pushes"]  # of these steps
@@ -209,16 +212,17 @@ def plan_steps(choices: Choices) -> list[Step]:
     return steps
 
 
-def only_steps(steps: Sequence[Step], tasks: Sequence[str]) -> list[Step]:
+def only_steps(choices: Choices, tasks: Sequence[str]) -> list[Step]:
     """The steps of some tasks, and those that they need.
 
     Args:
-        steps: All steps of a run, in order.
+        choices: What decides the run.
         tasks: Inspect tasks, e.g. `ablation`.
 
     Raises:
         EsrError: No step runs such a task.
     """
+    steps = plan_steps(choices)
     there = list(dict.fromkeys(step.task for step in steps))
     if unknown := [task for task in tasks if task not in there]:
         raise EsrError(
@@ -229,6 +233,9 @@ def only_steps(steps: Sequence[Step], tasks: Sequence[str]) -> list[Step]:
     for step in reversed(steps):
         if step.task in tasks or step.key in wanted:
             wanted |= {step.key, *step.needs}
+    if "calibrate" not in wanted:  # which finds some of the sweep's strengths on its way
+        alone = {**(choices.uncalibrated or {}), "calibrate_sweep": choices.uncalibrated_sweep}
+        steps = plan_steps(replace(choices, uncalibrated=alone))
     # A calibration that has nothing to find is needed by nobody.
     return [
         step
