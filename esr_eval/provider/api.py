@@ -328,7 +328,7 @@ class ESRModelAPI(ModelAPI):
         if self._chosen is None:
             tokens = PROMPT + (self._asked.max_tokens or self.subject.max_tokens or 512)
             if (rows := backend.rows_that_fit(tokens)) is not None:
-                rows = min(rows, self._most_rows())
+                rows = min(rows, self._batcher.max_batch)
                 self._batcher.max_batch = self._reader.max_batch = rows
                 logger.info("Batches of up to %d rows fit.", rows)
 
