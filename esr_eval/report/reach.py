@@ -32,13 +32,23 @@ def reach_section(evidence: Evidence) -> Section | None:
 
 def what_can_be_seen(conditions: Sequence[Condition]) -> list[str]:
     """For each main run, the changes of its rates that a replay would see; for pairs, of scores."""
+    mains = [one for one in conditions if one.experiment and one.experiment.id == "esr"]
     said = [
         sentence
-        for one in conditions
-        if one.experiment and one.experiment.id == "esr"
+        for one in mains
         for metric in _RATES
         if (sentence := _rate(one, metric)) is not None
     ]
+    if said:
+        seen = (one.measures.get(metric) for one in mains for metric in _RATES)
+        few = any(found is not None and found.clusters < _FEW for found in seen)
+        said.insert(
+            0,
+            "Run again under another condition, trials of a main run show with a power of "
+            f"{_CHANCE} these changes; what lies between they cannot show. (That latents "
+            f"correlate by {ASSUMED_LATENT_CORRELATION:g} between conditions is assumed"
+            f"{f'; with fewer than {_FEW} latents this is a little hopeful' if few else ''}.)",
+        )
     for pair in recoveries(conditions):
         visible = pair.visible
         if visible is not None and pair.spread is not None:
@@ -68,11 +78,8 @@ def _rate(one: Condition, metric: str) -> str | None:
     if not found.value:
         falls = "no fall (a rate of 0 cannot fall)"
     rises = "no rise" if rise is None else f"a rise to {100 * rise:.1f} % or more"
-    hopeful = "; an approximation, a little hopeful" if found.clusters < _FEW else ""
     return (
         f"{one_line(one.name)}, {_RATES[metric]} {100 * found.value:.1f} % of "
-        f"{count(found.n, 'trial')} ({count(found.clusters, 'latent')}): run again under another "
-        f"condition, these trials show with a power of {_CHANCE} {falls}, and {rises}; what lies "
-        f"between they cannot show (correlation of trials of a latent {clustering:.2f}, {how}; of "
-        f"latents between conditions {ASSUMED_LATENT_CORRELATION:g}, assumed{hopeful})."
+        f"{count(found.n, 'trial')} ({count(found.clusters, 'latent')}): {falls}, and {rises} "
+        f"(correlation of trials of a latent {clustering:.2f}, {how})."
     )
