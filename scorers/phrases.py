@@ -48,13 +48,12 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = -0.25
+SURE = -1.0
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = -3.0
-"""Below this the reader takes back what English cues find, unless they are clear: it has learned
-from English alone, and in text that has fallen apart it doubts restarts that a person sees
-(docs/judges.md)."""
+_UNLIKELY = -5.0
+"""Below this the reader takes back what cues find; in text that has fallen apart it doubts restarts
+that a person sees (docs/judges.md)."""
 
 _FIRM = 3.0
 """Below this the reader does not hold against the encoder's word that there was nothing to turn
@@ -159,12 +158,16 @@ class _ByWords(NamedTuple):
 
     Attributes:
         restart: Where it stands.
-        clear: Whether it holds whatever reader and encoder say: it has more cues than it needs,
-            says in so many words that it starts over, or speaks another language than theirs.
+        clear: Whether it says in so many words that it starts over. It holds unless the reader is
+            sure of the opposite and so is the encoder: in text that has fallen apart the reader
+            sees no turn that a person sees.
+        strong: Whether it has more cues than it needs, or speaks another language than most of
+            what the reader has learned from. It holds unless the reader is sure of the opposite.
     """
 
     restart: Restart
     clear: bool
+    strong: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
@@ -209,19 +212,21 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(restart: Restart) -> bool:
+    def denied(restart: Restart, clear: bool = False, strong: bool = False) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
+        if clear or strong:
+            return peak < _UNLIKELY and (not clear or goes_on(read, restart.start, task))
         if peak < _FIRM and goes_on(read, restart.start, task):
             return True
         # The reader has seen little run-on text, and denies no cue there.
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
         return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
-    found = [one.restart for one in by_words if one.clear or not denied(one.restart)]
+    found = [one.restart for one in by_words if not denied(*one)]
     learned: list[int] = []
     for place, score in zip(at, scores, strict=True):
         near = any(one.start - _NEAR_TURN <= place <= one.end + _NEAR_TURN for one in found)
@@ -262,11 +267,13 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
             continue
         if _WORD.search(response, end) is None:
             continue
-        clear = weight > enough or any(
-            not hit.english or (hit.kind in _CLEAR and hit.weight >= _CLEAR[hit.kind])
-            for hit in group
+        more_than_enough = weight > enough
+        called = any(hit.kind in _CALLS and hit.weight > 1 for hit in group)
+        clear = (more_than_enough and called) or any(
+            hit.english and hit.weight >= _CLEAR.get(hit.kind, math.inf) for hit in group
         )
-        found.append(_ByWords(_restart(response, start, end), clear))
+        strong = more_than_enough or not all(hit.english for hit in group)
+        found.append(_ByWords(_restart(response, start, end), clear, strong))
     return found
 
 

@@ -30,8 +30,8 @@ def test_threads_that_ask_at_once_get_one_and_the_same():
 
 
 def test_answers_that_are_judged_together_load_one_reader(monkeypatch):
-    load, loaded = turns.lower_half, []
-    monkeypatch.setattr(turns, "lower_half", lambda of: loaded.append(of) or load(of))
+    load, loaded = turns.lower_layers, []
+    monkeypatch.setattr(turns, "lower_layers", lambda of: loaded.append(of) or load(of))
     turns.turn_reader.cache_clear()
     answers = [f"The tide comes in {n} times. Crabs hide. But wait, once more." for n in range(6)]
     with ThreadPoolExecutor(6) as pool:
