@@ -51,7 +51,7 @@ _BEFORE = 90
 SURE = -1.0
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = -5.0
+_UNLIKELY = -8.0
 """Below this the reader takes back what cues find; in text that has fallen apart it doubts restarts
 that a person sees (docs/judges.md)."""
 
@@ -218,9 +218,9 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
-        if clear or strong:
-            return peak < _UNLIKELY and (not clear or goes_on(read, restart.start, task))
-        if peak < _FIRM and goes_on(read, restart.start, task):
+        if clear:
+            return peak < _UNLIKELY and goes_on(read, restart.start, task)
+        if not strong and peak < _FIRM and goes_on(read, restart.start, task):
             return True
         # The reader has seen little run-on text, and denies no cue there.
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)

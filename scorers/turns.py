@@ -53,8 +53,8 @@ OVERLAP = 64
 AT_ONCE = 8
 """Windows in one pass."""
 
-MOST = 1_536
-"""Tokens of a response that are read, three times the usual limit; what comes later is left to the
+MOST = 1_152
+"""Tokens of a response that are read, over twice the usual limit; what comes later is left to the
 words alone."""
 
 ON_TASK = 0.3
