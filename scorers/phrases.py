@@ -51,9 +51,10 @@ _BEFORE = 90
 SURE = -1.0
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY = -8.0
-"""Below this the reader takes back what cues find; in text that has fallen apart it doubts restarts
-that a person sees (docs/judges.md)."""
+_UNLIKELY, _NEVER = -5.0, -8.0
+"""Below the first the reader takes back what cues find, below the second also clear words and what
+stands in another language, of which it has seen little. In text that has fallen apart it doubts
+restarts that a person sees (docs/judges.md)."""
 
 _FIRM = 3.0
 """Below this the reader does not hold against the encoder's word that there was nothing to turn
@@ -158,16 +159,17 @@ class _ByWords(NamedTuple):
 
     Attributes:
         restart: Where it stands.
-        clear: Whether it says in so many words that it starts over. It holds unless the reader is
-            sure of the opposite and so is the encoder: in text that has fallen apart the reader
-            sees no turn that a person sees.
-        strong: Whether it has more cues than it needs, or speaks another language than most of
-            what the reader has learned from. It holds unless the reader is sure of the opposite.
+        clear: Whether it says in so many words that it starts over. Then it takes reader and
+            encoder together to deny it.
+        strong: Whether it has more cues than it needs, or speaks another language. Then the encoder
+            alone does not deny it.
+        english: Whether all of its cues are English.
     """
 
     restart: Restart
     clear: bool
     strong: bool
+    english: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
@@ -212,19 +214,22 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(restart: Restart, clear: bool = False, strong: bool = False) -> bool:
+    def denied(
+        restart: Restart, clear: bool = False, strong: bool = False, english: bool = True
+    ) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
         seen = scores[low : bisect_right(at, restart.end + behind)]
         peak = float(seen.max()) if len(seen) else math.nan
         if clear:
-            return peak < _UNLIKELY and goes_on(read, restart.start, task)
+            return peak < _NEVER and goes_on(read, restart.start, task)
         if not strong and peak < _FIRM and goes_on(read, restart.start, task):
             return True
         # The reader has seen little run-on text, and denies no cue there.
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
-        return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
+        unlikely = peak < (_UNLIKELY if english else _NEVER)
+        return unlikely and not run_on and len(response) - restart.end >= _SEEN
 
     found = [one.restart for one in by_words if not denied(*one)]
     learned: list[int] = []
@@ -272,8 +277,9 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
         clear = (more_than_enough and called) or any(
             hit.english and hit.weight >= _CLEAR.get(hit.kind, math.inf) for hit in group
         )
-        strong = more_than_enough or not all(hit.english for hit in group)
-        found.append(_ByWords(_restart(response, start, end), clear, strong))
+        english = all(hit.english for hit in group)
+        strong = more_than_enough or not english
+        found.append(_ByWords(_restart(response, start, end), clear, strong, english))
     return found
 
 
