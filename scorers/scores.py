@@ -7,6 +7,7 @@ of that latent alone, and says so by `clusters` = 1 beside its bounds.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
@@ -32,7 +33,8 @@ _NOTHING = {"lower": NAN, "upper": NAN, "clusters": 0.0}
 _CEILINGS = {1: 3, 10: 10}
 """Upper ends of other scales, and how many scores it takes to suspect one."""
 
-_told: dict[str, int] = {}
+_told: dict[str, Counter[float]] = {}
+"""Scores that a judge was last warned about."""
 
 
 def trial_of(state: TaskState) -> Trial:
@@ -301,8 +303,8 @@ def scale_doubt(scores: Iterable[float], top: int = 100) -> str | None:
 def warn_of_scale(scores: Sequence[float], judge: str, top: int = 100) -> bool:
     """Log a warning where `scale_doubt` has one.
 
-    Inspect computes metrics again and again while samples come in: the same judge's warning is
-    repeated only once its scores have doubled, or in another run.
+    Inspect computes metrics again and again while samples come in, and once more at the end: the
+    same judge's warning is repeated only once its scores have doubled, or for other scores.
 
     Returns:
         Whether there is a doubt.
@@ -310,8 +312,8 @@ def warn_of_scale(scores: Sequence[float], judge: str, top: int = 100) -> bool:
     doubt = scale_doubt(scores, top)
     if doubt is None:
         return False
-    before, now = _told.get(judge, 0), len(scores)
-    if not before < now < 2 * before:
+    before, now = _told.get(judge), Counter(score for score in scores if not math.isnan(score))
+    if before is None or not before <= now or now.total() >= 2 * before.total():
         _told[judge] = now
         logger.warning("The judge %s may use another scale: %s.", judge, doubt)
     return True

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from scoring import examples
 
 from esr_eval.scorers import phrases, turns
@@ -13,6 +14,7 @@ from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.turns import MOST, TurnReader, places, turn_reader
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "esr_eval" / "data" / "turns"
 
 
 @pytest.mark.parametrize(
@@ -298,14 +300,20 @@ def test_what_is_not_read_has_no_score():
     assert not np.isnan(found[:100]).any() and np.isnan(found[-1])
 
 
-def test_the_reader_learns_from_a_script_that_writes_what_it_reads(tmp_path):
-    script = [sys.executable, "scripts/train_turns.py", str(tmp_path), "--epochs", "1"]
+@pytest.mark.parametrize("start", [[], ["--start", "esr_eval/data/turns", "--fixed", "10"]])
+def test_the_reader_learns_from_a_script_that_writes_what_it_reads(start, tmp_path):
+    script = [sys.executable, "scripts/train_turns.py", str(tmp_path), "--epochs", "1", *start]
     done = subprocess.run([*script, "--most", "4"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 1 of 1: loss" in done.stdout
     found = TurnReader(tmp_path).scores(UNHEARD, places(UNHEARD), CHANGE)
     shipped = turn_reader().scores(UNHEARD, places(UNHEARD), CHANGE)
     assert np.isfinite(found).all() and not np.allclose(found, shipped, atol=1)
+    kept, made = (load_file(one / "adapter_model.safetensors") for one in (SHIPPED, tmp_path))
+    for name in (name for name in kept if ".layers.3." in name and "lora_A" in name):
+        up = name.replace("lora_A", "lora_B")
+        was, now = (one[up].float() @ one[name].float() for one in (kept, made))
+        assert np.allclose(was, now, atol=1e-3) == bool(start), "what is fixed stays"
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,7 @@ def test_metrics_computed_again_and_again_do_not_repeat_the_warning(caplog):
     caplog.clear()
     warn_of_scale([1] * 10, "judge/again")
     assert len(caplog.records) == 1, "another run is warned about anew"
+    warn_of_scale([1] * 10, "judge/again")
+    assert len(caplog.records) == 1, "the last metrics of a run are computed twice"
+    warn_of_scale([1] * 9 + [0], "judge/again")
+    assert len(caplog.records) == 2, "another run of as many samples is warned about anew"
