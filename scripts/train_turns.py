@@ -144,7 +144,7 @@ class Trained(torch.nn.Module):
     """The reader as it learns: an adapter in each of its layers, and its read-out."""
 
     def __init__(self, start: Path | None, fixed: int) -> None:
-        """Begin with the adapter in a folder, if one is named, whose lowest layers stay fixed."""
+        """Begin with the adapter in a file, if one is named, whose lowest layers stay fixed."""
         super().__init__()
         self.net = get_peft_model(
             lower_layers(runtime()),
@@ -159,7 +159,7 @@ class Trained(torch.nn.Module):
         )
         self.layers = self.net.base_model.model.model
         if start is not None:
-            self._take_over(load_file(start / "adapter_model.safetensors"))
+            self._take_over(load_file(start))
         for layer in self.layers.layers[:fixed]:
             layer.requires_grad_(False)
         for layer in self.layers.layers[fixed:]:
@@ -219,8 +219,8 @@ def batches(
 @click.option("--rate", default=8e-4, show_default=True, help="The highest learning rate.")
 @click.option(
     "--start",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Begin with the adapter in this folder, of as many layers or fewer.",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Begin with this adapter (adapter_model.safetensors), of as many layers or fewer.",
 )
 @click.option(
     "--fixed", default=0, show_default=True, help="So many of its layers stay as they are."

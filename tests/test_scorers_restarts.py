@@ -14,7 +14,7 @@ from esr_eval.scorers.phrases import find_restarts
 from esr_eval.scorers.turns import MOST, TurnReader, places, turn_reader
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "esr_eval" / "data" / "turns"
+SHIPPED, WEIGHTS = ROOT / "esr_eval" / "data" / "turns", "adapter_model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_what_is_not_read_has_no_score():
     assert not np.isnan(found[:100]).any() and np.isnan(found[-1])
 
 
-@pytest.mark.parametrize("start", [[], ["--start", "esr_eval/data/turns", "--fixed", "10"]])
+@pytest.mark.parametrize("start", [[], ["--start", SHIPPED / WEIGHTS, "--fixed", "10"]])
 def test_the_reader_learns_from_a_script_that_writes_what_it_reads(start, tmp_path):
     script = [sys.executable, "scripts/train_turns.py", str(tmp_path), "--epochs", "1", *start]
     done = subprocess.run([*script, "--most", "4"], cwd=ROOT, capture_output=True, text=True)
@@ -309,7 +309,7 @@ def test_the_reader_learns_from_a_script_that_writes_what_it_reads(start, tmp_pa
     found = TurnReader(tmp_path).scores(UNHEARD, places(UNHEARD), CHANGE)
     shipped = turn_reader().scores(UNHEARD, places(UNHEARD), CHANGE)
     assert np.isfinite(found).all() and not np.allclose(found, shipped, atol=1)
-    kept, made = (load_file(one / "adapter_model.safetensors") for one in (SHIPPED, tmp_path))
+    kept, made = (load_file(one / WEIGHTS) for one in (SHIPPED, tmp_path))
     for name in (name for name in kept if ".layers.3." in name and "lora_A" in name):
         up = name.replace("lora_A", "lora_B")
         was, now = (one[up].float() @ one[name].float() for one in (kept, made))
