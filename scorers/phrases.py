@@ -238,7 +238,8 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
         if score >= SURE and not near:
             if not learned or place - learned[-1] > _NEAR_TURN:
                 # To the end of its clause: the reader tells where it begins, and no more.
-                clause = _CLAUSE_END.search(response, place, place + _SPAN)
+                word = _WORD.search(response, place, place + _SPAN)
+                clause = _CLAUSE_END.search(response, word.end() if word else place, place + _SPAN)
                 one = _restart(response, place, clause.end() if clause else place + _SPAN)
                 follow = _WORD.findall(response, one.end, one.end + _SPAN)
                 found += [one] if len(follow) > FEWEST_WORDS and not denied(one) else []

@@ -5,7 +5,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scoring import TASK, examples, grader, means_of, output, run, trial
 
@@ -191,6 +191,7 @@ words = st.sampled_from(
 
 
 @settings(max_examples=60, deadline=None)
+@example(parts=["The fire burns in the hearth.", "…", "add", WAIT, "Find a common denominator."])
 @given(parts=st.lists(words, max_size=25))
 def test_whatever_the_response_its_regions_cover_it(parts, minilm):
     response = " ".join(parts)
