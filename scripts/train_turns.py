@@ -42,6 +42,8 @@ from esr_eval.scorers.turns import (
 
 SNIPPETS = Path(__file__).parent / "turns"
 LEARNED = SNIPPETS / "learned" / "passages.jsonl"
+HEAD = "head.safetensors"
+LATER = SNIPPETS / "learned" / "later.jsonl"
 KEPT = SNIPPETS / "kept" / "passages.jsonl"
 MLP = ("gate_proj", "up_proj", "down_proj")
 RANK = 12
@@ -144,7 +146,10 @@ class Trained(torch.nn.Module):
     """The reader as it learns: an adapter in each of its layers, and its read-out."""
 
     def __init__(self, start: Path | None, fixed: int) -> None:
-        """Begin with the adapter in a file, if one is named, whose lowest layers stay fixed."""
+        """Begin with the adapter in a file, if one is named, whose lowest layers stay fixed.
+
+        The read-out beside it is taken over where it reads the same layer.
+        """
         super().__init__()
         self.net = get_peft_model(
             lower_layers(runtime()),
@@ -158,14 +163,17 @@ class Trained(torch.nn.Module):
             ),
         )
         self.layers = self.net.base_model.model.model
+        self.head = read_out(self.layers)
         if start is not None:
-            self._take_over(load_file(start))
+            learned = load_file(start)
+            self._take_over(learned)
+            if any(f".layers.{LAYERS - 1}." in name for name in learned):
+                self.head.load_state_dict(load_file(start.with_name(HEAD)))
         for layer in self.layers.layers[:fixed]:
             layer.requires_grad_(False)
         for layer in self.layers.layers[fixed:]:
             for adds in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 adds.register_forward_hook(self._drop)
-        self.head = read_out(self.layers)
         self.unread = torch.nn.Dropout(UNREAD)
 
     def _take_over(self, learned: dict[str, torch.Tensor]) -> None:
@@ -225,6 +233,12 @@ def batches(
 @click.option(
     "--fixed", default=0, show_default=True, help="So many of its layers stay as they are."
 )
+@click.option(
+    "--share",
+    default=1.0,
+    show_default=True,
+    help="So much of all texts but the latest (learned/later.jsonl) is seen in each pass.",
+)
 @click.option("--most", type=int, help="Learn and report from so many texts, to try this script.")
 def main(
     folder: Path,
@@ -233,20 +247,25 @@ def main(
     rate: float,
     start: Path | None,
     fixed: int,
+    share: float,
     most: int | None,
 ) -> None:
     """Train, and write adapter and read-out into the folder."""
     draw = random.Random(seed)  # noqa: S311 - a draw of examples, no secret
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    texts = [*passages("dev"), *snippets(SNIPPETS), *passages("own", LEARNED)]
-    texts = draw.sample(texts, most or len(texts))
+    older = [*passages("dev"), *snippets(SNIPPETS), *passages("own", LEARNED)]
+    later = passages("own", LATER)
+    if most:
+        older, later = draw.sample(older, most), draw.sample(later, most)
+    seen = round(share * len(older))
+    texts = [*older, *later]
     without = [text for text in texts if not text.turns]
     click.echo(f"{len(texts):,} texts, {len(without):,} of them without a restart, on {device}")
     tokens, reader = TurnReader(None), Trained(start, fixed).to(device)
     weights = [one for one in reader.parameters() if one.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
-    steps = epochs * -(-len(texts) // BATCH)
+    steps = epochs * -(-(seen + len(later)) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=steps + 1, pct_start=0.1
     )
@@ -255,7 +274,8 @@ def main(
     )
     for epoch in range(epochs):
         reader.train()
-        rows = [example(varied(text, without, draw), tokens, draw) for text in texts]
+        now = [*draw.sample(older, seen), *later]
+        rows = [example(varied(text, without, draw), tokens, draw) for text in now]
         total = 0.0
         for batch in batches(rows, draw):
             wanted = torch.full((len(batch), max(len(row) for row, _ in batch)), -1.0)
@@ -272,7 +292,7 @@ def main(
             optimiser.step()
             schedule.step()
             total += float(loss.detach())
-        click.echo(f"epoch {epoch + 1} of {epochs}: loss {total * BATCH / len(texts):.4f}")
+        click.echo(f"epoch {epoch + 1} of {epochs}: loss {total * BATCH / len(now):.4f}")
     folder.mkdir(parents=True, exist_ok=True)
     # The base's folder is this machine's: no reader has it.
     reader.net.peft_config["default"].base_model_name_or_path = runtime().model
@@ -282,7 +302,7 @@ def main(
     save_file({name: value.half() for name, value in load_file(adapter).items()}, adapter)
     save_file(
         {name: value.cpu().clone() for name, value in reader.head.state_dict().items()},
-        folder / "head.safetensors",
+        folder / HEAD,
     )
     report(folder, most)
 
