@@ -1,6 +1,8 @@
+import os
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
 from importlib.metadata import version
 
 import httpx
@@ -39,9 +41,11 @@ class FilesServer(LoopbackServer):
         serve = f"{child} sys.argv = ['x', {str(self.port('web'))!r}, '--bind', {self.host!r}];"
         serve += "import runpy; runpy.run_module('http.server', run_name='__main__')"
         failing = "import sys; sys.exit('no such model')"
+        forking = "import subprocess as s; [s.Popen(['sleep', '600']) for _ in range(400)]; input()"
         commands = {
             "web": [sys.executable, "-c", serve],
             "failing": [sys.executable, "-c", failing],
+            "forking": [sys.executable, "-c", forking],
             "absent": ["/no/such/program"],
         }
         self.supervise(commands, {"PATH": "/usr/bin:/bin", "PERCENT": "100 % ; # 1"})
@@ -88,6 +92,21 @@ def test_a_killed_server_comes_back_on_the_same_port(server, what):
     assert not server.running and not http_ok(url)
     server.bring_back()
     assert server.running and http_ok(url) and server.url == url
+
+
+def test_what_starts_while_a_program_is_killed_does_not_outlive_it(server):
+    server.start()
+    server.start_programs("forking")
+    server.wait("forking", lambda: len(server.members("forking")) > 3, 30)
+    group = os.getpgid(server.members("forking")[0].pid)
+    server.kill("forking")
+    left = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(one.pid) == group and one.status() != "zombie":
+                one.kill()
+                left.append(one.pid)
+    assert not left
 
 
 def test_a_program_that_fails_is_told_of_with_its_last_lines(server):

@@ -273,7 +273,12 @@ class LoopbackServer(ABC):
 
     def kill(self, program: str | None = None) -> None:
         """Kill a program, or all, at once, as a crash or a power cut would."""
-        _end(self.members(program), seconds=0.0)
+        members = self.members(program)
+        for one in members:  # what stands still starts nothing more that would outlive it
+            with suppress(psutil.NoSuchProcess):
+                one.suspend()
+        late = members[0].children(recursive=True) if members else []
+        _end([*members, *late], seconds=0.0)
         while program is not None and self.alive(program):  # until supervisor has noticed
             time.sleep(POLL_SECONDS)
 
