@@ -9,7 +9,8 @@ Snippets in `scripts/turns` were written by hand for this project, by others tha
 the passages that measure the detector: {"before", "turn", "after"} holds a restart, {"text"} none.
 Those with a "pair" are two texts that share most of their words, of which one starts over. Whole
 passages by such writers are in `scripts/turns/learned`; a fifth of them, in `scripts/turns/kept`,
-is not learned from and helps to choose thresholds. The passages marked "dev" are trained on as
+is not learned from and helps to choose thresholds. What ships has not learned from the latest,
+`later.jsonl` (docs/judges.md tells why). The passages marked "dev" are trained on as
 well, never "fresh" or "held_out". The lower layers of the embedded subject's model stay as they
 are, but for a low-rank adapter, a read-out, and that every token sees the whole window. Some texts
 are shown without punctuation, and some behind a piece of another one, as steered models write both.
