@@ -236,6 +236,7 @@ def batches(
 )
 @click.option(
     "--share",
+    type=click.FloatRange(0, 1),
     default=1.0,
     show_default=True,
     help="So much of all texts but the latest (learned/later.jsonl) is seen in each pass.",
@@ -258,7 +259,7 @@ def main(
     older = [*passages("dev"), *snippets(SNIPPETS), *passages("own", LEARNED)]
     later = passages("own", LATER)
     if most:
-        older, later = draw.sample(older, most), draw.sample(later, most)
+        older, later = (draw.sample(one, min(most, len(one))) for one in (older, later))
     seen = round(share * len(older))
     texts = [*older, *later]
     without = [text for text in texts if not text.turns]
