@@ -274,10 +274,11 @@ class LoopbackServer(ABC):
     def kill(self, program: str | None = None) -> None:
         """Kill a program, or all, at once, as a crash or a power cut would."""
         members = self.members(program)
+        late: list[psutil.Process] = []
         for one in members:  # what stands still starts nothing more that would outlive it
             with suppress(psutil.NoSuchProcess):
                 one.suspend()
-        late = members[0].children(recursive=True) if members else []
+                late += one.children()
         _end([*members, *late], seconds=0.0)
         while program is not None and self.alive(program):  # until supervisor has noticed
             time.sleep(POLL_SECONDS)
