@@ -239,10 +239,10 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
             if not learned or place - learned[-1] > _NEAR_TURN:
                 # To the end of its clause: the reader tells where it begins, and no more.
                 word = _WORD.search(response, place, place + _SPAN)
-                clause = _CLAUSE_END.search(response, word.end() if word else place, place + _SPAN)
+                clause = word and _CLAUSE_END.search(response, word.end(), place + _SPAN)
                 one = _restart(response, place, clause.end() if clause else place + _SPAN)
                 follow = _WORD.findall(response, one.end, one.end + _SPAN)
-                found += [one] if len(follow) > FEWEST_WORDS and not denied(one) else []
+                found += [one] if word and len(follow) > FEWEST_WORDS and not denied(one) else []
             learned.append(place)
     return tuple(sorted(found))
 

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 SUBJECT = "smollm2-135m"
 """The registered subject whose lower layers read."""
 
+HEAD = "head.safetensors"
+"""File of the read-out, beside the adapter's."""
+
 LAYERS = 20
 """So many of its 30 layers; fewer see less, and more take longer."""
 
@@ -213,7 +216,7 @@ class TurnReader:
             if isinstance(module, BaseTunerLayer):
                 module.merge()
         self._head = read_out(model)
-        self._head.load_state_dict(load_file(self._adapter / "head.safetensors"))
+        self._head.load_state_dict(load_file(self._adapter / HEAD))
         self._layers = model.model
 
 

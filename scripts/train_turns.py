@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from esr_eval.data.passages import read_passages
 from esr_eval.scorers.turns import (
+    HEAD,
     LAYERS,
     TurnReader,
     lower_layers,
@@ -43,7 +44,6 @@ from esr_eval.scorers.turns import (
 
 SNIPPETS = Path(__file__).parent / "turns"
 LEARNED = SNIPPETS / "learned" / "passages.jsonl"
-HEAD = "head.safetensors"
 LATER = SNIPPETS / "learned" / "later.jsonl"
 KEPT = SNIPPETS / "kept" / "passages.jsonl"
 MLP = ("gate_proj", "up_proj", "down_proj")

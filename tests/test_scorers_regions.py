@@ -192,6 +192,8 @@ words = st.sampled_from(
 
 @settings(max_examples=60, deadline=None)
 @example(parts=["The fire burns in the hearth.", "…", "add", WAIT, "Find a common denominator."])
+@example(parts=[FIRE, *"!" * 40, GOOD])
+@example(parts=[FIRE, *["\n---\n"] * 400, GOOD])
 @given(parts=st.lists(words, max_size=25))
 def test_whatever_the_response_its_regions_cover_it(parts, minilm):
     response = " ".join(parts)

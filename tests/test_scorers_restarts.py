@@ -11,7 +11,7 @@ from scoring import examples
 from esr_eval.scorers import phrases, turns
 from esr_eval.scorers.degradation import is_degraded
 from esr_eval.scorers.phrases import find_restarts
-from esr_eval.scorers.turns import MOST, TurnReader, places, turn_reader
+from esr_eval.scorers.turns import HEAD, MOST, TurnReader, places, turn_reader
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED, WEIGHTS = ROOT / "esr_eval" / "data" / "turns", "adapter_model.safetensors"
@@ -314,6 +314,8 @@ def test_the_reader_learns_from_a_script_that_writes_what_it_reads(start, tmp_pa
         up = name.replace("lora_A", "lora_B")
         was, now = (one[up].float() @ one[name].float() for one in (kept, made))
         assert np.allclose(was, now, atol=1e-3) == bool(start), "what is fixed stays"
+    was, now = (load_file(one / HEAD)["weight"] for one in (SHIPPED, tmp_path))
+    assert np.allclose(was, now, atol=1e-2) == bool(start), "the read-out is gone on with"
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,9 @@ def smooth(margin: Embeddings) -> Embeddings:
 
 
 def variety(words: list[str]) -> float:
-    """1 for text of ordinary variety, down to 0 for one that repeats a few words."""
+    """1 for text of ordinary variety, down to 0 for one that repeats a few words or has none."""
+    if not words:
+        return 0.0
     if longest_run(words) >= 5:
         return 0.1
     starts = range(0, max(1, len(words) - WINDOW + 1), WINDOW // 2)

@@ -60,7 +60,7 @@ def verdict(request: Request, encoder: SentenceEncoder) -> str:
 def is_coherent(text: str) -> bool:
     """Whether there are words, and not only the same ones."""
     words = words_of(text)
-    return bool(words) and degeneration(text) is None and variety(words) >= SALAD
+    return degeneration(text) is None and variety(words) >= SALAD
 
 
 def said_in(text: str) -> Said:

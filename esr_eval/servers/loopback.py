@@ -273,13 +273,7 @@ class LoopbackServer(ABC):
 
     def kill(self, program: str | None = None) -> None:
         """Kill a program, or all, at once, as a crash or a power cut would."""
-        members = self.members(program)
-        late: list[psutil.Process] = []
-        for one in members:  # what stands still starts nothing more that would outlive it
-            with suppress(psutil.NoSuchProcess):
-                one.suspend()
-                late += one.children()
-        _end([*members, *late], seconds=0.0)
+        _end(self.members(program), seconds=0.0)
         while program is not None and self.alive(program):  # until supervisor has noticed
             time.sleep(POLL_SECONDS)
 
@@ -409,9 +403,14 @@ def http_ok(url: str) -> bool:
 
 
 def _end(processes: list[psutil.Process], seconds: float) -> None:
-    """Wait until processes have ended, and kill those that have not."""
+    """Wait until processes end; kill those that do not, with what they were just starting."""
     _, left = psutil.wait_procs(processes, timeout=seconds)
-    for process in left:
+    late: list[psutil.Process] = []
+    for process in left:  # what stands still starts nothing more
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+            late += process.children(recursive=True)
+    for process in (left := [*left, *late]):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=END_SECONDS)
