@@ -48,13 +48,13 @@ _AFRESH = 25
 _BEFORE = 90
 """Characters before a cue in which its clause may begin."""
 
-SURE = -1.0
+SURE = 0.0
 """Logit from which the reader alone makes a restart; docs/judges.md tells on what it was set."""
 
-_UNLIKELY, _NEVER = -5.0, -8.0
-"""Below the first the reader takes back what cues find, below the second also clear words and what
-stands in another language, of which it has seen little. In text that has fallen apart it doubts
-restarts that a person sees (docs/judges.md)."""
+_UNLIKELY, _NEVER = -4.0, -7.0
+"""Below the first the reader takes back what cues find, below the second, together with the
+encoder, also clear words. In text that has fallen apart it doubts restarts that a person sees
+(docs/judges.md)."""
 
 _FIRM = 3.0
 """Below this the reader does not hold against the encoder's word that there was nothing to turn
@@ -163,13 +163,11 @@ class _ByWords(NamedTuple):
             encoder together to deny it.
         strong: Whether it has more cues than it needs, or speaks another language. Then the encoder
             alone does not deny it.
-        english: Whether all of its cues are English.
     """
 
     restart: Restart
     clear: bool
     strong: bool
-    english: bool
 
 
 _ANNOUNCES = frozenset({"anew", "version", "back"})
@@ -214,9 +212,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
     at = [place for place in places(read) if masked[place] != _BLANK]
     scores = reader.scores(read, at, task)
 
-    def denied(
-        restart: Restart, clear: bool = False, strong: bool = False, english: bool = True
-    ) -> bool:
+    def denied(restart: Restart, clear: bool = False, strong: bool = False) -> bool:
         """Whether the reader saw no turn there, or there was nothing to turn away from."""
         before, behind = _ABOUT
         low = bisect_left(at, restart.start - before)
@@ -228,8 +224,7 @@ def _found(response: str, task: str) -> tuple[Restart, ...]:
             return True
         # The reader has seen little run-on text, and denies no cue there.
         run_on = not _CLAUSE_END.search(response, max(restart.start - RUN_ON, 0), restart.start)
-        unlikely = peak < (_UNLIKELY if english else _NEVER)
-        return unlikely and not run_on and len(response) - restart.end >= _SEEN
+        return peak < _UNLIKELY and not run_on and len(response) - restart.end >= _SEEN
 
     found = [one.restart for one in by_words if not denied(*one)]
     learned: list[int] = []
@@ -278,9 +273,8 @@ def _by_words(response: str, masked: str, task: str) -> list[_ByWords]:
         clear = (more_than_enough and called) or any(
             hit.english and hit.weight >= _CLEAR.get(hit.kind, math.inf) for hit in group
         )
-        english = all(hit.english for hit in group)
-        strong = more_than_enough or not english
-        found.append(_ByWords(_restart(response, start, end), clear, strong, english))
+        strong = more_than_enough or not all(hit.english for hit in group)
+        found.append(_ByWords(_restart(response, start, end), clear, strong))
     return found
 
 

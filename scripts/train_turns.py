@@ -58,6 +58,11 @@ BETWEEN = 0.3
 NO_TASK, BARE, BEHIND_ANOTHER = 0.15, 0.12, 0.15
 """Shares of texts whose task is left out, as it is not always known; that lose their marks; and
 that follow a piece of another text."""
+WORDLESS = 0.25
+"""Share of texts with a restart that are shown without its words. Nothing says then that the answer
+starts over, and by the protocol it does not."""
+WHOLE = tuple(".:!?…)]>")
+"""How the words of a restart end that are marked whole, and not only the first of them."""
 SHORT = 700
 """Characters of a text that still may follow a piece of another one."""
 SEVERAL = frozenset({"multi", "failed_restart", "second_restart", "third_restart"})
@@ -104,16 +109,28 @@ def passages(split: str, file: Path | None = None) -> list[Text]:
 
 def varied(text: Text, others: list[Text], draw: random.Random) -> Text:
     """A text as it is seen in one epoch."""
-    words, turns = text.text, text.turns
+    words, turns = without_words(text, draw) if draw.random() < WORDLESS else text[1:3]
     if draw.random() < BARE:
-        words = re.sub(r"[.,;:!?()\[\]\"“”#*\-—–…\n]", " ", words).lower()
-        words = words if len(words) == len(text.text) else text.text
+        bare = re.sub(r"[.,;:!?()\[\]\"“”#*\-—–…\n]", " ", words).lower()
+        words = bare if len(bare) == len(words) else words
     if draw.random() < BEHIND_ANOTHER and len(words) < SHORT:
         other = draw.choice(others).text[: draw.randrange(100, 450)].rsplit(" ", 1)[0]
         before = other + draw.choice([" ", "\n\n", ". "])
         words = before + words
         turns = [(start + len(before), end + len(before)) for start, end in turns]
     return Text("" if draw.random() < NO_TASK else text.task, words, turns, text.all_marked)
+
+
+def without_words(text: Text, draw: random.Random) -> tuple[str, list[tuple[int, int]]]:
+    """A text without the words of one of its restarts, if they are marked whole; and the others."""
+    whole = [turn for turn in text.turns if text.text[: turn[1]].rstrip().endswith(WHOLE)]
+    if not whole or not text.all_marked:
+        return text.text, text.turns
+    start, end = draw.choice(whole)
+    others = [turn for turn in text.turns if turn != (start, end)]
+    gone = end - start
+    left = [(at - gone, to - gone) if at > start else (at, to) for at, to in others]
+    return text.text[:start] + text.text[end:].lstrip(" "), left
 
 
 def example(text: Text, reader: TurnReader, draw: random.Random) -> tuple[list[int], list[float]]:
