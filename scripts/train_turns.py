@@ -133,11 +133,12 @@ def without_words(text: Text, draw: random.Random) -> tuple[str, list[tuple[int,
     whole = [turn for turn in text.turns if text.text[: turn[1]].rstrip().endswith(WHOLE)]
     if not whole or not text.all_marked:
         return text.text, text.turns
-    start, end = draw.choice(whole)
-    others = [turn for turn in text.turns if turn != (start, end)]
-    gone = end - start
+    start, end = turn = draw.choice(whole)
+    behind = text.text[end:].lstrip(" ")
+    gone = len(text.text) - start - len(behind)
+    others = [other for other in text.turns if other != turn]
     left = [(at - gone, to - gone) if at > start else (at, to) for at, to in others]
-    return text.text[:start] + text.text[end:].lstrip(" "), left
+    return text.text[:start] + behind, left
 
 
 def example(text: Text, reader: TurnReader, draw: random.Random) -> tuple[list[int], list[float]]:

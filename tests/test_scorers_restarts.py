@@ -1,3 +1,6 @@
+import importlib.util
+import json
+import random
 import subprocess
 import sys
 import time
@@ -298,6 +301,41 @@ def test_what_is_not_read_has_no_score():
     text = "The tide comes in. Crabs hide. " * (MOST // 7)
     found = turn_reader().scores(text, places(text), CHANGE)
     assert not np.isnan(found[:100]).any() and np.isnan(found[-1])
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    spec = importlib.util.spec_from_file_location("trainer", ROOT / "scripts" / "train_turns.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_texts_that_do_not_say_that_they_start_over_are_left_out(trainer):
+    learned = [*trainer.snippets(trainer.SNIPPETS), *trainer.passages("dev")]
+    learned += [*trainer.passages("own", trainer.LEARNED), *trainer.passages("own", trainer.LATER)]
+    read = {one.text for one in learned}
+    for name, line in (entry.split(":") for entry in trainer.DOUBTFUL):
+        file = ROOT / "scripts" / "turns" / f"{name.removeprefix('turns/')}.jsonl"
+        one = json.loads(file.read_text("utf-8").splitlines()[int(line)])
+        text = one.get("text") or one["before"] + one["turn"] + one["after"]
+        assert ("turn" in one or len(one["attempts"]) > 1) and text not in read
+    assert len(read) > 5_000
+
+
+def test_without_its_words_a_restart_is_none(trainer):
+    draw, text = random.Random(0), "Eels. Wait, no. Rice. Enough! Tea and"
+    one = trainer.Text("", text, [(6, 15), (22, 29), (30, 37)])
+    found = {
+        (words, tuple(turns))
+        for words, turns in (trainer.without_words(one, draw) for _ in range(30))
+    }
+    assert found == {
+        ("Eels. Rice. Enough! Tea and", ((12, 19), (20, 27))),
+        ("Eels. Wait, no. Rice. Tea and", ((6, 15), (22, 29))),
+    }, "only words that are marked whole are taken out"
+    some = one._replace(all_marked=False)
+    assert trainer.without_words(some, draw) == (text, one.turns)
 
 
 @pytest.mark.parametrize("start", [[], ["--start", SHIPPED / WEIGHTS, "--fixed", "10"]])
