@@ -28,7 +28,7 @@ from esr_eval.scorers.patterns import ENOUGH, cues_for
 from esr_eval.scorers.scores import NAN, errored, headlines, task_of
 from esr_eval.scorers.turns import FEWEST_WORDS, LONGEST, RUN_ON, goes_on, places, turn_reader
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _HALF = re.compile("[\ud800-\udfff]")
 """Halves of characters, which no tokenizer takes."""
 _STRAIGHT = str.maketrans("’‘ʼ`´*_", "'''''  ")

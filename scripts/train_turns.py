@@ -88,7 +88,7 @@ def snippets(folder: Path) -> list[Text]:
     found = []
     for file in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(file.read_text("utf-8").splitlines()):
-            if f"turns/{file.stem}:{number}" in DOUBTFUL:
+            if f"{folder.name}/{file.stem}:{number}" in DOUBTFUL:
                 continue
             one = json.loads(line)
             if "turn" in one:
@@ -116,7 +116,9 @@ def passages(split: str, file: Path | None = None) -> list[Text]:
 
 def varied(text: Text, others: list[Text], draw: random.Random) -> Text:
     """A text as it is seen in one epoch."""
-    words, turns = without_words(text, draw) if draw.random() < WORDLESS else text[1:3]
+    words, turns = text.text, text.turns
+    if draw.random() < WORDLESS:
+        words, turns = without_words(text, draw)
     if draw.random() < BARE:
         bare = re.sub(r"[.,;:!?()\[\]\"“”#*\-—–…\n]", " ", words).lower()
         words = bare if len(bare) == len(words) else words

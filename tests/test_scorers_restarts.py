@@ -297,6 +297,17 @@ def test_words_of_the_window_behind_the_last_read_out_are_seen():
     assert not np.allclose(*(reader.scores(text, [turn], CHANGE) for text in (on, off)), atol=1e-3)
 
 
+def test_a_restart_has_a_word_that_can_be_quoted(monkeypatch):
+    class SureOfRules:
+        def scores(self, text, at, task):
+            return np.array([9.0 if text[place] == "_" else -9.0 for place in at])
+
+    monkeypatch.setattr(phrases, "turn_reader", SureOfRules)
+    [found] = find_restarts(f"{DRIFT}\n\n______\n\n## Noodles\n\n{ANSWER} ")
+    phrases._found.cache_clear()
+    assert found.phrase == "______ ## Noodles"
+
+
 def test_what_is_not_read_has_no_score():
     text = "The tide comes in. Crabs hide. " * (MOST // 7)
     found = turn_reader().scores(text, places(text), CHANGE)
